@@ -1,0 +1,34 @@
+"""Fitness shaping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flatstore.arrays import Array
+
+
+def centred_ranks(fitness: Any) -> Array:
+    """Ranks of a fitness vector, spread over -0.5 (worst) .. 0.5 (best): shape (n,), float64.
+
+    Fitness is maximised; NaN is worst; equals share the mean of their ranks, so that the ranks always sum to zero.
+
+    >>> centred_ranks([3.0, float("nan"), 7.0]).tolist()
+    [0.0, -0.5, 0.5]
+
+    Source: Salimans, Ho, Chen, Sidor and Sutskever, *Evolution Strategies as a Scalable Alternative to Reinforcement
+    Learning*, 2017. Raises `ValueError` for a vector that is empty or all NaN.
+    """
+    scores = np.asarray(fitness, np.float64)
+    if scores.ndim != 1 or np.isnan(scores).all():
+        raise ValueError(
+            f"expected a vector of fitness with a number in it, got shape {scores.shape} and only NaN; "
+            "fix: look at the evaluation"
+        )
+    _, group, count = np.unique(
+        np.nan_to_num(scores, nan=-np.inf, neginf=-np.inf, posinf=np.inf), return_inverse=True, return_counts=True
+    )
+    last = np.cumsum(count)
+    mean_rank = last - (count + 1) / 2
+    return mean_rank[group] / max(1, len(scores) - 1) - 0.5 * (len(scores) > 1)

@@ -1,0 +1,140 @@
+"""Files: a store as safetensors, through the safetensors library.
+
+A tensor per home, named by its path; the metadata holds the order of the leaves and what a layout knows beyond shapes
+and dtypes, so that the file gives the same layout back. The format: https://huggingface.co/docs/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from flatstore.arrays import Array
+from flatstore.extras import require
+from flatstore.layout import Layout
+from flatstore.paths import keys_of
+from flatstore.store import Store
+from flatstore.structure import Difference, StructureError
+
+# safetensors' names of the dtypes that it knows.
+_DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
+    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+
+
+def save(path: str | os.PathLike[str], store: Store) -> None:
+    """Write a store to a safetensors file: a copy. The file is replaced as a whole, or not at all.
+
+    Raises `StructureError` for dtypes that the format does not know, `ImportError` without safetensors.
+    """
+    library = require("safetensors.numpy", "demo")
+    layout = store.layout
+    unknown = [
+        Difference(leaf.path, "a dtype of safetensors", leaf.dtype.name, "convert the leaf")
+        for leaf in layout.homes
+        if leaf.dtype.name not in _DTYPES.values()
+    ]
+    if unknown:
+        raise StructureError(unknown, "cannot be saved")
+    rows = [[leaf.path, leaf.trainable, leaf.tied, leaf.dims] for leaf in layout.leaves]
+    metadata = {"flatstore": json.dumps({"version": 1, "align": layout.align, "leaves": rows})}
+    target = Path(path)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        library.save_file({leaf.path: store[leaf.path] for leaf in layout.homes}, name, metadata=metadata)
+        with open(name, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def load(path: str | os.PathLike[str], *, like: Any = None) -> Store:
+    """A store with what a safetensors file holds: a copy.
+
+    `like` is a tree (of arrays or shapes) or a layout that says which leaves to expect and what nodes they live in;
+    without it the tree is made of ordered dicts, and a file that `save` wrote has the digest it had.
+
+    Raises `StructureError` with every leaf that differs, `ValueError` if it is no safetensors file.
+    """
+    tensors = _read(path)
+    if isinstance(like, Layout):
+        layout = like
+    else:
+        layout = Layout.from_tree(like) if like is not None else layout_of(path)
+    store = Store.zeros(layout)
+    ties = {leaf.path: tensors[leaf.tied] for leaf in layout.leaves if leaf.tied and leaf.tied in tensors}
+    layout.check_leaves([*tensors.items(), *((p, x) for p, x in ties.items() if p not in tensors)])
+    store.assign({**tensors, **ties})
+    return store
+
+
+def layout_of(path: str | os.PathLike[str]) -> Layout:
+    """The layout of a safetensors file; its data are not read.
+
+    Of a file that `save` wrote, the layout that it was saved with, over a tree of ordered dicts.
+    """
+    shapes: dict[str, jax.ShapeDtypeStruct] = {}
+    with _open(path) as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        saved: Any = json.loads(metadata.get("flatstore", "null"))
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            tensor = file.get_slice(name)
+            shapes[name] = jax.ShapeDtypeStruct(tensor.get_shape(), np.dtype(_DTYPES[tensor.get_dtype()]))
+    table: list[Any] = saved["leaves"] if saved else [(name, True, None, None) for name in shapes]
+    rows = {name: _Row(trainable, tied, dims) for name, trainable, tied, dims in table}
+    tree: OrderedDict[str, Any] = OrderedDict()
+    for name, row in rows.items():
+        node, (*above, last) = tree, keys_of(name)
+        for key in above:
+            node = node.setdefault(key, OrderedDict())
+        node[last] = shapes[row.tied or name]
+
+    def as_saved(name: str, _leaf: Any, _parent: Any) -> bool:
+        return rows[name].trainable
+
+    return Layout.from_tree(
+        tree,
+        align=saved["align"] if saved else 1,
+        trainable=as_saved if saved else None,
+        dims={name: row.dims for name, row in rows.items() if row.dims},
+        tied={name: row.tied for name, row in rows.items() if row.tied},
+    )
+
+
+class _Row(NamedTuple):
+    """What the metadata say of a leaf."""
+
+    trainable: bool
+    tied: str | None
+    dims: list[str | None] | None
+
+
+def _open(path: str | os.PathLike[str]) -> Any:
+    library = require("safetensors", "demo")
+    try:
+        return library.safe_open(path, framework="np")
+    except library.SafetensorError as error:
+        raise ValueError(
+            f"expected a safetensors file, got {os.fspath(path)!r}: {error}; fix: save it again"
+        ) from error
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Array]:
+    with _open(path):  # says what is wrong with it
+        library = require("safetensors", "demo")
+    return {
+        name: np.frombuffer(tensor["data"], np.dtype(_DTYPES[tensor["dtype"]])).reshape(tensor["shape"])
+        for name, tensor in library.deserialize(Path(path).read_bytes())
+    }

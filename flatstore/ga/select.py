@@ -1,0 +1,48 @@
+"""Selection: which members become parents. Any callable `(fitness, n, seed) -> n indices` will do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flatstore.arrays import Array
+
+
+def best_first(fitness: Array) -> Array:
+    """The members from best to worst: fitness is maximised, NaN is worst, equals keep their order."""
+    return np.argsort(np.where(np.isnan(fitness), np.inf, -fitness), kind="stable")
+
+
+@dataclass(frozen=True)
+class Tournament:
+    """Each parent is the best of `k` members drawn with replacement. The larger `k`, the harder the pressure."""
+
+    k: int = 4
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"expected a tournament of k >= 1 members, got {self.k}; fix: k=2 is the mildest")
+
+    def __call__(self, fitness: Array, n: int, seed: int) -> Array:
+        """`n` indices, shape (n,)."""
+        rank = np.empty(len(fitness), np.int64)
+        rank[best_first(fitness)] = np.arange(len(fitness))
+        entrants = np.random.Generator(np.random.Philox(seed)).integers(len(fitness), size=(n, self.k))
+        return entrants[np.arange(n), rank[entrants].argmin(axis=1)]
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Each parent is drawn evenly from the best `share` of the members (at least one)."""
+
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"expected a share in (0, 1], got {self.share}; fix: 0.5 is the better half")
+
+    def __call__(self, fitness: Array, n: int, seed: int) -> Array:
+        """`n` indices, shape (n,)."""
+        parents = best_first(fitness)[: max(1, round(self.share * len(fitness)))]
+        return np.random.Generator(np.random.Philox(seed)).choice(parents, n)

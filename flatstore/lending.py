@@ -1,0 +1,176 @@
+"""Zero-copy views into JAX through DLPack, and when they end.
+
+A lend exports a NumPy view per leaf and lets JAX import it. The view lives exactly as long as JAX holds the export:
+until the array is deleted *and* the last computation that reads it has finished. That is how the end of a lend knows
+that nobody reads any more:
+
+```
+store's memory  <- NumPy view <- DLPack capsule <- XLA buffer <- jax.Array     (each keeps the one to its left)
+                   weakref: dead?                  running jit  '- deleted at the exit
+```
+
+The source is the DLPack standard: https://dmlc.github.io/dlpack/latest/.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+from flatstore.arrays import Array
+from flatstore.memory import Lease, LentError, Span
+from flatstore.structure import Difference, listing
+
+JAX_ALIGN = 64
+"""Bytes: JAX on CPU takes a view only of memory that starts at a multiple of this."""
+
+# Types that NumPy cannot export: (DLPack's type code, the unsigned integers of the same width).
+_UNSIGNED: dict[str, tuple[int, Any]] = {
+    "bfloat16": (4, np.uint16),
+    "float8_e3m4": (7, np.uint8),
+    "float8_e4m3": (8, np.uint8),
+    "float8_e4m3b11fnuz": (9, np.uint8),
+    "float8_e4m3fn": (10, np.uint8),
+    "float8_e4m3fnuz": (11, np.uint8),
+    "float8_e5m2": (12, np.uint8),
+    "float8_e5m2fnuz": (13, np.uint8),
+    "float8_e8m0fnu": (14, np.uint8),
+}
+# Where `code` stands in a DLManagedTensor: data (8 bytes), device (4 + 4), ndim (4), then code, bits, lanes.
+_CODE_OFFSET = 20
+
+_dlpack: Any = jax.dlpack
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype = ctypes.c_void_p
+_capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+
+
+class _Renamed:
+    """A DLPack producer: the bytes of an unsigned view under the type code of the float that they are."""
+
+    def __init__(self, view: Array, code: int) -> None:
+        self.view, self.code = view, code
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.view.__dlpack_device__()
+
+    def __dlpack__(self, **_: Any) -> Any:
+        capsule = self.view.__dlpack__()
+        code = ctypes.c_uint8.from_address(_capsule_pointer(capsule, b"dltensor") + _CODE_OFFSET)
+        code.value = self.code
+        return capsule
+
+
+def obstacle(path: str, view: Array) -> Difference | None:
+    """Why JAX cannot take a view of this array without a copy, if it cannot."""
+    dtype = view.dtype
+    if (dtype.kind not in "biufc" or dtype.char in "gG") and dtype.name not in _UNSIGNED:
+        return Difference(path, "a dtype that JAX has", dtype.name, "leave it out with only=, or convert the leaf")
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        fix = "switch jax_enable_x64 on, or leave it out with only="
+        return Difference(path, "a dtype of at most 32 bits while jax_enable_x64 is off", dtype.name, fix)
+    if not view.flags.c_contiguous:
+        fix = "lend a population in order='leaf', or leave it out with only="
+        return Difference(path, "contiguous bytes", f"strides {view.strides} over shape {view.shape}", fix)
+    past = view.__array_interface__["data"][0] % JAX_ALIGN
+    if past:
+        fix = "plan the layout with align=64, lend whole chunks of a population, or copy()"
+        return Difference(path, f"a start at a multiple of {JAX_ALIGN} bytes", f"{past} bytes past one", fix)
+    return None
+
+
+def import_views(views: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, jax.Array]]:
+    """JAX arrays over the bytes of `views`: (what was exported, what was imported), both by path.
+
+    Raises `BufferError` that names every leaf that JAX would have to copy.
+    """
+    refuse([found for path, view in views.items() if (found := obstacle(path, view)) is not None])
+    exports: dict[str, Array] = {}
+    arrays: dict[str, jax.Array] = {}
+    for path, view in views.items():
+        if view.dtype.name in _UNSIGNED:
+            code, unsigned = _UNSIGNED[view.dtype.name]
+            exports[path] = view.view(unsigned)
+            producer: Any = _Renamed(exports[path], code)
+        else:
+            producer = exports[path] = view
+        arrays[path] = _dlpack.from_dlpack(producer, copy=False)
+    refuse(
+        [
+            Difference(path, "a view", "a copy that JAX made", "leave it out with only=, and report this as a bug")
+            for path, array in arrays.items()
+            if array.unsafe_buffer_pointer() != views[path].__array_interface__["data"][0]
+        ]
+    )
+    return exports, arrays
+
+
+def refuse(obstacles: list[Difference]) -> None:
+    """Raise `BufferError` if there is any obstacle, naming them all."""
+    if obstacles:
+        raise BufferError(listing(obstacles, "cannot be viewed by JAX without a copy"))
+
+
+class Lend:
+    """A context manager: inside it, a tree of `jax.Array`s over the bytes of a store. See `Store.lend`."""
+
+    def __init__(
+        self,
+        memory: Span,
+        views: Callable[[], dict[str, Array]],
+        tree: Callable[[Mapping[str, jax.Array]], Any],
+        patience: float,
+    ) -> None:
+        self._memory, self._views, self._tree, self._patience = memory, views, tree, patience
+        self._lease: Lease | None = None
+        self._arrays: list[jax.Array] = []
+
+    def __enter__(self) -> Any:
+        """Lend: from here until the exit nothing writes the buffer through the store."""
+        if self._lease is not None:
+            raise RuntimeError("expected a lend that was not entered before; fix: call lend() again")
+        self._lease = Lease(self._memory)
+        try:
+            exports, arrays = import_views(self._views())
+            self._lease.watch(exports.items())
+            self._arrays = list(arrays.values())
+            return self._tree(arrays)
+        except BaseException:
+            self._end()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Delete the arrays, and wait until the last computation that reads them has finished."""
+        left = self._end()
+        if not left:
+            return
+        message = (
+            f"expected all lent leaves back, got {len(left)} still read after {self._patience} s: "
+            f"{', '.join(map(repr, left[:8]))}{', …' if len(left) > 8 else ''}; "
+            "fix: drop the NumPy or torch views taken in the block (np.asarray, jax.device_get), or raise patience= "
+            "for a longer computation. The store stays lent until they are gone"
+        )
+        if error is None:
+            raise LentError(message)
+        error.add_note(message)
+
+    def _end(self) -> list[str]:
+        assert self._lease is not None
+        for array in self._arrays:
+            array.delete()
+        self._arrays = []
+        return self._lease.end(self._patience)
+
+
+def require_jax(library: str) -> None:
+    """Raise `ValueError` unless `library` is one that can be lent to."""
+    if library != "jax":
+        have = " (torch writes: wrap or adopt its memory instead)" if library == "torch" else ""
+        raise ValueError(f"expected 'jax', got {library!r}{have}; fix: lend('jax'), or give NumPy views by path")

@@ -1,0 +1,122 @@
+"""Key paths, their names, and globs over them.
+
+A *key path* is what JAX gives for a leaf: a tuple of typed keys, `(DictKey('Dense_0'), DictKey('kernel'))`.
+A *path* is its name, a string: the keys joined by '/', `'Dense_0/kernel'`. A key that holds a '/' itself is
+escaped as JSON pointers do (RFC 6901: '~' becomes '~0', '/' becomes '~1'), so that no two key paths of strings
+share a name:
+
+    >>> path_of(("my_net/~/linear_0", "w"))
+    'my_net~1~0~1linear_0/w'
+
+Globs match whole paths, and '*' crosses '/': `'*/kernel'` is every kernel at any depth.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import jax
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+_tree_util: Any = jax.tree_util
+
+KeyPath = tuple[Any, ...]
+
+
+def key_of(entry: Any) -> Any:
+    """The plain key inside one of JAX's typed keys; any other object is its own key.
+
+    >>> key_of(jax.tree_util.DictKey("w")), key_of(jax.tree_util.SequenceKey(3)), key_of("w")
+    ('w', 3, 'w')
+    """
+    if isinstance(entry, (DictKey, FlattenedIndexKey)):
+        return entry.key
+    if isinstance(entry, SequenceKey):
+        return entry.idx
+    return entry.name if isinstance(entry, GetAttrKey) else entry
+
+
+@lru_cache(maxsize=65536)
+def _escaped(text: str) -> str:
+    return text.replace("~", "~0").replace("/", "~1")
+
+
+def path_of(keys: Iterable[Any]) -> str:
+    """The path of a key path, or of a tuple of plain keys: escaped and joined by '/'.
+
+    >>> path_of((jax.tree_util.DictKey("layers"), jax.tree_util.SequenceKey(0), "w"))
+    'layers/0/w'
+    """
+    return "/".join(_escaped(str(key_of(key))) for key in keys)
+
+
+def keys_of(path: str) -> tuple[str, ...]:
+    """The keys that a path was made of, as strings: the inverse of `path_of`.
+
+    >>> keys_of("my_net~1~0~1linear_0/w")
+    ('my_net/~/linear_0', 'w')
+    """
+    return tuple(part.replace("~1", "/").replace("~0", "~") for part in path.split("/"))
+
+
+def as_path(path: Any) -> str:
+    """A path from what a user may index with: the path itself, or a tuple of keys.
+
+    Raises `TypeError` for anything else.
+    """
+    if isinstance(path, str):
+        return path
+    if isinstance(path, tuple):
+        return path_of(path)  # pyright: ignore[reportUnknownArgumentType]
+    raise TypeError(
+        f"expected a path, got {type(path).__name__} {path!r}; "
+        "fix: give a string like 'Dense_0/kernel', or a tuple of keys like ('Dense_0', 'kernel')"
+    )
+
+
+Glob = str | Iterable[str]
+
+
+def matcher(globs: Glob) -> Callable[[str], bool]:
+    """A function that says whether a path matches one of `globs`.
+
+    >>> is_kernel = matcher("*/kernel")
+    >>> is_kernel("a/b/kernel"), is_kernel("a/bias")
+    (True, False)
+    """
+    patterns = [globs] if isinstance(globs, str) else list(globs)
+    match = re.compile("|".join(fnmatch.translate(glob) for glob in patterns) or r"(?!)").match
+    return lambda path: match(path) is not None
+
+
+def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[tuple[KeyPath, Any]], Any]:
+    """The (key path, leaf) pairs of a pytree and its definition, as JAX gives them."""
+    return _tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by path.
+
+    >>> by_path({"a": [1.0, 2.0]})
+    {'a/0': 1.0, 'a/1': 2.0}
+    """
+    return {path_of(keys): leaf for keys, leaf in flatten(tree)[0]}
+
+
+def children(node: Any) -> list[tuple[Any, Any]]:
+    """The (typed key, child) pairs one level below `node`; empty for a leaf, None and an empty container."""
+    pairs, _ = flatten(node, is_leaf=lambda x: x is not node)
+    return [(keys[0], child) for keys, child in pairs if keys]
+
+
+def nodes(tree: Any, keys: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Every non-leaf node of a pytree that has children, as (key path, node), parents before children."""
+    below = children(tree)
+    if below:
+        yield keys, tree
+    for key, child in below:
+        yield from nodes(child, (*keys, key))

@@ -1,0 +1,35 @@
+"""Differences between what was expected and what was given: one error that lists them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Difference(NamedTuple):
+    """One leaf that is not as expected."""
+
+    path: str
+    expected: str
+    got: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.path!r}: expected {self.expected}, got {self.got}; fix: {self.fix}"
+
+
+def listing(differences: Sequence[Difference], what: str) -> str:
+    """A message with a line per difference."""
+    count = f"{len(differences)} leaves" if len(differences) != 1 else "1 leaf"
+    return "\n  ".join([f"{count} {what}:", *map(str, differences)])
+
+
+class StructureError(ValueError):
+    """A tree, vector, file or buffer that does not match the layout. Nothing was written.
+
+    `differences` holds every leaf that differs, not only the first.
+    """
+
+    def __init__(self, differences: Sequence[Difference], what: str = "differ from the layout") -> None:
+        self.differences = tuple(differences)
+        super().__init__(listing(self.differences, what))
