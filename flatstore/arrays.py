@@ -126,6 +126,8 @@ def as_numpy(value: Any, path: str) -> Array:
 
     Raises `TypeError` for a shape without data, `ValueError` for a torch tensor that is not in host memory.
     """
+    if isinstance(value, np.ndarray):
+        return value  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, jax.ShapeDtypeStruct):
         raise TypeError(
             f"{path!r}: expected an array, got only its shape; "

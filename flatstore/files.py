@@ -19,7 +19,7 @@ import numpy as np
 from flatstore.arrays import Array
 from flatstore.extras import require
 from flatstore.layout import Layout
-from flatstore.paths import keys_of
+from flatstore.paths import keys_of, path_of
 from flatstore.store import Store
 from flatstore.structure import Difference, StructureError
 
@@ -68,49 +68,55 @@ def load(path: str | os.PathLike[str], *, like: Any = None) -> Store:
 
     Raises `StructureError` with every leaf that differs, `ValueError` if it is no safetensors file.
     """
-    tensors = _read(path)
+    saved, _ = _header(path)
+    tensors = {name if saved or like is not None else path_of((name,)): array for name, array in _read(path).items()}
     if isinstance(like, Layout):
         layout = like
     else:
         layout = Layout.from_tree(like) if like is not None else layout_of(path)
+    ties = {leaf.path: tensors[leaf.tied] for leaf in layout.leaves if leaf.tied in tensors}
+    values = {**ties, **tensors}
+    layout.check_leaves(values.items())
     store = Store.zeros(layout)
-    ties = {leaf.path: tensors[leaf.tied] for leaf in layout.leaves if leaf.tied and leaf.tied in tensors}
-    layout.check_leaves([*tensors.items(), *((p, x) for p, x in ties.items() if p not in tensors)])
-    store.assign({**tensors, **ties})
+    store.assign(values)
     return store
 
 
 def layout_of(path: str | os.PathLike[str]) -> Layout:
     """The layout of a safetensors file; its data are not read.
 
-    Of a file that `save` wrote, the layout that it was saved with, over a tree of ordered dicts.
+    Of a file that `save` wrote, the layout that it was saved with, over a tree of ordered dicts; of any other, one
+    packed dict whose keys are the tensors' names.
+
+    Raises `ValueError` if it is no safetensors file, `StructureError` for dtypes that NumPy and JAX do not have.
     """
-    shapes: dict[str, jax.ShapeDtypeStruct] = {}
-    with _open(path) as file:
-        metadata: dict[str, str] = file.metadata() or {}
-        saved: Any = json.loads(metadata.get("flatstore", "null"))
-        for name in file.keys():  # noqa: SIM118 (not a mapping)
-            tensor = file.get_slice(name)
-            shapes[name] = jax.ShapeDtypeStruct(tensor.get_shape(), np.dtype(_DTYPES[tensor.get_dtype()]))
-    table: list[Any] = saved["leaves"] if saved else [(name, True, None, None) for name in shapes]
-    rows = {name: _Row(trainable, tied, dims) for name, trainable, tied, dims in table}
+    saved, shapes = _header(path)
+    if saved is None:
+        return Layout.from_tree(OrderedDict(shapes), align=1)
     tree: OrderedDict[str, Any] = OrderedDict()
-    for name, row in rows.items():
+    for name, row in saved.rows.items():
         node, (*above, last) = tree, keys_of(name)
         for key in above:
             node = node.setdefault(key, OrderedDict())
         node[last] = shapes[row.tied or name]
 
     def as_saved(name: str, _leaf: Any, _parent: Any) -> bool:
-        return rows[name].trainable
+        return saved.rows[name].trainable
 
     return Layout.from_tree(
         tree,
-        align=saved["align"] if saved else 1,
-        trainable=as_saved if saved else None,
-        dims={name: row.dims for name, row in rows.items() if row.dims},
-        tied={name: row.tied for name, row in rows.items() if row.tied},
+        align=saved.align,
+        trainable=as_saved,
+        dims={name: row.dims for name, row in saved.rows.items() if row.dims},
+        tied={name: row.tied for name, row in saved.rows.items() if row.tied},
     )
+
+
+class _Saved(NamedTuple):
+    """The metadata of a file that `save` wrote."""
+
+    align: int
+    rows: dict[str, _Row]
 
 
 class _Row(NamedTuple):
@@ -121,19 +127,49 @@ class _Row(NamedTuple):
     dims: list[str | None] | None
 
 
-def _open(path: str | os.PathLike[str]) -> Any:
+def _header(path: str | os.PathLike[str]) -> tuple[_Saved | None, dict[str, jax.ShapeDtypeStruct]]:
+    """What `save` noted, if it did, and a shape for each tensor by name."""
     library = require("safetensors", "demo")
+    shapes: dict[str, jax.ShapeDtypeStruct] = {}
+    unknown: list[Difference] = []
     try:
-        return library.safe_open(path, framework="np")
+        with library.safe_open(path, framework="np") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                tensor = file.get_slice(name)
+                if tensor.get_dtype() in _DTYPES:
+                    shapes[name] = jax.ShapeDtypeStruct(tensor.get_shape(), np.dtype(_DTYPES[tensor.get_dtype()]))
+                else:
+                    fix = "convert the file with the library that wrote it"
+                    unknown.append(Difference(name, "a dtype of NumPy or JAX", tensor.get_dtype(), fix))
     except library.SafetensorError as error:
         raise ValueError(
             f"expected a safetensors file, got {os.fspath(path)!r}: {error}; fix: save it again"
         ) from error
+    if unknown:
+        raise StructureError(unknown, "cannot be read")
+    note = metadata.get("flatstore")
+    return (None if note is None else _saved(note, shapes, path)), shapes
+
+
+def _saved(note: str, shapes: dict[str, Any], path: str | os.PathLike[str]) -> _Saved:
+    try:
+        table: Any = json.loads(note)
+        rows = {name: _Row(trainable, tied, dims) for name, trainable, tied, dims in table["leaves"]}
+        saved = _Saved(table["align"], rows)
+        homes = {name for name, row in rows.items() if row.tied is None}
+        if table["version"] != 1 or homes != shapes.keys():
+            raise ValueError(f"version {table['version']}, leaves {sorted(homes ^ shapes.keys())[:3]} unmatched")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"expected the table of leaves that save writes, got other metadata in {os.fspath(path)!r} ({error}); "
+            "fix: save it again with this version"
+        ) from error
+    return saved
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Array]:
-    with _open(path):  # says what is wrong with it
-        library = require("safetensors", "demo")
+    library = require("safetensors", "demo")
     return {
         name: np.frombuffer(tensor["data"], np.dtype(_DTYPES[tensor["dtype"]])).reshape(tensor["shape"])
         for name, tensor in library.deserialize(Path(path).read_bytes())

@@ -30,7 +30,7 @@ import numpy as np
 
 from flatstore.arrays import Spec, is_trainable_dtype, spec_of
 from flatstore.paths import Glob, KeyPath, as_path, by_path, flatten, matcher, nodes, path_of
-from flatstore.structure import Difference, StructureError
+from flatstore.structure import Difference, StructureError, count
 from flatstore.table import Leaf, describe, place, validate
 from flatstore.ties import Tied, find_ties
 
@@ -240,8 +240,8 @@ class Layout:
     def summary(self) -> str:
         """How many leaves, parameters and bytes, in words."""
         return (
-            f"{len(self.leaves):,} leaves, {self.size:,} parameters, {self.nbytes:,} bytes "
-            f"({self.padding:,} of padding, align={self.align})"
+            f"{count(len(self.leaves), 'leaf', 'leaves')}, {count(self.size, 'parameter')}, "
+            f"{count(self.nbytes, 'byte')} ({self.padding:,} of padding, align={self.align})"
         )
 
     def __repr__(self) -> str:

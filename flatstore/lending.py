@@ -29,17 +29,20 @@ from flatstore.structure import Difference, listing
 JAX_ALIGN = 64
 """Bytes: JAX on CPU takes a view only of memory that starts at a multiple of this."""
 
-# Types that NumPy cannot export: (DLPack's type code, the unsigned integers of the same width).
-_UNSIGNED: dict[str, tuple[int, Any]] = {
-    "bfloat16": (4, np.uint16),
-    "float8_e3m4": (7, np.uint8),
-    "float8_e4m3": (8, np.uint8),
-    "float8_e4m3b11fnuz": (9, np.uint8),
-    "float8_e4m3fn": (10, np.uint8),
-    "float8_e4m3fnuz": (11, np.uint8),
-    "float8_e5m2": (12, np.uint8),
-    "float8_e5m2fnuz": (13, np.uint8),
-    "float8_e8m0fnu": (14, np.uint8),
+# Types that NumPy knows through JAX but cannot export: (DLPack's type code, the unsigned integers of the same width).
+_UNSIGNED: dict[np.dtype[Any], tuple[int, Any]] = {
+    np.dtype(name): (code, np.uint16 if name == "bfloat16" else np.uint8)
+    for name, code in {
+        "bfloat16": 4,
+        "float8_e3m4": 7,
+        "float8_e4m3": 8,
+        "float8_e4m3b11fnuz": 9,
+        "float8_e4m3fn": 10,
+        "float8_e4m3fnuz": 11,
+        "float8_e5m2": 12,
+        "float8_e5m2fnuz": 13,
+        "float8_e8m0fnu": 14,
+    }.items()
 }
 # Where `code` stands in a DLManagedTensor: data (8 bytes), device (4 + 4), ndim (4), then code, bits, lanes.
 _CODE_OFFSET = 20
@@ -66,18 +69,22 @@ class _Renamed:
         return capsule
 
 
-def obstacle(path: str, view: Array) -> Difference | None:
-    """Why JAX cannot take a view of this array without a copy, if it cannot."""
-    dtype = view.dtype
-    if (dtype.kind not in "biufc" or dtype.char in "gG") and dtype.name not in _UNSIGNED:
-        return Difference(path, "a dtype that JAX has", dtype.name, "leave it out with only=, or convert the leaf")
+def dtype_obstacle(dtype: np.dtype[Any]) -> tuple[str, str] | None:
+    """Why JAX cannot take a view of any array of this dtype: (what it expects, the fix), or None."""
+    if (dtype.kind not in "biufc" or dtype.char in "gG") and dtype not in _UNSIGNED:
+        return "a dtype that JAX has", "leave it out with only=, or convert the leaf"
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         fix = "switch jax_enable_x64 on, or leave it out with only="
-        return Difference(path, "a dtype of at most 32 bits while jax_enable_x64 is off", dtype.name, fix)
+        return "a dtype of at most 32 bits while jax_enable_x64 is off", fix
+    return None
+
+
+def place_obstacle(path: str, view: Array, address: int) -> Difference | None:
+    """Why JAX cannot take a view of this array, whatever its dtype, or None."""
     if not view.flags.c_contiguous:
         fix = "lend a population in order='leaf', or leave it out with only="
         return Difference(path, "contiguous bytes", f"strides {view.strides} over shape {view.shape}", fix)
-    past = view.__array_interface__["data"][0] % JAX_ALIGN
+    past = address % JAX_ALIGN
     if past:
         fix = "plan the layout with align=64, lend whole chunks of a population, or copy()"
         return Difference(path, f"a start at a multiple of {JAX_ALIGN} bytes", f"{past} bytes past one", fix)
@@ -89,22 +96,31 @@ def import_views(views: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str
 
     Raises `BufferError` that names every leaf that JAX would have to copy.
     """
-    refuse([found for path, view in views.items() if (found := obstacle(path, view)) is not None])
+    addresses = {path: view.__array_interface__["data"][0] for path, view in views.items()}
+    dtypes = {dtype: dtype_obstacle(dtype) for dtype in {view.dtype for view in views.values()}}
+    obstacles: list[Difference] = []
+    for path, view in views.items():
+        of_dtype = dtypes[view.dtype]
+        if of_dtype is not None:
+            obstacles.append(Difference(path, of_dtype[0], view.dtype.name, of_dtype[1]))
+        elif (of_place := place_obstacle(path, view, addresses[path])) is not None:
+            obstacles.append(of_place)
+    refuse(obstacles)
     exports: dict[str, Array] = {}
     arrays: dict[str, jax.Array] = {}
     for path, view in views.items():
-        if view.dtype.name in _UNSIGNED:
-            code, unsigned = _UNSIGNED[view.dtype.name]
-            exports[path] = view.view(unsigned)
-            producer: Any = _Renamed(exports[path], code)
-        else:
-            producer = exports[path] = view
+        producer: Any = view
+        if view.dtype in _UNSIGNED:
+            code, unsigned = _UNSIGNED[view.dtype]
+            view = view.view(unsigned)
+            producer = _Renamed(view, code)
+        exports[path] = view
         arrays[path] = _dlpack.from_dlpack(producer, copy=False)
     refuse(
         [
             Difference(path, "a view", "a copy that JAX made", "leave it out with only=, and report this as a bug")
             for path, array in arrays.items()
-            if array.unsafe_buffer_pointer() != views[path].__array_interface__["data"][0]
+            if array.unsafe_buffer_pointer() != addresses[path]
         ]
     )
     return exports, arrays

@@ -36,7 +36,7 @@ NORMAL, BITS = 0, 1
 """Kinds of draw, each with a stream of its own."""
 
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_WEYL = 0x9E3779B9, 0xBB67AE85
+_WEYL = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _MASK, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
@@ -60,13 +60,26 @@ def philox4x32(counter: Array, key: Array) -> Array:
     >>> [hex(word) for word in philox4x32(np.zeros(4, "u4"), np.zeros(2, "u4")).tolist()]
     ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
     """
-    a, b, c, d = np.moveaxis(counter.astype(np.uint64), -1, 0)
-    low, high = np.moveaxis(key.astype(np.uint64), -1, 0)
-    for round_ in range(10):
-        one, two = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
-        keys = [(k + np.uint64(round_ * w & 0xFFFFFFFF)) & _MASK for k, w in zip((low, high), _WEYL, strict=True)]
-        a, b, c, d = (two >> _SHIFT) ^ b ^ keys[0], two & _MASK, (one >> _SHIFT) ^ d ^ keys[1], one & _MASK
-    return np.stack(np.broadcast_arrays(a, b, c, d), axis=-1).astype(np.uint32)
+    shape = np.broadcast_shapes(counter.shape[:-1], key.shape[:-1])
+    a, b, c, d = (np.broadcast_to(counter[..., i], shape).astype(np.uint64) for i in range(4))
+    low, high = (key[..., i].astype(np.uint64) for i in range(2))
+    one, two = np.empty_like(a), np.empty_like(a)
+    for _ in range(10):
+        np.multiply(a, _MULTIPLIERS[0], out=one)
+        np.multiply(c, _MULTIPLIERS[1], out=two)
+        np.right_shift(two, _SHIFT, out=a)
+        np.right_shift(one, _SHIFT, out=c)
+        a ^= b
+        a ^= low
+        c ^= d
+        c ^= high
+        np.bitwise_and(two, _MASK, out=b)
+        np.bitwise_and(one, _MASK, out=d)
+        low, high = (low + _WEYL[0]) & _MASK, (high + _WEYL[1]) & _MASK
+    out = np.empty((*shape, 4), np.uint32)
+    for i, word in enumerate((a, b, c, d)):
+        out[..., i] = word
+    return out
 
 
 def words(kind: int, keys: Array, start: int, stop: int) -> Array:
@@ -151,4 +164,4 @@ class Normal:
         """
         first = start // 8
         halves = words(NORMAL, keys, first, -(-stop // 8)).astype("<u4").view("<u2").reshape(len(keys), -1)
-        return normal_table()[halves[:, start - 8 * first : stop - 8 * first]]
+        return normal_table().take(halves[:, start - 8 * first : stop - 8 * first])

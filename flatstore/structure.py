@@ -18,10 +18,18 @@ class Difference(NamedTuple):
         return f"{self.path!r}: expected {self.expected}, got {self.got}; fix: {self.fix}"
 
 
+def count(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, as a person would say it.
+
+    >>> count(1, "leaf", "leaves"), count(2410, "parameter")
+    ('1 leaf', '2,410 parameters')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def listing(differences: Sequence[Difference], what: str) -> str:
     """A message with a line per difference."""
-    count = f"{len(differences)} leaves" if len(differences) != 1 else "1 leaf"
-    return "\n  ".join([f"{count} {what}:", *map(str, differences)])
+    return "\n  ".join([f"{count(len(differences), 'leaf', 'leaves')} {what}:", *map(str, differences)])
 
 
 class StructureError(ValueError):

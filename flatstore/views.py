@@ -95,7 +95,9 @@ class Views:
         tree = self._tree
         if tree is None:
             with memory.lock:
-                tree = self._tree = self.layout.unflatten([self._view(leaf) for leaf in self.layout.leaves])
+                self._view_all()
+                views = self._views
+                tree = self._tree = self.layout.unflatten([views[leaf.path] for leaf in self.layout.leaves])
         return tree
 
     def leaf_view(self, path: Any) -> Array:
@@ -173,14 +175,31 @@ class Views:
 
     def _make(self, leaf: Leaf, writeable: bool) -> Array:
         """A new view of a leaf: one call, no decision but that of the plan."""
-        step = self._plan.places[leaf.path].step
-        view = np.ndarray(leaf.shape, leaf.dtype, self._memory.bytes, self.start_of(leaf))
-        if step is not None and self._count is not None:
-            shape, strides = (self._count, *leaf.shape), (step, *view.strides)
-            view = np.ndarray(shape, leaf.dtype, self._memory.bytes, self.start_of(leaf), strides)
+        offset, step = self._plan.places[leaf.path]
+        if step is None:
+            view = np.ndarray(leaf.shape, leaf.dtype, self._memory.bytes, offset)
+        else:
+            view = np.ndarray(leaf.shape, leaf.dtype, self._memory.bytes, offset + self._first * step)
+            if self._count is not None:
+                shape, strides = (self._count, *leaf.shape), (step, *view.strides)
+                view = np.ndarray(shape, leaf.dtype, self._memory.bytes, offset + self._first * step, strides)
         if not writeable:
             view.flags.writeable = False
         return view
+
+    def _view_all(self) -> None:
+        """Every leaf's view (under the lock): `_view` for all, with what is the same for all asked once."""
+        memory.settle()
+        memory.holders.add(self)
+        lent = memory.is_lent(self._memory)
+        part = self._plan.order != "store" and not self._whole
+        views, make = self._views, self._make
+        for leaf in self.layout.leaves:
+            path = leaf.tied or leaf.path
+            if path not in views:
+                views[path] = make(leaf, not (lent or (part and self._is_shared(leaf))))
+            if leaf.tied is not None:
+                views[leaf.path] = views[path]
 
     def _view(self, leaf: Leaf) -> Array:
         """The one view of a leaf, made at its first use; tied leaves have the same one."""
@@ -208,7 +227,8 @@ class Views:
 
     def set_writeable(self, writeable: bool) -> None:
         """Make the cached views writable, but for shared leaves, or read-only: what a lend does to them."""
-        shared = {leaf.path for leaf in self.layout.leaves if self._is_shared(leaf)} if writeable else ()
+        part = writeable and self._plan.order != "store" and not self._whole
+        shared = {leaf.path for leaf in self.layout.leaves if self._is_shared(leaf)} if part else ()
         for path, view in list(self._views.items()):
             view.flags.writeable = writeable and path not in shared
 

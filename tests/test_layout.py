@@ -105,7 +105,11 @@ def test_what_holds_no_numbers_rides_along_and_comes_back() -> None:
     assert all(back[name] is tree[name] for name in tree if name != "w")
 
 
-@pytest.mark.parametrize("rider", [np.float32, jnp.float32, np.dtype("f4"), np.add, jax.nn.relu, object()], ids=repr)
+@pytest.mark.parametrize(
+    "rider",
+    [np.float32, jnp.float32, np.dtype("f4"), np.add, jax.nn.relu, object()],
+    ids=["class", "jnp class", "dtype", "ufunc", "jit", "object"],
+)
 def test_types_and_functions_of_array_libraries_ride_along(rider: Any) -> None:
     assert fs.Store.from_tree({"rider": rider, "w": np.ones(2, F4)}).tree["rider"] is rider
 
@@ -206,7 +210,11 @@ class Net(eqx.Module):
     act: Any
 
 
-@pytest.mark.parametrize("tree", [TREE, FrozenDict(TREE), Net(np.ones(2, F4), act), [act, np.ones(2)]], ids=type)
+@pytest.mark.parametrize(
+    "tree",
+    [TREE, FrozenDict(TREE), Net(np.ones(2, F4), act), [act, np.ones(2)]],
+    ids=["dict", "FrozenDict", "Equinox", "list"],
+)
 def test_a_layout_pickles_with_its_nodes_and_riders(tree: Any) -> None:
     layout = fs.Layout.from_tree(tree)
     other = pickle.loads(pickle.dumps(layout))

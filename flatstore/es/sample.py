@@ -11,7 +11,7 @@ from flatstore.population import Population
 from flatstore.store import Store
 from flatstore.structure import Difference, StructureError
 
-SCRATCH = 1 << 18
+SCRATCH = 1 << 17
 """Parameters in a block of columns; with its temporaries a block stays well below 32 MiB."""
 
 

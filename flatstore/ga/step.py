@@ -24,7 +24,7 @@ from flatstore.ga.select import Tournament, best_first
 from flatstore.noise import Normal, Seed, seeds
 from flatstore.population import Population
 
-SCRATCH = 1 << 18
+SCRATCH = 1 << 17
 """Genes in a block of columns; with its temporaries a block stays well below 32 MiB."""
 
 

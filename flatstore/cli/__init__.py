@@ -1,0 +1,30 @@
+"""The command line: `flatstore evolve` and `flatstore inspect`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from flatstore.cli import evolve, inspect
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="flatstore", description="Parameters in one buffer; trees are views of it.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command, summary in (
+        ("evolve", evolve, "evolve a network on handwritten digits"),
+        ("inspect", inspect, "show where every leaf of a file or a tree lives"),
+    ):
+        sub = commands.add_parser(name, help=summary)
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    chosen = parser.parse_args(arguments)
+    try:
+        return chosen.run(chosen)
+    except ImportError as error:
+        if "flatstore[" not in str(error):
+            raise
+        print(f"flatstore {chosen.command}: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,292 @@
+"""`flatstore inspect`: where every leaf lives, as a table and as a picture.
+
+```
+path            shape      dtype    offset   bytes  trainable  tied
+--------------  ---------  -------  ------  ------  ---------  ----
+Dense_0/bias    (256,)     float32       0   1,024  yes
+Dense_0/kernel  (64, 256)  float32   1,024  65,536  yes
+
+2 leaves, 16,640 parameters, 66,560 bytes (0 of padding, align=64)
+```
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import inspect
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flatstore import files
+from flatstore.cli.page import printable, shorten
+from flatstore.cli.plot_layout import picture
+from flatstore.layout import Layout
+from flatstore.population import Population
+from flatstore.store import Store
+
+_HEADER = ("path", "shape", "dtype", "offset", "bytes", "trainable", "tied")
+_NUMBERS = (3, 4)  # the columns that stand to the right
+_SHORTEST = 16  # characters of a path that a narrow terminal still shows
+
+
+class BadInput(ValueError):
+    """What the user has to mend; the message is the line to print."""
+
+
+class _TheirBug(Exception):
+    """The user's own code raised: the cause is what to show."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `flatstore inspect`. `run` takes what they parse to."""
+    parser.usage = "%(prog)s [-h] SOURCE [--plot FILE.png] [--align N] [--trainable GLOB ...]"
+    parser.description = "Show where every leaf lives: offsets and sizes in bytes, shapes in elements."
+    parser.epilog = (
+        "For ties, dims or a predicate let the function return a layout, like fs.Layout.from_tree(tree, tied=True)."
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a safetensors file, or module:function that returns a pytree of arrays or shapes, a Layout or a Store",
+    )
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the memory as a picture, too")
+    parser.add_argument(
+        "--align", metavar="N", type=int, help="start every leaf at a multiple of N bytes (default: 64)"
+    )
+    parser.add_argument(
+        "--trainable",
+        metavar="GLOB",
+        nargs="+",
+        action="extend",
+        help="the paths that train, like '*/kernel' (default: floating and complex leaves)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the layout and draw it, if asked. Nothing is printed or drawn unless all of the input is good.
+
+    Returns the exit status: 0; 2 for bad input, with one message on stderr that says what to mend; 1 if the user's own
+    code raised, with the traceback of that code. Never raises for either.
+    """
+    try:
+        layout = layout_from(arguments.source, arguments.align, arguments.trainable)
+        if arguments.plot is not None:
+            _plot(layout, arguments.plot, arguments.source)
+    except _TheirBug as bug:
+        _print_traceback(bug.__cause__)
+        print(f"flatstore inspect: {bug}", file=sys.stderr)
+        return 1
+    except BadInput as refused:
+        print(f"flatstore inspect: {refused}", file=sys.stderr)
+        return 2
+    # Whoever pipes gets everything; a terminal gets paths that fit.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    drawn = f"\npicture: {arguments.plot}" if arguments.plot is not None else ""
+    text = table(layout, width) + drawn
+    try:
+        print(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(sys.stdout.encoding or "utf-8"))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; keep Python from complaining when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def table(layout: Layout, width: int | None = None) -> str:
+    """The rows of a layout in JAX's order under a header, and a line with the totals, as plain text.
+
+    Offsets and bytes are bytes; a tied row shows the place of its home, whose path stands under `tied`, and its bytes
+    count once in the totals. With `width` (characters) long paths lose their middle where a line would be longer.
+    """
+    rows = [
+        [
+            printable(leaf.path),
+            str(leaf.shape),
+            leaf.dtype.name,
+            f"{leaf.offset:,}",
+            f"{leaf.nbytes:,}",
+            "yes" if leaf.trainable else "no",
+            printable(leaf.tied) if leaf.tied is not None else "",
+        ]
+        for leaf in layout.leaves
+    ]
+    if width is not None:
+        _narrow(rows, width)
+    widths = _widths(rows)
+    lines = [_HEADER, ["-" * wide for wide in widths], *rows]
+    text = [
+        "  ".join(
+            cell.rjust(wide) if i in _NUMBERS else cell.ljust(wide)
+            for i, (cell, wide) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*text, "", layout.summary])
+
+
+def layout_from(source: str, align: int | None = None, trainable: Sequence[str] | None = None) -> Layout:
+    """The layout of a safetensors file, or of what `module:function` returns. The data of a file are not read.
+
+    `align` (bytes, 64 by default) and `trainable` (globs) are for a function that returns a tree.
+
+    Raises `BadInput` with a message for the user: expected, got, fix. What the user's own code raises is the cause of
+    the error that it raises then.
+    """
+    module, colon, function = source.rpartition(":")
+    planned = [f"--{name}" for name, value in (("align", align), ("trainable", trainable)) if value is not None]
+    if os.path.exists(source) or not colon or os.sep in source:
+        if planned and os.path.exists(source):
+            raise BadInput(
+                f"expected {' and '.join(planned)} with module:function, got the file {source!r}, whose layout is what "
+                "it was saved with; fix: leave the option out"
+            )
+        return _layout_of_file(source)
+    with _current_directory_importable():
+        value = _called(_function(module, function, source), source)
+    if isinstance(value, (Layout, Store, Population)):
+        if planned:
+            raise BadInput(
+                f"expected {' and '.join(planned)} with a function that returns a tree, got a {type(value).__name__}, "
+                f"which is planned already, from {source}; fix: plan it so in the function"
+            )
+        return value if isinstance(value, Layout) else value.layout
+    try:
+        return Layout.from_tree(value, align=64 if align is None else align, trainable=trainable)
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"{source}: {error}") from error
+
+
+def _layout_of_file(source: str) -> Layout:
+    if not os.path.exists(source):
+        raise BadInput(
+            f"expected a safetensors file or module:function, got {source!r}, which does not exist; "
+            "fix: check the path, or name a function like model:params"
+        )
+    if os.path.isdir(source):
+        raise BadInput(f"expected a safetensors file, got the directory {source!r}; fix: name a file in it")
+    try:
+        return files.layout_of(source)
+    except (ValueError, ImportError) as error:
+        raise BadInput(str(error)) from error
+    except OSError as error:
+        raise BadInput(
+            f"expected a file that can be read, got {source!r}: {error.strerror or error}; fix: check its permissions"
+        ) from error
+
+
+@contextlib.contextmanager
+def _current_directory_importable() -> Generator[None]:
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # their code may have tidied up
+            sys.path.remove(here)
+
+
+def _function(module: str, function: str, source: str) -> Callable[..., Any]:
+    """The function behind `module:function`; a dotted one is looked up attribute by attribute."""
+    if not module or not function or module.startswith("."):
+        raise BadInput(f"expected module:function, got {source!r}; fix: name both, like model:params")
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise _TheirBug(f"expected to import {module!r}, got {type(error).__name__}; fix: see above") from error
+        fix = (
+            f"say {module.removesuffix('.py')}:{function}"
+            if module.endswith(".py")
+            else "run it in the directory that holds it"
+        )
+        raise BadInput(f"expected a module, got {module!r}, which cannot be found; fix: {fix}") from error
+    except Exception as error:
+        raise _TheirBug(f"expected to import {module!r}, got {type(error).__name__}; fix: see above") from error
+    for name in function.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError as error:
+            near = [
+                other for other in dir(found) if not other.startswith("_") and callable(getattr(found, other, None))
+            ]
+            raise BadInput(
+                f"expected a function of {module!r}, got {function!r}, which is not there; "
+                f"fix: one of {', '.join(near[:8]) or 'its functions (it has none)'}"
+            ) from error
+    if not callable(found):
+        kind = type(found).__name__
+        raise BadInput(f"expected a function, got {source}, which is a {kind}; fix: name a function that returns it")
+    return found
+
+
+def _called(function: Callable[..., Any], source: str) -> Any:
+    needed: list[str] = []
+    with contextlib.suppress(ValueError, TypeError):  # one without a signature: the call will tell
+        needed = [
+            parameter.name
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+    if needed:
+        raise BadInput(
+            f"expected a function without arguments, got {source}({', '.join(needed)}); "
+            "fix: name one that calls it with what it needs"
+        )
+    try:
+        return function()
+    except Exception as error:
+        raise _TheirBug(f"expected {source}() to return a tree, got {type(error).__name__}; fix: see above") from error
+
+
+def _print_traceback(error: BaseException | None) -> None:
+    """The traceback from the first line of the user's own code on."""
+    if error is None:
+        return
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
+        frames = frames.tb_next
+    traceback.print_exception(type(error), error, frames)
+
+
+_OURS = {__name__.partition(".")[0], "importlib"}
+
+
+def _plot(layout: Layout, target: str, title: str) -> None:
+    if Path(target).suffix.lower() != ".png":
+        raise BadInput(f"--plot: expected a file that ends in .png, got {target!r}; fix: name it so")
+    try:
+        image = picture(layout, os.path.basename(title) if os.path.exists(title) else title)
+        Path(target).write_bytes(image)
+    except ImportError as error:
+        raise BadInput(f"--plot: {error}") from error
+    except OSError as error:
+        raise BadInput(
+            f"--plot: expected a file that can be written, got {target!r}: {error.strerror or error}; "
+            "fix: name one in a directory that exists and is yours"
+        ) from error
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(_HEADER, *rows, strict=True)]
+
+
+def _narrow(rows: list[list[str]], width: int) -> None:
+    """Shorten paths and the names of homes, the longer column first, until a line fits or they are `_SHORTEST`."""
+    widths = _widths(rows)
+    over = sum(widths) + 2 * (len(widths) - 1) - width
+    while over > 0:
+        column = max((0, 6), key=lambda i: widths[i])
+        if widths[column] <= _SHORTEST:
+            break
+        widths[column] -= 1
+        over -= 1
+    for row in rows:
+        for column in (0, 6):
+            row[column] = shorten(row[column], max(widths[column], len(_HEADER[column])))

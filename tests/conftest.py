@@ -1,0 +1,19 @@
+"""Settings of all tests: Hypothesis draws the same examples each time, JAX is as it comes."""
+
+import jax
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "flatstore",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+settings.load_profile("flatstore")
+
+
+def pytest_configure() -> None:
+    """The laws are tested with the 64-bit types off, as JAX starts."""
+    jax.config.update("jax_enable_x64", False)

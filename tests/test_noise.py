@@ -1,0 +1,99 @@
+"""Law 8: a seed is a perturbation. Noise is a pure function of kind, seed and index."""
+
+import numpy as np
+import pytest
+
+import flatstore as fs
+from flatstore.noise import BITS, NORMAL, bits, normal_table, philox4x32, words
+
+# The known answers that the authors of Philox publish with it (Random123, kat_vectors): counter, key, words.
+KNOWN = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+def as_words(text):
+    return np.array([int(word, 16) for word in text.split()], np.uint32)
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_philox_gives_the_published_words(counter, key, expected):
+    assert (philox4x32(as_words(counter), as_words(key)) == as_words(expected)).all()
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (5, 1001), (8, 16), (127, 130), (2**35 - 3, 2**35 + 9)])
+def test_a_draw_depends_on_the_index_alone_not_on_the_block(start, stop):
+    keys = fs.seeds(1, 3)
+    noise = fs.Normal(1.0)
+    middle = start + (stop - start) // 2
+    for draw in (noise.draw, lambda *block: bits(*block)):
+        whole = draw(keys, start, stop)
+        assert whole.shape == (3, stop - start)
+        parts = [draw(keys, start, middle), draw(keys, middle, stop)] if middle > start else [whole]
+        assert (np.concatenate(parts, axis=1) == whole).all()
+        assert (draw(keys[1:2], start, stop) == whole[1]).all()
+
+
+def test_the_high_half_of_a_seed_and_of_an_index_count():
+    low, high = np.array([7], np.uint64), np.array([7 + (1 << 32)], np.uint64)
+    assert (words(NORMAL, low, 0, 4) != words(NORMAL, high, 0, 4)).any()
+    assert (words(NORMAL, low, 0, 4) != words(NORMAL, low, 1 << 32, (1 << 32) + 4)).any()
+
+
+def test_kinds_of_draw_have_streams_of_their_own():
+    keys = fs.seeds(1, 1)
+    assert (words(NORMAL, keys, 0, 4) != words(BITS, keys, 0, 4)).any()
+
+
+def test_seeds_are_numpy_s_and_a_longer_list_begins_with_the_shorter():
+    assert fs.seeds((3, 4), 2).tolist() == np.random.SeedSequence([3, 4]).generate_state(2, np.uint64).tolist()
+    assert fs.seeds(5, 7)[:3].tolist() == fs.seeds(5, 3).tolist()
+    with pytest.raises(ValueError, match="expected a seed of non-negative integers, got -1; fix"):
+        fs.seeds(-1, 2)
+
+
+def test_the_table_holds_the_conditional_means_of_the_normal_distribution():
+    table = normal_table().astype(np.float64)
+    assert table.size == 65536
+    assert (table == -table[::-1]).all()
+    assert (np.diff(table) > 0).all()
+    moments = [np.mean(table**k) for k in (2, 4, 6)]
+    assert np.allclose(moments, [1, 3, 15], rtol=[2e-4, 2e-3, 1e-2])
+    assert 4.3 < table[-1] < 4.5
+
+
+def test_draws_are_normal_and_bits_are_fair():
+    z = fs.Normal(1.0).draw(fs.seeds(11, 16), 0, 1 << 16).astype(np.float64).ravel()
+    error = z.size**-0.5
+    assert abs(z.mean()) < 5 * error
+    assert abs(z.var() - 1) < 5 * error * 2**0.5
+    assert abs((z**4).mean() - 3) < 5 * error * 96**0.5
+    assert abs(np.corrcoef(z[:-1], z[1:])[0, 1]) < 5 * error
+    flips = bits(fs.seeds(12, 16), 0, 1 << 16)
+    assert abs(flips.mean() - 0.5) < 5 * 0.5 * error
+
+
+@pytest.mark.parametrize("scale", [0, -1, float("nan"), float("inf"), {"*": 0}, {}])
+def test_a_scale_that_is_no_strength_is_an_error(scale):
+    with pytest.raises(ValueError, match="expected a scale > 0 .*fix: give sigma"):
+        fs.Normal(scale)
+
+
+def test_scales_go_by_the_first_glob_that_matches_and_every_leaf_needs_one():
+    layout = fs.Layout.from_tree({"a": {"bias": np.zeros(2)}, "b": np.zeros(3)})
+    noise = fs.Normal({"*/bias": 0, "*": 0.5})
+    noise.check(layout)
+    assert (noise.scale_of("a/bias"), noise.scale_of("b")) == (0.0, 0.5)
+    with pytest.raises(ValueError, match="expected a scale for every leaf, got none for 'b'; fix"):
+        fs.Normal({"a/*": 1.0}).check(layout)
+    with pytest.raises(ValueError, match="scale: expected globs that match a leaf, got 'c'; fix"):
+        fs.Normal({"c": 1.0, "*": 1.0}).check(layout)
+
+
+def test_noise_is_a_frozen_value():
+    assert fs.Normal({"*": 0.5}) == fs.Normal({"*": 0.5})
+    assert len({fs.Normal(0.5), fs.Normal(0.5), fs.Normal({"*": 0.25})}) == 2
+    with pytest.raises(AttributeError):
+        fs.Normal(0.5).scale = 1
