@@ -46,6 +46,11 @@ def is_numeric(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in "biufc"
 
 
+def is_integer(dtype: np.dtype[Any]) -> bool:
+    """Whether `dtype` is an integer, int4 and its kin included; booleans are not."""
+    return bool(_jax_dtypes.issubdtype(dtype, np.integer))
+
+
 def is_trainable_dtype(dtype: np.dtype[Any]) -> bool:
     """Whether `dtype` is floating or complex: what trains unless somebody says otherwise."""
     return bool(_jax_dtypes.issubdtype(dtype, np.inexact))
@@ -76,7 +81,7 @@ def spec_of(value: Any, path: str) -> Spec | None:
         return _numeric_spec(value.shape, value.dtype, path)  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
     if isinstance(value, (bool, int, float, complex)) and not isinstance(value, np.generic):
         return _python_spec(value, path)
-    if isinstance(value, (str, bytes)):
+    if isinstance(value, (str, bytes, type)):
         return None
     if isinstance(value, jax.Array):
         if is_deleted(value):
@@ -98,7 +103,7 @@ def spec_of(value: Any, path: str) -> Spec | None:
         return None
     if _jax_dtypes.issubdtype(dtype, _jax_dtypes.prng_key):
         return None
-    return _numeric_spec(tuple(shape), np.dtype(dtype), path)
+    return _numeric_spec(tuple(int(n) for n in shape), np.dtype(dtype), path)
 
 
 def _numeric_spec(shape: tuple[int, ...], dtype: np.dtype[Any], path: str) -> Spec:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import ItemsView, Mapping
 from typing import Any
 
 import numpy as np
 
-from flatstore.arrays import Array, Spec, as_numpy, spec_of
+from flatstore.arrays import Array, Spec, as_numpy, is_integer, spec_of
 from flatstore.layout import Layout
-from flatstore.paths import by_path
+from flatstore.paths import as_path, by_path
 from flatstore.structure import Difference, StructureError
 from flatstore.table import Leaf
 
@@ -38,28 +38,34 @@ def incoming_leaf(layout: Layout, path: Any, value: Any, lead: Lead = ()) -> tup
     return layout.by_path[leaf.tied or leaf.path], array
 
 
-def is_pairs(values: Any) -> bool:
-    """Whether `values` is an iterable of (path, array): an iterator, `mapping.items()`, or a list of such pairs."""
+def is_pairs(layout: Layout, values: Any) -> bool:
+    """Whether `values` is an iterable of (path, array): an iterator, `mapping.items()`, or a list of such pairs.
+
+    A list that is a tree of the layout is a tree.
+    """
     if isinstance(values, list):
-        return all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) for item in values)  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
-    return hasattr(values, "__next__") or type(values).__name__ in ("dict_items", "ItemsView", "odict_items")
+        items: list[Any] = list(values)  # pyright: ignore[reportUnknownArgumentType]
+        pairs = all(isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], (str, tuple)) for x in items)  # pyright: ignore[reportUnknownArgumentType]
+        return pairs and not layout.by_path.keys() <= by_path(items).keys()
+    return hasattr(values, "__next__") or isinstance(values, ItemsView)
 
 
 def _is_vector(layout: Layout, values: Any, lead: Lead) -> bool:
     shape = getattr(values, "shape", None)
     if shape is None or hasattr(values, "keys"):
         return False
-    root = layout.by_path.get("")
-    return root is None or tuple(shape) != lead + root.shape
+    root = layout.leaves[0]
+    return root.key_path != () or tuple(shape) != lead + root.shape
 
 
 def _by_path(layout: Layout, values: Any) -> dict[str, Any]:
-    """The leaves of a tree by path; of a mapping {path: x}, itself."""
+    """The leaves of a tree by path; of a mapping {path: x}, itself. Where both could be meant, what names more."""
     tree = by_path(values)
+    if not isinstance(values, Mapping):
+        return tree
+    named: dict[str, Any] = {as_path(key): x for key, x in values.items() if isinstance(key, (str, tuple))}  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
     paths = layout.by_path.keys()
-    if isinstance(values, Mapping) and not paths <= tree.keys() and any(key in paths for key in values):  # pyright: ignore[reportUnknownVariableType]
-        return {str(key): value for key, value in values.items()}  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
-    return tree
+    return named if len(named.keys() & paths) > len(tree.keys() & paths) else tree
 
 
 def _checked(layout: Layout, got: Mapping[str, Any], lead: Lead) -> Pairs:
@@ -76,7 +82,7 @@ def _checked(layout: Layout, got: Mapping[str, Any], lead: Lead) -> Pairs:
         elif leaf.tied is None:
             arrays[path] = array
             pairs.append((leaf, array))
-        elif leaf.tied in arrays and not _same(arrays[leaf.tied], array):
+        elif leaf.tied in arrays and not same_bits(arrays[leaf.tied], array):
             fix = f"give both the same, or plan with tied=False: it is another name of {leaf.tied!r}"
             differences.append(Difference(path, f"the values of {leaf.tied!r}", "other values", fix))
     for path, value in got.items():
@@ -88,14 +94,22 @@ def _checked(layout: Layout, got: Mapping[str, Any], lead: Lead) -> Pairs:
     return pairs
 
 
-def _same(a: Array, b: Array) -> bool:
-    """Equal to the bit, NaNs and negative zeros included."""
-    return a is b or (a.dtype == b.dtype and a.tobytes() == b.tobytes())
+def same_bits(a: Array, b: Array) -> bool:
+    """Whether two arrays are equal to the bit, NaNs and negative zeros included."""
+    return a is b or (a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
+
+
+def cast(array: Any, dtype: np.dtype[Any]) -> Array:
+    """`array.astype(dtype)` without NumPy's warnings: what would be lost is checked before."""
+    with np.errstate(all="ignore"):
+        return array.astype(dtype)
 
 
 def _fitting(layout: Layout, path: str, value: Any, lead: Lead) -> tuple[Array | None, Difference | None]:
     leaf = layout.by_path[path]
     before = lead if leaf.trainable else ()
+    if type(value) is int:  # its value decides what it fits, not a type that it never had
+        value = np.uint64(value) if 0 <= value < 1 << 64 else np.asarray(value)
     spec = spec_of(value, path)
     if spec is None:
         got = f"{type(value).__name__} {str(value)[:40]!r}"
@@ -108,50 +122,55 @@ def _fitting(layout: Layout, path: str, value: Any, lead: Lead) -> tuple[Array |
 
 
 def _overflow(leaf: Leaf, array: Array) -> Difference | None:
-    """Integers that do not fit a narrower type would wrap around silently."""
-    if leaf.dtype.kind not in "iu" or np.can_cast(array.dtype, leaf.dtype, "safe") or not array.size:
+    """Numbers that do not fit a narrower type: integers would wrap around, floats become infinite, both silently."""
+    if np.can_cast(array.dtype, leaf.dtype, "safe") or not array.size:
         return None
-    bounds = np.iinfo(leaf.dtype)
-    low, high = int(array.min()), int(array.max())
-    if bounds.min <= low and high <= bounds.max:
+    narrow = cast(array, leaf.dtype)
+    if is_integer(leaf.dtype):
+        fits = cast(narrow, array.dtype) == array
+    else:
+        fits = np.isfinite(narrow) | ~np.isfinite(array)
+    if fits.all():
         return None
-    return Difference(leaf.path, f"integers that fit {leaf.dtype.name}", f"{low} .. {high}", "scale or clip them")
+    got = f"{np.asarray(array)[~fits].ravel()[0]} among them"
+    return Difference(leaf.path, f"numbers that fit {leaf.dtype.name}", got, "scale or clip them")
 
 
 def _from_vector(layout: Layout, values: Any, lead: Lead) -> Pairs:
     spec = spec_of(values, "vector")
     expected = (*lead, layout.size)
     if spec is None or spec.shape != expected:
-        got = spec or type(values).__name__
-        raise StructureError(
-            [
-                Difference(
-                    "vector",
-                    f"shape {expected}, a number per parameter",
-                    str(got),
-                    "pass what to_vector() gives, not `flat`, which shows the padding; or a tree",
-                )
-            ]
-        )
+        got = str(spec or type(values).__name__)
+        fix = "pass what to_vector() gives, not `flat`, which shows the padding; or a tree"
+        raise StructureError([Difference("vector", f"shape {expected}, a number per parameter", got, fix)])
     vector = as_numpy(values, "vector")
     pairs: Pairs = []
     differences: list[Difference] = []
     for leaf in layout.homes:
         part = vector[..., leaf.index : leaf.index + leaf.size]
         if lead and not leaf.trainable:
-            if part.size and not (part == part[:1]).all():
+            if not same_bits(part, np.broadcast_to(part[:1], part.shape)):
                 fix = "give each member the same, or make the leaf trainable"
                 differences.append(Difference(leaf.path, "one value, shared by all members", "several", fix))
             part = part[0]
         array = part.reshape((*(lead if leaf.trainable else ()), *leaf.shape))
-        if not np.can_cast(vector.dtype, leaf.dtype, "same_kind"):
-            with np.errstate(invalid="ignore"):
-                exact = array.astype(leaf.dtype)
-            if not np.array_equal(exact.astype(vector.dtype), array):
-                fix = "round them first, or assign by leaf"
-                differences.append(Difference(leaf.path, f"numbers that {leaf.dtype.name} can hold", "others", fix))
-            array = exact
+        array, difference = _demoted(leaf, array)
+        differences += [difference] if difference else []
         pairs.append((leaf, array))
     if differences:
         raise StructureError(differences)
     return pairs
+
+
+def _demoted(leaf: Leaf, array: Any) -> tuple[Array, Difference | None]:
+    """A part of a vector in its leaf's own kind: a vector promotes, so that the way back must lose nothing."""
+    if np.can_cast(array.dtype, leaf.dtype, "same_kind"):
+        return array, _overflow(leaf, array)
+    real: Any = array.real if array.dtype.kind == "c" and leaf.dtype.kind != "c" else array
+    exact = real if np.can_cast(real.dtype, leaf.dtype, "same_kind") else cast(real, leaf.dtype)
+    lost: Any = (real != array) | (cast(exact, real.dtype) != real)
+    unknown: Any = np.isnan(array)
+    if (lost & ~unknown).any() or (is_integer(leaf.dtype) and unknown.any()):
+        fix = "round them first, or assign by leaf"
+        return exact, Difference(leaf.path, f"numbers that {leaf.dtype.name} can hold", "others", fix)
+    return exact, None

@@ -166,7 +166,11 @@ class Layout:
     def index_of(self, path: str, position: Sequence[int] = ()) -> int:
         """The number of the parameter at `position` of the leaf at `path`: the inverse of `locate`."""
         leaf = self.leaf(path)
-        return leaf.index + int(np.ravel_multi_index(tuple(position), leaf.shape)) if leaf.shape else leaf.index
+        if len(position) != len(leaf.shape) or not all(0 <= i < n for i, n in zip(position, leaf.shape, strict=True)):
+            raise IndexError(
+                f"{leaf.path!r}: expected a position in shape {leaf.shape}, got {tuple(position)}; fix: count from 0"
+            )
+        return leaf.index + int(np.ravel_multi_index(tuple(position), leaf.shape or (1,)) if position else 0)
 
     def leaf(self, path: Any) -> Leaf:
         """The row of a path (a string, or a tuple of keys). Raises `KeyError` with the paths that come near."""

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from flatstore.arrays import Array
-from flatstore.memory import Lease, LentError, Span
+from flatstore.memory import Lease, LentError, Memory
 from flatstore.structure import Difference, listing
 
 JAX_ALIGN = 64
@@ -84,7 +84,7 @@ def place_obstacle(path: str, view: Array, address: int) -> Difference | None:
     if not view.flags.c_contiguous:
         fix = "lend a population in order='leaf', or leave it out with only="
         return Difference(path, "contiguous bytes", f"strides {view.strides} over shape {view.shape}", fix)
-    past = address % JAX_ALIGN
+    past = address % JAX_ALIGN if view.size else 0
     if past:
         fix = "plan the layout with align=64, lend whole chunks of a population, or copy()"
         return Difference(path, f"a start at a multiple of {JAX_ALIGN} bytes", f"{past} bytes past one", fix)
@@ -120,7 +120,7 @@ def import_views(views: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str
         [
             Difference(path, "a view", "a copy that JAX made", "leave it out with only=, and report this as a bug")
             for path, array in arrays.items()
-            if array.unsafe_buffer_pointer() != addresses[path]
+            if array.size and array.unsafe_buffer_pointer() != addresses[path]
         ]
     )
     return exports, arrays
@@ -137,7 +137,7 @@ class Lend:
 
     def __init__(
         self,
-        memory: Span,
+        memory: Memory,
         views: Callable[[], dict[str, Array]],
         tree: Callable[[Mapping[str, jax.Array]], Any],
         patience: float,
@@ -145,6 +145,11 @@ class Lend:
         self._memory, self._views, self._tree, self._patience = memory, views, tree, patience
         self._lease: Lease | None = None
         self._arrays: list[jax.Array] = []
+
+    def __del__(self) -> None:
+        """Do not leave a lend that nobody can exit any more in the way of every write."""
+        if self._lease is not None:
+            self._lease.abandon()
 
     def __enter__(self) -> Any:
         """Lend: from here until the exit nothing writes the buffer through the store."""

@@ -43,24 +43,11 @@ class Span(Protocol):
     stop: int
 
 
-class Holder(Protocol):
-    """Somebody who caches NumPy views of a memory."""
-
-    @property
-    def memory(self) -> Span:
-        """The memory that is viewed."""
-        ...
-
-    def set_writeable(self, writeable: bool) -> None:
-        """Make the cached views writable, or read-only."""
-        ...
-
-
 lock = threading.RLock()
 leases: set[Lease] = set()
 ended: list[Lease] = []  # leases whose body is over while somebody still reads
 writers: list[tuple[Span, int]] = []
-holders: weakref.WeakSet[Any] = weakref.WeakSet()
+memories: weakref.WeakSet[Memory] = weakref.WeakSet()
 
 
 def overlap(a: Span, b: Span) -> bool:
@@ -74,8 +61,9 @@ class Lease:
     A view stays alive as long as the library that imported it holds the export; a weak reference tells.
     """
 
-    def __init__(self, memory: Span) -> None:
-        """Begin to read `memory`: from here on its cached views are read-only, and it is not written."""
+    def __init__(self, memory: Memory) -> None:
+        """Begin to read `memory`: from here on its views are read-only, and it is not written."""
+        self.memory = memory  # kept alive: its addresses must not become another's while they are read
         self.start, self.stop = memory.start, memory.stop
         self._exports: list[tuple[str, weakref.ref[Array]]] = []
         with lock:
@@ -84,9 +72,9 @@ class Lease:
             if busy:
                 raise LentError("expected a buffer at rest, got one that is being written; fix: lend it afterwards")
             leases.add(self)
-            for holder in list(holders):
-                if overlap(holder.memory, self):
-                    holder.set_writeable(False)
+            for other in list(memories):
+                if overlap(other, self):
+                    other.freeze()
 
     def watch(self, exports: Iterable[tuple[str, Array]]) -> None:
         """Count the views of these (path, view) as read until they die."""
@@ -114,9 +102,14 @@ class Lease:
                 gc.collect()
             return self.unreleased()
         finally:
-            with lock:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Stop reading without a wait: the lease is over as soon as nobody holds its exports."""
+        with lock:
+            if self in leases and self not in ended:
                 ended.append(self)
-                settle()
+            settle()
 
 
 def settle() -> None:
@@ -128,9 +121,9 @@ def settle() -> None:
         for lease in gone:
             ended.remove(lease)
             leases.discard(lease)
-        for holder in list(holders) if gone else ():
-            if not is_lent(holder.memory) and any(overlap(holder.memory, lease) for lease in gone):
-                holder.set_writeable(True)
+        for memory in list(memories) if gone else ():
+            if not is_lent(memory):
+                memory.thaw()
 
 
 def is_lent(span: Span) -> bool:
@@ -141,23 +134,53 @@ def is_lent(span: Span) -> bool:
 class Memory:
     """A range of bytes with an owner. `bytes` is a writable 1-D uint8 array over it; it never leaves this package."""
 
-    __slots__ = ("bytes", "start", "stop")
+    __slots__ = ("__weakref__", "_frozen", "_prune_at", "_views", "bytes", "start", "stop")
 
     def __init__(self, array: Array) -> None:
         self.bytes = array
         self.start: int = array.__array_interface__["data"][0]
         self.stop: int = self.start + array.nbytes
+        self._views: list[weakref.ref[Array]] = []
+        self._frozen: list[weakref.ref[Array]] = []
+        self._prune_at = 64
+        with lock:
+            memories.add(self)
+
+    def watch(self, view: Array) -> None:
+        """Make this writable view read-only whenever the memory is lent (under the lock)."""
+        self._views.append(weakref.ref(view))
+        if leases and is_lent(self):
+            self.freeze()
+        if len(self._views) > self._prune_at:
+            self._views = [ref for ref in self._views if ref() is not None]
+            self._prune_at = 2 * len(self._views) + 64
+
+    def freeze(self) -> None:
+        """Make the watched views read-only (under the lock)."""
+        for ref in self._views:
+            view = ref()
+            if view is not None and view.flags.writeable:
+                view.flags.writeable = False
+                self._frozen.append(ref)
+
+    def thaw(self) -> None:
+        """Make the frozen views writable again (under the lock)."""
+        frozen, self._frozen = self._frozen, []
+        for ref in frozen:
+            view = ref()
+            if view is not None:
+                view.flags.writeable = True
 
     @classmethod
-    def heap(cls, nbytes: int) -> Memory:
-        """New zeroed bytes that start at a multiple of 64, on huge pages where the system offers them.
+    def heap(cls, nbytes: int, align: int = 64) -> Memory:
+        """New zeroed bytes that start at a multiple of `align`, on huge pages where the system offers them.
 
         Raises `MemoryError` with the size.
         """
         try:
             if nbytes >= 2 * HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-                return cls(_huge(nbytes))
-            return cls(_aligned(np.zeros(nbytes + 64, np.uint8), nbytes, 64))
+                return cls(_huge(nbytes, max(align, HUGE_PAGE)))
+            return cls(_aligned(np.zeros(nbytes + align, np.uint8), nbytes, align))
         except (MemoryError, OSError, OverflowError) as error:
             raise MemoryError(f"expected {nbytes:,} bytes of memory, got none; fix: plan a smaller one") from error
 
@@ -178,7 +201,7 @@ class Memory:
                 f"expected at least {nbytes:,} bytes, got {array.nbytes:,}; fix: allocate layout.nbytes bytes"
             )
         start = array.__array_interface__["data"][0]
-        if start % align:
+        if nbytes and start % align:
             raise ValueError(
                 f"expected memory that starts at a multiple of {align} bytes, got one {start % align} bytes past it; "
                 "fix: Store.zeros(layout).buffer is aligned, or plan the layout with align=1"
@@ -212,11 +235,11 @@ def _aligned(array: Array, nbytes: int, align: int) -> Array:
     return array[skip : skip + nbytes]
 
 
-def _huge(nbytes: int) -> Array:
-    mapping = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def _huge(nbytes: int, align: int) -> Array:
+    mapping = mmap.mmap(-1, nbytes + align, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without transparent huge pages: ordinary ones do
         mapping.madvise(mmap.MADV_HUGEPAGE)
-    return _aligned(np.frombuffer(mapping, np.uint8), nbytes, HUGE_PAGE)
+    return _aligned(np.frombuffer(mapping, np.uint8), nbytes, align)
 
 
 def _as_bytes(buffer: Any) -> Array:

@@ -103,8 +103,16 @@ def by_path(tree: Any) -> dict[str, Any]:
 
     >>> by_path({"a": [1.0, 2.0]})
     {'a/0': 1.0, 'a/1': 2.0}
+
+    Raises `ValueError` for two leaves of the same path.
     """
-    return {path_of(keys): leaf for keys, leaf in flatten(tree)[0]}
+    leaves: dict[str, Any] = {}
+    for keys, leaf in flatten(tree)[0]:
+        path = path_of(keys)
+        if path in leaves:
+            raise ValueError(f"expected a path for each leaf, got {path!r} twice; fix: rename one of the keys")
+        leaves[path] = leaf
+    return leaves
 
 
 def children(node: Any) -> list[tuple[Any, Any]]:

@@ -75,7 +75,7 @@ def population_plan(layout: Layout, size: int, order: str) -> Plan:
             blocks.append((start, size * leaf.nbytes))
     else:
         raise ValueError(f"expected order 'leaf' or 'member', got {order!r}; fix: see Population")
-    for leaf in in_memory[len(trainable) :]:
+    for leaf in (leaf for leaf in in_memory if not leaf.trainable):
         start = round_up(end, JAX_ALIGN)
         end = start + leaf.nbytes
         places[leaf.path] = Place(start, None)

@@ -27,7 +27,6 @@ from typing import Any, Literal, Self, overload
 
 import numpy as np
 
-from flatstore import memory
 from flatstore.arrays import Array
 from flatstore.incoming import incoming
 from flatstore.layout import Dims, Layout, Trainable
@@ -140,6 +139,11 @@ class Population(Verbs):
         stride = 1
         if self.order == "leaf":
             stride = math.lcm(*(JAX_ALIGN // math.gcd(JAX_ALIGN, x.nbytes) for x in self.layout.homes if x.trainable))
+        if self._first % stride:
+            raise ValueError(
+                f"expected a population that starts at a multiple of {stride} members, got a slice from {self._first}; "
+                "fix: take the chunks of the whole population, or slice it there"
+            )
         length = at_most - at_most % stride
         if at_most < self.size and not length:
             raise ValueError(
@@ -170,15 +174,16 @@ class Population(Verbs):
                 "expected a population in order='member', got order='leaf', whose members do not lie in rows; "
                 "fix: pop.copy(order='member').matrix or pop.to_vector(), which copy"
             )
-        with memory.lock:
-            memory.settle()
-            view = self._views.get("\0matrix")
-            if view is None:
-                row = next(p.step for p in self._plan.places.values() if p.step is not None)
-                dtype = next(leaf.dtype for leaf in self.layout.homes if leaf.trainable)
-                shape = (self.size, row // dtype.itemsize)
-                view = self._keep("\0matrix", np.ndarray(shape, dtype, self._memory.bytes, self._first * row))
-            return view
+        leaves = [leaf for leaf in self.layout.homes if leaf.trainable]
+        starts = [self.start_of(leaf) for leaf in leaves]
+        if any(a + leaf.nbytes != b for a, b, leaf in zip(starts, starts[1:], leaves, strict=False)) or not leaves:
+            raise ValueError(
+                "expected trainable leaves that lie together, got a node without them (none, or some tied to leaves "
+                "outside of it); fix: the whole population's matrix, or to_vector(), which copies"
+            )
+        dtype, step = leaves[0].dtype, self._plan.places[leaves[0].path].step
+        shape, strides = (self.size, sum(leaf.size for leaf in leaves)), (step or 0, dtype.itemsize)
+        return self._shown("matrix", lambda: np.ndarray(shape, dtype, self._memory.bytes, starts[0], strides))
 
     def columns(self, leaf: Leaf) -> Array:
         """A trainable leaf with its own axes in one, shape (members, leaf.size): a new, writable view."""

@@ -11,7 +11,7 @@ as you like; after the first time they cost nothing.
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -26,7 +26,7 @@ from flatstore.ties import Tied
 from flatstore.verbs import Verbs
 
 
-class Store(Verbs):
+class Store(Verbs, Mapping[str, Array]):
     """One buffer and one layout: a mapping from path to view.
 
     Made by `from_tree` (copies once, in), `zeros` or `wrap` (memory that you hold).
@@ -46,7 +46,7 @@ class Store(Verbs):
     @classmethod
     def zeros(cls, layout: Layout) -> Self:
         """A store of zeros in new memory of `layout.nbytes` bytes. Raises `MemoryError`."""
-        return cls._over(layout, Memory.heap(layout.nbytes), store_plan(layout))
+        return cls._over(layout, Memory.heap(layout.nbytes, max(64, layout.align)), store_plan(layout))
 
     @classmethod
     def wrap(cls, buffer: Any, layout: Layout) -> Self:
@@ -79,17 +79,13 @@ class Store(Verbs):
         """The number of paths."""
         return len(self.layout.by_path)
 
-    def keys(self) -> KeysView[str]:
-        """The paths, in JAX's order."""
-        return self.layout.by_path.keys()
+    def __eq__(self, other: object) -> bool:
+        """Whether this is the same store; compare values with `to_vector()`."""
+        return self is other
 
-    def values(self) -> ValuesView[Array]:
-        """The views, in JAX's order."""
-        return ValuesView(self)  # pyright: ignore[reportArgumentType]
-
-    def items(self) -> ItemsView[str, Array]:
-        """(path, view), in JAX's order."""
-        return ItemsView(self)  # pyright: ignore[reportArgumentType]
+    def __hash__(self) -> int:
+        """A hash of the object, not of its values."""
+        return id(self)
 
     # -- vectors
 
@@ -137,13 +133,8 @@ class Store(Verbs):
                     f"expected leaves that lie together, got {leaf.path!r} apart from the one before it (it is tied to "
                     "a leaf outside of this node); fix: node.to_vector() or node.copy().flat, which copy"
                 )
-        with memory.lock:
-            memory.settle()
-            view = self._views.get(f"\0{name}")
-            if view is None:
-                whole = np.ndarray((stops[-1] - starts[0]) // dtype.itemsize, dtype, self._memory.bytes, starts[0])
-                view = self._keep(f"\0{name}", whole)
-            return view
+        size = (stops[-1] - starts[0]) // dtype.itemsize
+        return self._shown(name, lambda: np.ndarray(size, dtype, self._memory.bytes, starts[0]))
 
     def copy(self) -> Store:
         """A store with the same values in memory of its own, whatever this one is a part of: a copy."""

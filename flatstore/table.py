@@ -117,7 +117,9 @@ def validate(leaves: Sequence[Leaf], align: int) -> None:
         )
     by_path = {leaf.path: leaf for leaf in leaves}
     if not len(by_path) == len(leaves) > 0:
-        raise _broken("expected leaves with a path each", "rename the keys that clash")
+        raise _broken(
+            f"expected leaves with a path each, got {len(leaves)} with {len(by_path)}", "rename the clashing keys"
+        )
     count = 0
     for leaf in leaves:
         if leaf.tied is not None:
@@ -151,7 +153,7 @@ def _validate_tie(leaf: Leaf, home: Leaf | None) -> None:
 
 
 def _validate_order(homes: Sequence[Leaf]) -> None:
-    in_memory = sorted(homes, key=lambda leaf: (leaf.offset, leaf.nbytes))
+    in_memory = sorted((leaf for leaf in homes if leaf.size), key=lambda leaf: leaf.offset)
     left: set[tuple[bool, np.dtype[Any]]] = set()
     for before, leaf in zip(in_memory, in_memory[1:], strict=False):
         if before.offset + before.nbytes > leaf.offset:
@@ -160,7 +162,10 @@ def _validate_order(homes: Sequence[Leaf]) -> None:
             continue
         left.add((before.trainable, before.dtype))
         if (leaf.trainable, leaf.dtype) in left or leaf.trainable > before.trainable:
-            raise _broken(f"{leaf.path!r}: expected with the leaves of its kind, trainable ones first", "use from_tree")
+            raise _broken(
+                f"{leaf.path!r}: expected trainable leaves first and each dtype together, got it after {before.path!r}",
+                "use Layout.from_tree",
+            )
 
 
 def _broken(message: str, fix: str) -> ValueError:

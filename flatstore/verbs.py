@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from flatstore.arrays import Array
-from flatstore.incoming import Pairs, incoming, incoming_leaf, is_pairs
+from flatstore.incoming import Pairs, cast, incoming, incoming_leaf, is_pairs, same_bits
 from flatstore.layout import refuse_idle_glob
 from flatstore.lending import Lend, import_views, require_jax
 from flatstore.paths import Glob, matcher
@@ -36,7 +36,7 @@ class Verbs(Views):
         if isinstance(values, Views):
             values = {path: values.leaf_view(path) for path in values.layout.by_path}
         with self._memory.writing():
-            if is_pairs(values):
+            if is_pairs(self.layout, values):
                 self._assign_each(values)
             else:
                 self._write(incoming(self.layout, values, self._lead))
@@ -63,7 +63,7 @@ class Verbs(Views):
         for leaf, array in pairs:
             view = self._make(leaf, writeable=True)
             if self._is_shared(leaf):
-                if not np.array_equal(array, view, equal_nan=leaf.dtype.kind in "fc"):
+                if not same_bits(cast(array, leaf.dtype), view):
                     fix = "write it through the whole population, or make it trainable"
                     differences.append(Difference(leaf.path, "the value that all members share", "another", fix))
                 continue
@@ -73,8 +73,9 @@ class Verbs(Views):
             ready.append((view, array))
         if differences:
             raise StructureError(differences)
-        for view, array in ready:
-            np.copyto(view, array, casting="same_kind")
+        with np.errstate(all="ignore"):
+            for view, array in ready:
+                np.copyto(view, array, casting="same_kind")
 
     def lend(self, library: str = "jax", *, only: Glob | None = None, patience: float = 10.0) -> Lend:
         """A context manager that gives the tree with `jax.Array` leaves over the very bytes: views.

@@ -12,7 +12,7 @@ stacked   dense/bias  = (P, 2) float32 at byte 0, rows 8 bytes apart
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Self
 
 import jax
@@ -26,13 +26,11 @@ from flatstore.paths import Glob, as_path, flatten, matcher, nodes, path_of
 from flatstore.plan import Plan
 from flatstore.table import Leaf, describe
 
-_BUFFER = "\0buffer"  # a key of the cache that no path can be
-
 
 class Views:
     """What `Store` and `Population` have in common: a memory, a layout, and a view for each path."""
 
-    __slots__ = ("_alias", "_count", "_first", "_memory", "_plan", "_tree", "_views", "_whole", "__weakref__", "layout")
+    __slots__ = ("_alias", "_count", "_first", "_memory", "_plan", "_tree", "_views", "_whole", "_wholes", "layout")
 
     layout: Layout
     """Where every parameter of one model lives."""
@@ -42,6 +40,7 @@ class Views:
     _first: int
     _count: int | None
     _views: dict[str, Array]
+    _wholes: dict[str, Array]
     _tree: Any
     _alias: tuple[tuple[str, ...] | None, list[jax.Array], Any] | None
     _whole: bool
@@ -55,6 +54,7 @@ class Views:
         self._first = first
         self._count = count
         self._views = {}
+        self._wholes = {}
         self._tree = None
         self._alias = None
         self._whole = False
@@ -95,8 +95,10 @@ class Views:
         tree = self._tree
         if tree is None:
             with memory.lock:
-                self._view_all()
                 views = self._views
+                for leaf in self.layout.leaves:
+                    if leaf.path not in views:
+                        self._add(leaf)
                 tree = self._tree = self.layout.unflatten([views[leaf.path] for leaf in self.layout.leaves])
         return tree
 
@@ -126,10 +128,7 @@ class Views:
     @property
     def buffer(self) -> Array:
         """All bytes of the memory: a 1-D uint8 view, padding included."""
-        with memory.lock:
-            memory.settle()
-            view = self._views.get(_BUFFER)
-            return self._keep(_BUFFER, self._memory.bytes[:]) if view is None else view
+        return self._shown("buffer", lambda: self._memory.bytes[:])
 
     def modules(self) -> Iterator[tuple[str, Self]]:
         """(path, the same kind of object over that node) for every node that has numeric leaves, the root first.
@@ -187,50 +186,39 @@ class Views:
             view.flags.writeable = False
         return view
 
-    def _view_all(self) -> None:
-        """Every leaf's view (under the lock): `_view` for all, with what is the same for all asked once."""
-        memory.settle()
-        memory.holders.add(self)
-        lent = memory.is_lent(self._memory)
-        part = self._plan.order != "store" and not self._whole
-        views, make = self._views, self._make
-        for leaf in self.layout.leaves:
-            path = leaf.tied or leaf.path
-            if path not in views:
-                views[path] = make(leaf, not (lent or (part and self._is_shared(leaf))))
-            if leaf.tied is not None:
-                views[leaf.path] = views[path]
-
     def _view(self, leaf: Leaf) -> Array:
-        """The one view of a leaf, made at its first use; tied leaves have the same one."""
+        """The one view of a leaf, made at its first use."""
         with memory.lock:
-            path = leaf.tied or leaf.path
-            view = self._views.get(path)
-            if view is None:
-                view = self._keep(path, self._make(leaf, writeable=not self._is_shared(leaf)))
-            if leaf.tied:
-                self._views[leaf.path] = view
-            return view
+            if leaf.path not in self._views:
+                self._add(leaf)
+            return self._views[leaf.path]
 
-    def _keep(self, key: str, view: Array) -> Array:
-        """Cache a view (under the lock), read-only while the memory is lent."""
-        if not self._views:
-            memory.holders.add(self)
-        if memory.leases and memory.is_lent(self._memory):
-            view.flags.writeable = False
-        self._views[key] = view
-        return view
+    def _add(self, leaf: Leaf) -> None:
+        """Make and cache the view of a leaf (under the lock); tied leaves have the same one."""
+        views = self._views
+        if leaf.tied is not None and leaf.tied in views:
+            views[leaf.path] = views[leaf.tied]
+            return
+        shared = self._is_shared(leaf)
+        view = views[leaf.path] = self._make(leaf, not shared)
+        if leaf.tied is not None:
+            views[leaf.tied] = view
+        if not shared:
+            self._memory.watch(view)
+
+    def _shown(self, name: str, make: Callable[[], Array]) -> Array:
+        """The one view of something larger than a leaf, made at its first use."""
+        with memory.lock:
+            memory.settle()
+            view = self._wholes.get(name)
+            if view is None:
+                view = self._wholes[name] = make()
+                self._memory.watch(view)
+            return view
 
     def writable(self, leaf: Leaf) -> Array:
         """A home as a new writable 1-D view, for verbs that hold `memory.writing()`."""
         return self._make(leaf, writeable=True).reshape(leaf.size)
-
-    def set_writeable(self, writeable: bool) -> None:
-        """Make the cached views writable, but for shared leaves, or read-only: what a lend does to them."""
-        part = writeable and self._plan.order != "store" and not self._whole
-        shared = {leaf.path for leaf in self.layout.leaves if self._is_shared(leaf)} if part else ()
-        for path, view in list(self._views.items()):
-            view.flags.writeable = writeable and path not in shared
 
     def __copy__(self) -> NoReturn:
         raise TypeError("expected copy() to be called, got copy.copy(); fix: store.copy() is the copy")

@@ -1,0 +1,92 @@
+"""`flatstore evolve`, as a person runs it: a real process, real data, real files."""
+
+import re
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+import flatstore as fs
+
+SHORT = ["--population", "64", "--generations", "60", "--hidden", "16"]
+
+
+def flatstore(*arguments, cwd=None):
+    done = subprocess.run(
+        [sys.executable, "-m", "flatstore", *arguments], capture_output=True, text=True, cwd=cwd, timeout=300
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("algo", ["es", "ga"])
+def test_a_short_run_learns_says_what_it_took_and_writes_champion_and_curve(tmp_path, algo):
+    status, out, err = flatstore("evolve", "--algo", algo, *SHORT, "--out", str(tmp_path))
+    assert (status, err) == (0, "")
+    assert float(re.search(r"test accuracy +([\d.]+) %", out)[1]) > 60
+    assert "generations        60\n" in out
+    assert "population         303,616 bytes: 64 members x 1,210 parameters" in out or "64 members x 1,210" in out
+    assert float(re.search(r"peak extra memory +([\d.]+) x the population", out)[1]) < 15
+    picture = matplotlib.image.imread(tmp_path / "curve.png")
+    assert picture.shape[0] > 300
+    champion = fs.load(tmp_path / "champion.safetensors")
+    assert champion.layout.size == 1210
+    assert list(champion) == ["Dense_0/bias", "Dense_0/kernel", "Dense_1/bias", "Dense_1/kernel"]
+    assert np.isfinite(champion.flat).all()
+
+
+@pytest.mark.parametrize("algo", ["es", "ga"])
+def test_the_same_seed_gives_the_same_champion_to_the_bit_and_another_seed_another(tmp_path, algo):
+    runs = [("a", "7"), ("b", "7"), ("c", "8")]
+    for name, seed in runs:
+        assert (
+            flatstore(
+                "evolve",
+                "--algo",
+                algo,
+                *SHORT[:2],
+                "--generations",
+                "12",
+                "--seed",
+                seed,
+                "--out",
+                str(tmp_path / name),
+            )[0]
+            == 0
+        )
+    a, b, c = (fs.load(tmp_path / name / "champion.safetensors").buffer.tobytes() for name, _ in runs)
+    assert a == b
+    assert a != c
+
+
+def test_inspect_shows_what_evolve_wrote(tmp_path):
+    assert flatstore("evolve", *SHORT[:2], "--generations", "1", "--out", str(tmp_path))[0] == 0
+    status, out, err = flatstore("inspect", str(tmp_path / "champion.safetensors"))
+    assert (status, err) == (0, "")
+    assert re.search(r"Dense_0/kernel +\(64, \d+\) +float32", out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--population", "3"], "expected --population >= 4, got 3; fix"),
+        (["--population", "5"], "expected an even --population for --algo es, got 5; fix"),
+        (["--generations", "0"], "expected --generations >= 1, got 0; fix"),
+        (["--hidden", "0"], "expected --hidden >= 1, got 0; fix"),
+        (["--seed", "-1"], "expected --seed >= 0, got -1; fix"),
+        (["--out", "/dev/null/x"], "expected a folder to write to, got '/dev/null/x'"),
+    ],
+)
+def test_bad_settings_are_one_line_and_status_2(arguments, message):
+    status, out, err = flatstore("evolve", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("flatstore evolve: ") and message in err
+    assert err.count("\n") == 1
+
+
+def test_help_names_every_option_and_its_defaults():
+    status, out, _ = flatstore("evolve", "--help")
+    assert status == 0
+    for option in ("--algo", "--population", "--generations", "--hidden", "--seed", "--out"):
+        assert option in out

@@ -1,0 +1,131 @@
+"""Evolution strategies: sample and update against plain NumPy on arrays of their own."""
+
+import numpy as np
+import pytest
+
+import flatstore as fs
+from flatstore import es
+
+TREE = {"a": {"bias": np.zeros(7, "f4"), "kernel": np.zeros((5, 9), "f4")}, "b": np.zeros((), "f4"), "n": np.int32(3)}
+
+
+def a_store():
+    store = fs.Store.from_tree(TREE)
+    store["a/kernel"] = np.random.default_rng(0).standard_normal((5, 9)).astype("f4")
+    return store
+
+
+def noise_of(layout, scale, key):
+    """What `Normal(scale)` adds under one seed: a packed vector, zero where nothing trains."""
+    vector = np.zeros(layout.size, "f4")
+    for leaf in layout.homes:
+        if leaf.trainable:
+            at = slice(leaf.index, leaf.index + leaf.size)
+            vector[at] = np.float32(scale) * fs.Normal(1.0).draw(key, at.start, at.stop)[0]
+    return vector
+
+
+@pytest.mark.parametrize("order", ["leaf", "member"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sample_is_the_store_plus_the_noise_of_its_seed(order, sign):
+    store, keys = a_store(), fs.seeds(1, 5)
+    pop = fs.Population.zeros(store.layout, 5, order=order)
+    es.sample(pop, store, fs.Normal(0.1), keys, sign=sign)
+    for i, member in enumerate(pop):
+        expected = store.to_vector().astype("f4") + sign * noise_of(store.layout, 0.1, keys[i : i + 1])
+        expected[-1] = 0  # the shared count is the population's own
+        assert member.to_vector().astype("f4").tobytes() == expected.tobytes()
+
+
+def test_antithetic_members_come_in_pairs():
+    store, keys = a_store(), fs.seeds(1, 3)
+    pop, plain = (fs.Population.zeros(store.layout, n) for n in (6, 3))
+    es.sample(pop, store, fs.Normal(0.1), keys, antithetic=True)
+    es.sample(plain, store, fs.Normal(0.1), keys)
+    assert pop.to_vector()[0::2].tobytes() == plain.to_vector().tobytes()
+    es.sample(plain, store, fs.Normal(0.1), keys, sign=-1)
+    assert pop.to_vector()[1::2].tobytes() == plain.to_vector().tobytes()
+
+
+def test_block_size_does_not_change_a_sample(monkeypatch):
+    store, results = a_store(), []
+    import sys
+
+    for scratch in (1, 6 * 8, 1 << 20):
+        monkeypatch.setattr(sys.modules["flatstore.es.sample"], "SCRATCH", scratch)
+        pop = fs.Population.zeros(store.layout, 6)
+        es.sample(pop, store, fs.Normal(0.1), fs.seeds(1, 6))
+        results.append(pop.buffer.tobytes())
+    assert len(set(results)) == 1
+
+
+def test_an_update_adds_the_weighted_noise():
+    store, keys, weights = a_store(), fs.seeds(1, 4), np.array([0.5, -1, 2, 0])
+    before = store.to_vector()
+    es.update(store, fs.Normal(0.1), keys, weights)
+    expected = before + sum(w * noise_of(store.layout, 0.1, keys[i : i + 1]) for i, w in enumerate(weights))
+    assert np.allclose(store.to_vector(), expected, rtol=1e-5, atol=1e-7)
+    assert (store.to_vector() != before)[:-1].all()
+
+
+def test_a_leaf_of_scale_zero_and_a_frozen_leaf_are_not_touched():
+    store = a_store()
+    es.update(store, fs.Normal({"*/kernel": 0.1, "*": 0}), fs.seeds(1, 2), [1, 1])
+    assert not store["a/bias"].any()
+    assert store["n"] == 3
+
+
+def test_centred_ranks_are_shares_of_the_order_and_sum_to_zero():
+    assert es.centred_ranks([3, 1, 2]).tolist() == [0.5, -0.5, 0]
+    assert es.centred_ranks([1, 1, 1, 1]).tolist() == [0, 0, 0, 0]
+    assert es.centred_ranks([np.nan, -np.inf, 5, np.inf]).tolist()[2:] == pytest.approx([1 / 6, 0.5])
+    ranks = es.centred_ranks(np.random.default_rng(0).integers(0, 5, 100))
+    assert abs(ranks.sum()) < 1e-12
+    assert es.centred_ranks([7.0]).tolist() == [0]
+    with pytest.raises(ValueError, match="expected a vector of fitness with a number in it"):
+        es.centred_ranks([np.nan, np.nan])
+
+
+def test_adam_is_the_published_rule():
+    store = a_store()
+    x = store.flat.astype("f8")
+    m = v = np.zeros_like(x)
+    adam, gradient = es.Adam(store), fs.Store.zeros(store.layout)
+    rng = np.random.default_rng(2)
+    for t in range(1, 6):
+        gradient["a/kernel"] = rng.standard_normal((5, 9)).astype("f4")
+        g = gradient.flat.astype("f8")
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        x = x + 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        adam.step(gradient, 0.01)
+    assert np.allclose(store.flat, x, rtol=1e-4, atol=1e-6)
+
+
+BAD = [
+    (lambda s, p: es.sample(p, s, fs.Normal(0.1), fs.seeds(1, 3)), r"expected 4 seeds for 4 members, got shape \(3,\)"),
+    (lambda s, p: es.sample(p, s, fs.Normal(0.1), fs.seeds(1, 4), antithetic=True), "expected 2 seeds for 4 members in pairs"),
+    (lambda s, p: es.sample(p, s, fs.Normal(0.1), fs.seeds(1, 4), sign=2), "expected sign 1 or -1, got 2; fix"),
+    (lambda s, p: es.update(s, fs.Normal(0.1), fs.seeds(1, 2), [1.0]), "expected a weight for each seed"),
+    (lambda s, p: es.update(s, fs.Normal(0.1), fs.seeds(1, 2), [1.0, np.nan]), "expected finite weights"),
+    (lambda s, p: es.sample(p, fs.Store.from_tree({"w": np.zeros(3, "f4")}), fs.Normal(1), fs.seeds(1, 4)),
+     r"(?s)of out differ from the store's layout.*'w': expected float32\[3\] at 0, got nothing; fix"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), BAD)
+def test_a_bad_argument_is_an_error_and_nothing_is_written(call, message):
+    store = a_store()
+    pop = fs.Population.from_tree(TREE, 4)
+    before = store.buffer.tobytes(), pop.buffer.tobytes()
+    with pytest.raises(ValueError, match=message):
+        call(store, pop)
+    assert (store.buffer.tobytes(), pop.buffer.tobytes()) == before
+
+
+def test_what_is_lent_is_neither_sampled_into_nor_updated():
+    store = a_store()
+    pop = fs.Population.from_tree(TREE, 4)
+    with pop.lend(), pytest.raises(fs.LentError):
+        es.sample(pop, store, fs.Normal(0.1), fs.seeds(1, 4))
+    with store.lend(), pytest.raises(fs.LentError):
+        es.update(store, fs.Normal(0.1), fs.seeds(1, 4), np.ones(4))
