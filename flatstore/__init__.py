@@ -10,6 +10,7 @@ from flatstore.files import save as save
 from flatstore.layout import Layout as Layout
 from flatstore.memory import LentError as LentError
 from flatstore.noise import Normal as Normal
+from flatstore.noise import Rademacher as Rademacher
 from flatstore.noise import seeds as seeds
 from flatstore.population import Population as Population
 from flatstore.store import Store as Store

@@ -44,7 +44,7 @@ def save(path: str | os.PathLike[str], store: Store) -> None:
         if leaf.dtype.name not in _DTYPES.values()
     ]
     if unknown:
-        raise StructureError(unknown, "cannot be saved")
+        raise StructureError(unknown, "of a dtype that cannot be saved")
     rows = [[leaf.path, leaf.trainable, leaf.tied, leaf.dims] for leaf in layout.leaves]
     metadata = {"flatstore": json.dumps({"version": 1, "align": layout.align, "leaves": rows})}
     target = Path(path)
@@ -147,7 +147,7 @@ def _header(path: str | os.PathLike[str]) -> tuple[_Saved | None, dict[str, jax.
             f"expected a safetensors file, got {os.fspath(path)!r}: {error}; fix: save it again"
         ) from error
     if unknown:
-        raise StructureError(unknown, "cannot be read")
+        raise StructureError(unknown, "of a dtype that cannot be read")
     note = metadata.get("flatstore")
     return (None if note is None else _saved(note, shapes, path)), shapes
 

@@ -109,6 +109,9 @@ def import_views(views: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str
     exports: dict[str, Array] = {}
     arrays: dict[str, jax.Array] = {}
     for path, view in views.items():
+        if not view.size:  # no byte to share, and its address need not be one
+            arrays[path] = jax.numpy.zeros(view.shape, view.dtype)
+            continue
         producer: Any = view
         if view.dtype in _UNSIGNED:
             code, unsigned = _UNSIGNED[view.dtype]
@@ -129,7 +132,7 @@ def import_views(views: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str
 def refuse(obstacles: list[Difference]) -> None:
     """Raise `BufferError` if there is any obstacle, naming them all."""
     if obstacles:
-        raise BufferError(listing(obstacles, "cannot be viewed by JAX without a copy"))
+        raise BufferError(listing(obstacles, "that JAX cannot view without a copy"))
 
 
 class Lend:

@@ -5,8 +5,10 @@ the key is the seed, the counter holds the kind of draw and the parameter's inde
 population draws what the whole would have drawn there, whatever the blocks, the order or the alignment.
 
 ```
-counter   index // 8 (64 bits) | kind | 0        key   seed (64 bits)
-words     four of 32 bits = eight halves of 16: parameter i takes half i % 8
+counter   number of the block (64 bits) | kind | 0        key   seed (64 bits)
+words     four of 32 bits a block
+normal    eight halves of 16 bits: parameter i takes half i % 8 of block i // 8
+sign      128 bits: parameter i takes bit i % 128 of block i // 128
 ```
 
 A normal draw looks its 16 bits up in a table of 65,536 equally likely values: the mean of N(0, 1) within each of as
@@ -32,11 +34,12 @@ from flatstore.paths import matcher
 
 Seed = int | Sequence[int]
 
-NORMAL, BITS = 0, 1
+NORMAL, RADEMACHER, CROSSOVER = 0, 1, 2
 """Kinds of draw, each with a stream of its own."""
 
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_SIGNS = np.array([-1, 1], np.float32)
 _MASK, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
@@ -91,12 +94,15 @@ def words(kind: int, keys: Array, start: int, stop: int) -> Array:
     return philox4x32(counter, key[:, None, :])
 
 
-def bits(keys: Array, start: int, stop: int) -> Array:
-    """A fair bit for each seed and each index in start .. stop - 1: shape (len(keys), stop - start), bool."""
+def bits(kind: int, keys: Array, start: int, stop: int) -> Array:
+    """A fair bit, 0 or 1, for each seed and each index in start .. stop - 1: shape (len(keys), stop - start), uint8.
+
+    Index i takes bit i % 128 of the block i // 128, the lowest bit of the first word first.
+    """
     first = start // 128
-    block = words(BITS, keys, first, -(-stop // 128)).astype("<u4")
+    block = words(kind, keys, first, -(-stop // 128)).astype("<u4")
     every = np.unpackbits(block.view(np.uint8).reshape(len(keys), -1), axis=1, bitorder="little")
-    return every[:, start - 128 * first : stop - 128 * first].astype(bool)
+    return every[:, start - 128 * first : stop - 128 * first]
 
 
 @lru_cache(maxsize=1)
@@ -113,12 +119,8 @@ def normal_table() -> Array:
 
 
 @dataclass(frozen=True)
-class Normal:
-    """Independent normal noise; `scale` is its standard deviation, one number or by glob (the first that matches).
-
-    >>> noise = Normal({"*/bias": 0, "*": 0.02})
-    >>> noise.scale_of("dense/bias"), noise.scale_of("dense/kernel")
-    (0.0, 0.02)
+class Noise:
+    """A distribution of variance 1 and its strength per leaf: one number, or by glob (the first that matches).
 
     A leaf of scale 0 is not touched. Raises `ValueError` for scales that are not finite, negative, or all zero.
     """
@@ -158,10 +160,35 @@ class Normal:
             self.scale_of(path)
 
     def draw(self, keys: Array, start: int, stop: int) -> Array:
-        """Standard normals for each seed of `keys` and each index in start .. stop - 1.
+        """A number for each seed of `keys` and each index in start .. stop - 1, to be multiplied by the scale.
 
-        Shape (len(keys), stop - start), float32. To be multiplied by the scale.
+        Shape (len(keys), stop - start), float32.
         """
+        raise NotImplementedError
+
+
+class Normal(Noise):
+    """Independent normal noise; `scale` is its standard deviation.
+
+    >>> noise = Normal({"*/bias": 0, "*": 0.02})
+    >>> noise.scale_of("dense/bias"), noise.scale_of("dense/kernel")
+    (0.0, 0.02)
+    """
+
+    def draw(self, keys: Array, start: int, stop: int) -> Array:
+        """Standard normals, looked up in the table of 65,536 values."""
         first = start // 8
         halves = words(NORMAL, keys, first, -(-stop // 8)).astype("<u4").view("<u2").reshape(len(keys), -1)
         return normal_table().take(halves[:, start - 8 * first : stop - 8 * first])
+
+
+class Rademacher(Noise):
+    """Independent signs: plus or minus `scale`, with the same probability. A sixteenth of the words of `Normal`.
+
+    >>> sorted(set(Rademacher(0.5).draw(seeds(1, 1), 0, 100)[0].tolist()))
+    [-1.0, 1.0]
+    """
+
+    def draw(self, keys: Array, start: int, stop: int) -> Array:
+        """Signs: -1 or 1."""
+        return _SIGNS.take(bits(RADEMACHER, keys, start, stop))

@@ -29,8 +29,8 @@ def rebound(tree: Any, layout: Layout, view_of: Callable[[Leaf], Array]) -> list
             differences.append(Difference(path, "a view of the buffer", "nothing", f"take it from store[{path!r}]"))
         elif not (isinstance(got[path], np.ndarray) and is_same_view(got[path], view_of(leaf))):
             fix = f"write the buffer with store[{path!r}] = value"
-            kind = type(got[path]).__name__  # pyright: ignore[reportUnknownArgumentType]
-            differences.append(Difference(path, "a view of the buffer", f"a {kind} that lives elsewhere", fix))
+            kind = "an array" if hasattr(got[path], "shape") else repr(got[path])[:40]
+            differences.append(Difference(path, "a view of the buffer", f"{kind} that lives elsewhere", fix))
     riding = set(by_path(layout.unflatten(layout.leaves))) - layout.by_path.keys()
     for path in got.keys() - layout.by_path.keys() - riding:
         differences.append(Difference(path, "nothing", "a leaf that was added", "plan a new layout with it"))

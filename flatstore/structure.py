@@ -38,6 +38,6 @@ class StructureError(ValueError):
     `differences` holds every leaf that differs, not only the first.
     """
 
-    def __init__(self, differences: Sequence[Difference], what: str = "differ from the layout") -> None:
+    def __init__(self, differences: Sequence[Difference], what: str = "unlike the layout") -> None:
         self.differences = tuple(differences)
         super().__init__(listing(self.differences, what))

@@ -138,7 +138,7 @@ class Verbs(Views):
             return
         differences = rebound(self._tree, self.layout, lambda leaf: self._make(leaf, writeable=True))
         if differences:
-            raise StructureError(differences, "of the tree no longer live in the buffer")
+            raise StructureError(differences, "of the tree not in the buffer any more")
 
     def to_vector(self) -> Array:
         """A packed copy: a number per parameter in index order, with the axis of the members before it, if any.

@@ -32,7 +32,7 @@ def test_a_short_run_learns_says_what_it_took_and_writes_champion_and_curve(tmp_
     assert picture.shape[0] > 300
     champion = fs.load(tmp_path / "champion.safetensors")
     assert champion.layout.size == 1210
-    assert list(champion) == ["Dense_0/bias", "Dense_0/kernel", "Dense_1/bias", "Dense_1/kernel"]
+    assert list(champion) == ["hidden/bias", "hidden/weight", "output/bias", "output/weight"]
     assert np.isfinite(champion.flat).all()
 
 
@@ -64,7 +64,7 @@ def test_inspect_shows_what_evolve_wrote(tmp_path):
     assert flatstore("evolve", *SHORT[:2], "--generations", "1", "--out", str(tmp_path))[0] == 0
     status, out, err = flatstore("inspect", str(tmp_path / "champion.safetensors"))
     assert (status, err) == (0, "")
-    assert re.search(r"Dense_0/kernel +\(64, \d+\) +float32", out)
+    assert re.search(r"hidden/weight +\(64, 64\) +float32", out)
 
 
 @pytest.mark.parametrize(

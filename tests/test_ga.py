@@ -8,7 +8,7 @@ import pytest
 
 import flatstore as fs
 from flatstore import ga
-from flatstore.noise import bits
+from flatstore.noise import CROSSOVER, bits
 
 TREE = {"a": {"bias": np.zeros(7, "f4"), "kernel": np.zeros((5, 9), "f4")}, "b": np.zeros((), "f4"), "n": np.int32(3)}
 
@@ -35,7 +35,7 @@ def beside(pop, fitness, seed, scale, select, elite):
         for leaf in pop.layout.homes:
             if leaf.trainable:
                 at = slice(leaf.index, leaf.index + leaf.size)
-                mixed = np.where(bits(key, at.start, at.stop)[0], matrix[a, at], matrix[b, at])
+                mixed = np.where(bits(CROSSOVER, key, at.start, at.stop)[0], matrix[a, at], matrix[b, at])
                 out[i, at] = mixed + np.float32(scale) * fs.Normal(1.0).draw(key, at.start, at.stop)[0]
     return out
 
@@ -101,7 +101,7 @@ def test_16_bit_genes_are_rounded_once():
         keys = fs.seeds(2, 14)
         for i in range(12):
             a, b = parents[i]
-            mixed = np.where(bits(keys[i : i + 1], 0, 40)[0], before[a], before[b])
+            mixed = np.where(bits(CROSSOVER, keys[i : i + 1], 0, 40)[0], before[a], before[b])
             child = mixed + np.float32(0.5) * fs.Normal(1.0).draw(keys[i : i + 1], 0, 40)[0]
             assert pop["w"][i].tobytes() == child.astype(dtype).tobytes()
 

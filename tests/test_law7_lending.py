@@ -276,3 +276,57 @@ def test_the_memory_outlives_the_store_while_it_is_aliased():
     alias = store_of(np.float32).alias()
     gc.collect()
     assert float(alias["w0"][0, 1]) == 1
+
+
+def test_a_view_is_fenced_also_when_the_member_it_came_from_is_gone():
+    pop = fs.Population.from_tree({"w": np.ones(16, np.float32)}, 32)
+    before = pop[1]["w"]
+    with pop.lend():
+        during = pop[2]["w"]
+        assert not before.flags.writeable
+        assert not during.flags.writeable
+    assert before.flags.writeable
+    assert during.flags.writeable
+
+
+def test_a_view_that_was_made_read_only_by_hand_stays_so_after_a_lend():
+    store = store_of(np.float32)
+    store["w0"].flags.writeable = False
+    with store.lend():
+        pass
+    assert not store["w0"].flags.writeable
+    assert store["w1"].flags.writeable
+
+
+def test_a_lend_that_is_abandoned_does_not_stand_in_the_way_of_anybody():
+    store = store_of(np.float32)
+    lend = store.lend()
+    tree = lend.__enter__()
+    del lend
+    with pytest.raises(fs.LentError):
+        store["w0"] = np.zeros((64, 64), np.float32)
+    del tree
+    gc.collect()
+    store["w0"] = np.zeros((64, 64), np.float32)
+    lend = store.lend()
+    lend.__enter__()
+    del lend, store
+    gc.collect()
+    for _ in range(50):
+        store_of(np.float32)
+
+
+def test_a_store_of_no_bytes_is_lent_too():
+    with fs.Store.from_tree({"w": np.zeros((0, 3), np.float32)}).lend() as tree:
+        assert tree["w"].shape == (0, 3)
+
+
+def test_a_slice_that_does_not_start_where_jax_can_take_it_has_no_chunks():
+    pop = fs.Population.from_tree({"w": np.ones(3, np.float32)}, 64)
+    assert [chunk.size for chunk in pop[16:].chunks(20)] == [16, 16, 16]
+    with pytest.raises(
+        ValueError, match="expected a population that starts at a multiple of 16 members, got a slice from 3"
+    ):
+        next(pop[3:40].chunks(16))
+    with pytest.raises(ValueError, match="expected at_most >= 16, .* got 5; fix"):
+        next(pop.chunks(5))

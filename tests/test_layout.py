@@ -282,7 +282,11 @@ BROKEN = {
     "4. homes start at their item size": ([A, row("b", 10, 2)], 1, "aligned start"),
     "5. homes do not overlap": ([A, row("b", 4, 2)], 1, "homes apart"),
     "5. trainable homes come first": ([row("a", 0, 0, **FROZEN), B], 64, "trainable leaves first"),
-    "5. a dtype lies together": ([A, row("h", 64, 2, dtype=np.dtype("f2")), row("c", 128, 4)], 64, "each dtype together"),
+    "5. a dtype lies together": (
+        [A, row("h", 64, 2, dtype=np.dtype("f2")), row("c", 128, 4)],
+        64,
+        "each dtype together",
+    ),
     "6. indices begin at 0": ([row("a", 0, 1)], 64, "index 0"),
     "6. indices are packed": ([A, row("b", 64, 3)], 64, "index 2"),
     "7. dims name each axis": ([A, row("b", 64, 2, dims=("x", "y"))], 64, "dims"),

@@ -18,7 +18,7 @@ def message_of(store, **keywords):
 def test_a_packed_layout_names_every_misaligned_leaf():
     store = fs.Store.from_tree({"a": np.zeros(3, "f4"), "b": np.zeros(5, "f4"), "c": np.zeros(2, "f4")}, align=1)
     message = message_of(store)
-    assert message.startswith("2 leaves cannot be viewed by JAX without a copy:")
+    assert message.startswith("2 leaves that JAX cannot view without a copy:")
     assert "'b': expected a start at a multiple of 64 bytes, got 12 bytes past one; fix: " in message
     assert "'c': expected a start at a multiple of 64 bytes, got 32 bytes past one; fix: " in message
 

@@ -1,10 +1,12 @@
 """Law 8: a seed is a perturbation. Noise is a pure function of kind, seed and index."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 import flatstore as fs
-from flatstore.noise import BITS, NORMAL, bits, normal_table, philox4x32, words
+from flatstore.noise import CROSSOVER, NORMAL, RADEMACHER, bits, normal_table, philox4x32, words
 
 # The known answers that the authors of Philox publish with it (Random123, kat_vectors): counter, key, words.
 KNOWN = [
@@ -26,9 +28,8 @@ def test_philox_gives_the_published_words(counter, key, expected):
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (5, 1001), (8, 16), (127, 130), (2**35 - 3, 2**35 + 9)])
 def test_a_draw_depends_on_the_index_alone_not_on_the_block(start, stop):
     keys = fs.seeds(1, 3)
-    noise = fs.Normal(1.0)
     middle = start + (stop - start) // 2
-    for draw in (noise.draw, lambda *block: bits(*block)):
+    for draw in (fs.Normal(1.0).draw, fs.Rademacher(1.0).draw, partial(bits, CROSSOVER)):
         whole = draw(keys, start, stop)
         assert whole.shape == (3, stop - start)
         parts = [draw(keys, start, middle), draw(keys, middle, stop)] if middle > start else [whole]
@@ -44,7 +45,7 @@ def test_the_high_half_of_a_seed_and_of_an_index_count():
 
 def test_kinds_of_draw_have_streams_of_their_own():
     keys = fs.seeds(1, 1)
-    assert (words(NORMAL, keys, 0, 4) != words(BITS, keys, 0, 4)).any()
+    assert (words(NORMAL, keys, 0, 4) != words(CROSSOVER, keys, 0, 4)).any()
 
 
 def test_seeds_are_numpy_s_and_a_longer_list_begins_with_the_shorter():
@@ -71,7 +72,7 @@ def test_draws_are_normal_and_bits_are_fair():
     assert abs(z.var() - 1) < 5 * error * 2**0.5
     assert abs((z**4).mean() - 3) < 5 * error * 96**0.5
     assert abs(np.corrcoef(z[:-1], z[1:])[0, 1]) < 5 * error
-    flips = bits(fs.seeds(12, 16), 0, 1 << 16)
+    flips = bits(RADEMACHER, fs.seeds(12, 16), 0, 1 << 16)
     assert abs(flips.mean() - 0.5) < 5 * 0.5 * error
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flatstore import es, ga
 from flatstore.arrays import Array
 from flatstore.cli.digits import Digits, fitness, initial_noise, jit, layout_of_network
-from flatstore.noise import Normal, seeds
+from flatstore.noise import Normal, Rademacher, seeds
 from flatstore.population import Population
 from flatstore.store import Store
 
@@ -68,7 +68,7 @@ class EvolutionStrategy:
 
     def __init__(self, digits: Digits, settings: Settings) -> None:
         """Draw the first centre, and compile."""
-        self.settings, self.noise = settings, Normal(self.SIGMA)
+        self.settings, self.noise = settings, Rademacher(self.SIGMA)
         layout = layout_of_network(settings.hidden)
         self.pop = Population.zeros(layout, settings.population)
         self.centre, self.gradient = Store.zeros(layout), Store.zeros(layout)

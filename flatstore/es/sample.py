@@ -6,18 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.noise import Normal
+from flatstore.noise import Noise
 from flatstore.population import Population
 from flatstore.store import Store
 from flatstore.structure import Difference, StructureError
 
-SCRATCH = 1 << 17
+SCRATCH = 1 << 18
 """Parameters in a block of columns; with its temporaries a block stays well below 32 MiB."""
 
 
-def sample(
-    out: Population, store: Store, noise: Normal, seeds: Any, *, sign: int = 1, antithetic: bool = False
-) -> None:
+def sample(out: Population, store: Store, noise: Noise, seeds: Any, *, sign: int = 1, antithetic: bool = False) -> None:
     """Write `store + sign * noise(seed)` into the members of `out`, with a seed for each.
 
     With `antithetic` there is a seed for each pair: member 2 i is the store plus noise number i, member 2 i + 1 the
@@ -63,7 +61,7 @@ def layouts_differ(name: str, got: Any, expected: Any) -> StructureError:
         for path in {**ours, **theirs}
         if ours.get(path) != theirs.get(path)
     ]
-    return StructureError(differences, f"of {name} differ from the store's layout")
+    return StructureError(differences, f"of {name} unlike the store's layout")
 
 
 def _row(leaf: Any) -> str:

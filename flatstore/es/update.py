@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.sample import SCRATCH
-from flatstore.noise import Normal
+from flatstore.noise import Noise
 from flatstore.store import Store
 
 
-def update(store: Store, noise: Normal, seeds: Any, weights: Any) -> None:
+def update(store: Store, noise: Noise, seeds: Any, weights: Any) -> None:
     """Add `sum_i weights[i] * noise(seeds[i])` to the trainable leaves, in place: what `sample` added, weighted.
 
     The noise is made again from its seeds, block by block. The sum is taken in float64 and rounded once.

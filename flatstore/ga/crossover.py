@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flatstore.arrays import Array
-from flatstore.noise import bits
+from flatstore.noise import CROSSOVER, bits
 
 
 @dataclass(frozen=True)
@@ -22,4 +22,4 @@ class Uniform:
 
         `start` is the index of the first gene.
         """
-        return np.where(bits(keys, start, start + a.shape[1]), a, b)
+        return np.where(bits(CROSSOVER, keys, start, start + a.shape[1]), a, b)

@@ -21,10 +21,10 @@ import numpy as np
 from flatstore.arrays import Array
 from flatstore.ga.crossover import Uniform
 from flatstore.ga.select import Tournament, best_first
-from flatstore.noise import Normal, Seed, seeds
+from flatstore.noise import Noise, Seed, seeds
 from flatstore.population import Population
 
-SCRATCH = 1 << 17
+SCRATCH = 1 << 18
 """Genes in a block of columns; with its temporaries a block stays well below 32 MiB."""
 
 
@@ -33,7 +33,7 @@ def step(
     fitness: Any,
     *,
     seed: Seed,
-    mutate: Normal,
+    mutate: Noise,
     select: Any = Tournament(),  # noqa: B008 (a frozen value)
     crossover: Any = Uniform(),  # noqa: B008 (a frozen value)
     elite: int = 1,
