@@ -47,6 +47,7 @@ _UNSIGNED: dict[np.dtype[Any], tuple[int, Any]] = {
 # Where `code` stands in a DLManagedTensor: data (8 bytes), device (4 + 4), ndim (4), then code, bits, lanes.
 _CODE_OFFSET = 20
 
+_jnp: Any = jax.numpy
 _dlpack: Any = jax.dlpack
 _capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _capsule_pointer.restype = ctypes.c_void_p
@@ -110,7 +111,7 @@ def import_views(views: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str
     arrays: dict[str, jax.Array] = {}
     for path, view in views.items():
         if not view.size:  # no byte to share, and its address need not be one
-            arrays[path] = jax.numpy.zeros(view.shape, view.dtype)
+            arrays[path] = _jnp.zeros(view.shape, view.dtype)
             continue
         producer: Any = view
         if view.dtype in _UNSIGNED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ class Digits:
         """The data set, four fifths for training, classes in proportion. Raises `ImportError` without scikit-learn."""
         images, labels = require("sklearn.datasets", "demo").load_digits(return_X_y=True)
         split = require("sklearn.model_selection", "demo").train_test_split
-        train_x, test_x, train_y, test_y = split(images, labels, test_size=0.2, random_state=0, stratify=labels)
+        train_x, test_x, train_y, test_y = split(images, labels, test_size=0.2, random_state=42, stratify=labels)
         mean = train_x.mean(axis=0)
         scaled = [np.ascontiguousarray(((x - mean) / 6).T, np.float32) for x in (train_x, test_x)]
         return cls(scaled[0], train_y.astype(np.int32), scaled[1], test_y.astype(np.int32))
@@ -97,6 +98,11 @@ def log_likelihood(params: Any, x: Any, y: Any) -> Any:
 def fitness(stacked: Any, x: Any, y: Any) -> Any:
     """The fitness of every member: shape (members,)."""
     return jax.vmap(log_likelihood, in_axes=(0, None, None))(stacked, x, y)
+
+
+def weighted_sum(stacked: Any, weights: Any) -> Any:
+    """The members, each times its weight, summed leaf by leaf: a tree of one member's shapes."""
+    return _jax.tree.map(partial(jnp.tensordot, weights, axes=1), stacked)
 
 
 def accuracy(params: Any, x: Any, y: Any) -> Any:

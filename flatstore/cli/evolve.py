@@ -19,7 +19,7 @@ from flatstore.files import save
 from flatstore.store import Store
 
 _STRATEGIES: dict[str, tuple[type[Strategy], Settings]] = {
-    "es": (EvolutionStrategy, Settings(population=256, generations=1200, hidden=64, seed=0)),
+    "es": (EvolutionStrategy, Settings(population=256, generations=3000, hidden=64, seed=0)),
     "ga": (GeneticAlgorithm, Settings(population=320, generations=1000, hidden=32, seed=0)),
 }
 _CHECKS = 40  # how often the champion is looked at in a run

@@ -10,7 +10,7 @@ import numpy as np
 
 from flatstore import es, ga
 from flatstore.arrays import Array
-from flatstore.cli.digits import Digits, fitness, initial_noise, jit, layout_of_network
+from flatstore.cli.digits import Digits, fitness, initial_noise, jit, layout_of_network, weighted_sum
 from flatstore.noise import Normal, Rademacher, seeds
 from flatstore.population import Population
 from flatstore.store import Store
@@ -44,55 +44,49 @@ class Strategy(Protocol):
         ...
 
 
-class _Evaluator:
-    """The fitness of a population on a batch, compiled once, in the population's own memory."""
-
-    def __init__(self, pop: Population, digits: Digits, batch: int, seed: int) -> None:
-        self.pop, self.digits, self.batch, self.seed = pop, digits, batch, seed
-        x, y = digits.batch(batch, seed, 0)
-        with pop.lend() as stacked:
-            self._compiled = jit(fitness).lower(stacked, x, y).compile()
-        analysis: Any = self._compiled.memory_analysis()
-        self.temporaries = int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)
-
-    def __call__(self, generation: int) -> Array:
-        x, y = self.digits.batch(self.batch, self.seed, generation)
-        with self.pop.lend() as stacked:
-            return np.asarray(self._compiled(stacked, x, y))
-
-
 class EvolutionStrategy:
     """OpenAI-ES: antithetic pairs around a centre, centred ranks, Adam."""
 
-    BATCH, SIGMA, RATE = 128, 0.1, 0.015
+    BATCH, SIGMA, RATE = 128, 0.1, 0.008
 
     def __init__(self, digits: Digits, settings: Settings) -> None:
         """Draw the first centre, and compile."""
-        self.settings, self.noise = settings, Rademacher(self.SIGMA)
+        self.digits, self.settings, self.noise = digits, settings, Rademacher(self.SIGMA)
         layout = layout_of_network(settings.hidden)
         self.pop = Population.zeros(layout, settings.population)
         self.centre, self.gradient = Store.zeros(layout), Store.zeros(layout)
         es.update(self.centre, initial_noise(settings.hidden), seeds(settings.seed, 1), [1.0])
         self.adam = es.Adam(self.centre)
         self.state = 4 * layout.nbytes
-        self.evaluate = _Evaluator(self.pop, digits, self.BATCH, settings.seed)
-        self.temporaries = self.evaluate.temporaries
+        x, y = digits.batch(self.BATCH, settings.seed, 0)
+        self._fitness, for_fitness = compiled(fitness, self.pop, x, y)
+        self._gradient, for_gradient = compiled(weighted_sum, self.pop, np.zeros(self.pop.size, np.float32))
+        self.temporaries = max(for_fitness, for_gradient)
 
     def generation(self, number: int) -> Array:
         """Sample around the centre, evaluate, and move the centre up."""
         keys = seeds((self.settings.seed, number), self.pop.size // 2)
         es.sample(self.pop, self.centre, self.noise, keys, antithetic=True)
-        scores = self.evaluate(number)
-        # The noise still stands in the members, and centred ranks sum to zero: the centre drops out of the sum.
-        ranks = es.centred_ranks(scores).astype(np.float32)
-        for path, leaf in self.gradient.items():
-            leaf[...] = np.tensordot(ranks, self.pop[path], axes=1)
+        x, y = self.digits.batch(self.BATCH, self.settings.seed, number)
+        with self.pop.lend() as stacked:
+            scores: Array = np.asarray(self._fitness(stacked, x, y))
+            # The noise still stands in the members, and centred ranks sum to zero: the centre drops out of the sum.
+            ranks = es.centred_ranks(scores).astype(np.float32)
+            self.gradient.assign(self._gradient(stacked, ranks))
         self.adam.step(self.gradient, self.RATE * 0.5 * (1 + math.cos(math.pi * number / self.settings.generations)))
         return scores
 
     def champion(self) -> Store:
         """The centre."""
         return self.centre
+
+
+def compiled(function: Any, pop: Population, *arguments: Any) -> tuple[Any, int]:
+    """A function of a lent population, compiled, and the bytes that it takes beside the population."""
+    with pop.lend() as stacked:
+        program = jit(function).lower(stacked, *arguments).compile()
+    analysis = program.memory_analysis()
+    return program, int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)
 
 
 class GeneticAlgorithm:
@@ -107,13 +101,14 @@ class GeneticAlgorithm:
         self.pop = Population.zeros(layout, settings.population)
         es.sample(self.pop, Store.zeros(layout), initial_noise(settings.hidden), seeds(settings.seed, self.pop.size))
         self.state = 0
-        self.evaluate = _Evaluator(self.pop, digits, self.BATCH, settings.seed)
-        self.temporaries = self.evaluate.temporaries
+        self._fitness, self.temporaries = compiled(fitness, self.pop, *digits.batch(self.BATCH, settings.seed, 0))
         self._on_all = jit(fitness)
 
     def generation(self, number: int) -> Array:
         """Evaluate, and replace the population by its children."""
-        scores = self.evaluate(number)
+        x, y = self.digits.batch(self.BATCH, self.settings.seed, number)
+        with self.pop.lend() as stacked:
+            scores: Array = np.asarray(self._fitness(stacked, x, y))
         sigma = self.SIGMA * (self.LAST_SIGMA / self.SIGMA) ** (number / self.settings.generations)
         ga.step(
             self.pop,
