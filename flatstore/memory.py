@@ -146,9 +146,9 @@ class Memory:
         with lock:
             memories.add(self)
 
-    def watch(self, view: Array) -> None:
-        """Make this writable view read-only whenever the memory is lent (under the lock)."""
-        self._views.append(weakref.ref(view))
+    def watch(self, views: Iterable[Array]) -> None:
+        """Make these writable views read-only whenever the memory is lent (under the lock)."""
+        self._views += map(weakref.ref, views)
         if leases and is_lent(self):
             self.freeze()
         if len(self._views) > self._prune_at:

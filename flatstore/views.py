@@ -12,7 +12,7 @@ stacked   dense/bias  = (P, 2) float32 at byte 0, rows 8 bytes apart
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, Self
 
 import jax
@@ -96,9 +96,7 @@ class Views:
         if tree is None:
             with memory.lock:
                 views = self._views
-                for leaf in self.layout.leaves:
-                    if leaf.path not in views:
-                        self._add(leaf)
+                self._add(leaf for leaf in self.layout.leaves if leaf.path not in views)
                 tree = self._tree = self.layout.unflatten([views[leaf.path] for leaf in self.layout.leaves])
         return tree
 
@@ -190,21 +188,26 @@ class Views:
         """The one view of a leaf, made at its first use."""
         with memory.lock:
             if leaf.path not in self._views:
-                self._add(leaf)
+                self._add([leaf])
             return self._views[leaf.path]
 
-    def _add(self, leaf: Leaf) -> None:
-        """Make and cache the view of a leaf (under the lock); tied leaves have the same one."""
-        views = self._views
-        if leaf.tied is not None and leaf.tied in views:
-            views[leaf.path] = views[leaf.tied]
-            return
-        shared = self._is_shared(leaf)
-        view = views[leaf.path] = self._make(leaf, not shared)
-        if leaf.tied is not None:
-            views[leaf.tied] = view
-        if not shared:
-            self._memory.watch(view)
+    def _add(self, leaves: Iterable[Leaf]) -> None:
+        """Make and cache the views of leaves (under the lock); tied leaves have the same one."""
+        views, places = self._views, self._plan.places
+        part = self._plan.order != "store" and not self._whole
+        new: list[Array] = []
+        for leaf in leaves:
+            path, home = leaf.path, leaf.tied
+            if home is not None and home in views:
+                views[path] = views[home]
+                continue
+            shared = part and places[path].step is None
+            view = views[path] = self._make(leaf, not shared)
+            if home is not None:
+                views[home] = view
+            if not shared:
+                new.append(view)
+        self._memory.watch(new)
 
     def _shown(self, name: str, make: Callable[[], Array]) -> Array:
         """The one view of something larger than a leaf, made at its first use."""
@@ -213,7 +216,7 @@ class Views:
             view = self._wholes.get(name)
             if view is None:
                 view = self._wholes[name] = make()
-                self._memory.watch(view)
+                self._memory.watch([view])
             return view
 
     def writable(self, leaf: Leaf) -> Array:

@@ -7,6 +7,11 @@ import pytest
 
 import flatstore as fs
 
+try:
+    enable_x64 = jax.enable_x64
+except AttributeError:  # before jax 0.8
+    from jax.experimental import enable_x64
+
 
 def message_of(store, **keywords):
     with pytest.raises(BufferError) as caught, store.lend(**keywords):
@@ -43,7 +48,7 @@ def test_a_64_bit_leaf_needs_x64(dtype):
     assert f"'a': expected a dtype of at most 32 bits while jax_enable_x64 is off, got {dtype}; fix: " in message_of(
         store
     )
-    with jax.enable_x64(True), store.lend() as tree:
+    with enable_x64(True), store.lend() as tree:
         assert tree["a"].dtype == dtype
 
 
