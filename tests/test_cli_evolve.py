@@ -10,7 +10,7 @@ import pytest
 
 import flatstore as fs
 
-SHORT = ["--population", "64", "--generations", "60", "--hidden", "16"]
+SHORT = ["--population", "64", "--generations", "200", "--hidden", "16"]
 
 
 def flatstore(*arguments, cwd=None):
@@ -24,10 +24,10 @@ def flatstore(*arguments, cwd=None):
 def test_a_short_run_learns_says_what_it_took_and_writes_champion_and_curve(tmp_path, algo):
     status, out, err = flatstore("evolve", "--algo", algo, *SHORT, "--out", str(tmp_path))
     assert (status, err) == (0, "")
-    assert float(re.search(r"test accuracy +([\d.]+) %", out)[1]) > 60
-    assert "generations        60\n" in out
-    assert "population         303,616 bytes: 64 members x 1,210 parameters" in out or "64 members x 1,210" in out
-    assert float(re.search(r"peak extra memory +([\d.]+) x the population", out)[1]) < 15
+    assert float(re.search(r"test accuracy +([\d.]+) %", out)[1]) > 70
+    assert "generations        200\n" in out
+    assert "population         309,760 bytes: 64 members x 1,210 parameters\n" in out
+    assert float(re.search(r"peak extra memory +([\d.]+) x the population", out)[1]) < 6
     picture = matplotlib.image.imread(tmp_path / "curve.png")
     assert picture.shape[0] > 300
     champion = fs.load(tmp_path / "champion.safetensors")
