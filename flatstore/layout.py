@@ -164,7 +164,10 @@ class Layout:
         return leaf.path, tuple(map(int, np.unravel_index(index - leaf.index, leaf.shape)))
 
     def index_of(self, path: str, position: Sequence[int] = ()) -> int:
-        """The number of the parameter at `position` of the leaf at `path`: the inverse of `locate`."""
+        """The number of the parameter at `position` of the leaf at `path`: the inverse of `locate`.
+
+        Raises `KeyError` for an unknown path, `IndexError` for a position outside of the leaf.
+        """
         leaf = self.leaf(path)
         if len(position) != len(leaf.shape) or not all(0 <= i < n for i, n in zip(position, leaf.shape, strict=True)):
             raise IndexError(

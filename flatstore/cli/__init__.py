@@ -10,7 +10,7 @@ from flatstore.cli import evolve, inspect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for bad input."""
+    """Run the command line; returns the exit status: 0, 2 for bad input, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="flatstore", description="Parameters in one buffer; trees are views of it.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command, summary in (
@@ -23,6 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         return chosen.run(chosen)
+    except KeyboardInterrupt:
+        print(f"\nflatstore {chosen.command}: interrupted", file=sys.stderr)
+        return 130
     except ImportError as error:
         if "flatstore[" not in str(error):
             raise
