@@ -51,6 +51,11 @@ def is_integer(dtype: np.dtype[Any]) -> bool:
     return bool(_jax_dtypes.issubdtype(dtype, np.integer))
 
 
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether `dtype` is a real floating type, bfloat16 and float8 included."""
+    return bool(_jax_dtypes.issubdtype(dtype, np.floating))
+
+
 def is_trainable_dtype(dtype: np.dtype[Any]) -> bool:
     """Whether `dtype` is floating or complex: what trains unless somebody says otherwise."""
     return bool(_jax_dtypes.issubdtype(dtype, np.inexact))
@@ -112,6 +117,8 @@ def _numeric_spec(shape: tuple[int, ...], dtype: np.dtype[Any], path: str) -> Sp
             f"{path!r}: expected an array of numbers, got dtype {dtype}; "
             "fix: convert it with .astype(...), or keep it out of the tree"
         )
+    if any(n < 0 for n in shape):
+        raise ValueError(f"{path!r}: expected axes of size >= 0, got shape {shape}; fix: name the size of each axis")
     return Spec(shape, dtype if dtype.isnative else dtype.newbyteorder("="))
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections import OrderedDict
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,9 +35,12 @@ _DTYPES = {
 def save(path: str | os.PathLike[str], store: Store) -> None:
     """Write a store to a safetensors file: a copy. The file is replaced as a whole, or not at all.
 
-    Raises `StructureError` for dtypes that the format does not know, `ImportError` without safetensors.
+    Raises `StructureError` for dtypes that the format does not know, `FileNotFoundError` for a folder that is not
+    there, `ImportError` without safetensors.
     """
     library = require("safetensors.numpy", "demo")
+    if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"expected a Store, got {type(store).__name__}; fix: save a member, pop[i]")
     layout = store.layout
     unknown = [
         Difference(leaf.path, "a dtype of safetensors", leaf.dtype.name, "convert the leaf")
@@ -48,16 +52,25 @@ def save(path: str | os.PathLike[str], store: Store) -> None:
     rows = [[leaf.path, leaf.trainable, leaf.tied, leaf.dims] for leaf in layout.leaves]
     metadata = {"flatstore": json.dumps({"version": 1, "align": layout.align, "leaves": rows})}
     target = Path(path)
+    if not target.parent.is_dir() or target.is_dir():
+        raise FileNotFoundError(f"expected a file in a folder that exists, got {str(target)!r}; fix: make the folder")
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
     try:
         library.save_file({leaf.path: store[leaf.path] for leaf in layout.homes}, name, metadata=metadata)
         with open(name, "rb") as written:
             os.fsync(written.fileno())
+        os.chmod(name, 0o666 & ~_umask())
         os.replace(name, target)
     except BaseException:
         os.unlink(name)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def load(path: str | os.PathLike[str], *, like: Any = None) -> Store:
@@ -107,7 +120,7 @@ def layout_of(path: str | os.PathLike[str]) -> Layout:
         tree,
         align=saved.align,
         trainable=as_saved,
-        dims={name: row.dims for name, row in saved.rows.items() if row.dims},
+        dims={escape(name): row.dims for name, row in saved.rows.items() if row.dims},
         tied={name: row.tied for name, row in saved.rows.items() if row.tied},
     )
 

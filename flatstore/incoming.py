@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from flatstore.arrays import Array, Spec, as_numpy, is_integer, spec_of
@@ -12,6 +13,8 @@ from flatstore.layout import Layout
 from flatstore.paths import as_path, by_path
 from flatstore.structure import Difference, StructureError
 from flatstore.table import Leaf
+
+_tree_util: Any = jax.tree_util
 
 Lead = tuple[int, ...]
 Pairs = list[tuple[Leaf, Array]]
@@ -25,7 +28,7 @@ def incoming(layout: Layout, values: Any, lead: Lead = ()) -> Pairs:
     """
     if _is_vector(layout, values, lead):
         return _from_vector(layout, values, lead)
-    return _checked(layout, _by_path(layout, values), lead)
+    return _checked(layout, _named(layout, values), lead)
 
 
 def incoming_leaf(layout: Layout, path: Any, value: Any, lead: Lead = ()) -> tuple[Leaf, Array]:
@@ -39,7 +42,7 @@ def incoming_leaf(layout: Layout, path: Any, value: Any, lead: Lead = ()) -> tup
 
 
 def is_pairs(layout: Layout, values: Any) -> bool:
-    """Whether `values` is an iterable of (path, array): an iterator, `mapping.items()`, or a list of such pairs.
+    """Whether `values` is an iterable of (path, array): any iterable that is no pytree, or a list of such pairs.
 
     A list that is a tree of the layout is a tree.
     """
@@ -47,7 +50,9 @@ def is_pairs(layout: Layout, values: Any) -> bool:
         items: list[Any] = list(values)  # pyright: ignore[reportUnknownArgumentType]
         pairs = all(isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], (str, tuple)) for x in items)  # pyright: ignore[reportUnknownArgumentType]
         return pairs and not layout.by_path.keys() <= by_path(items).keys()
-    return hasattr(values, "__next__") or isinstance(values, ItemsView)
+    if isinstance(values, (str, bytes, Mapping)) or hasattr(values, "shape"):
+        return False
+    return hasattr(values, "__iter__") and bool(_tree_util.all_leaves([values]))
 
 
 def _is_vector(layout: Layout, values: Any, lead: Lead) -> bool:
@@ -58,7 +63,7 @@ def _is_vector(layout: Layout, values: Any, lead: Lead) -> bool:
     return root.key_path != () or tuple(shape) != lead + root.shape
 
 
-def _by_path(layout: Layout, values: Any) -> dict[str, Any]:
+def _named(layout: Layout, values: Any) -> dict[str, Any]:
     """The leaves of a tree by path; of a mapping {path: x}, itself. Where both could be meant, what names more."""
     tree = by_path(values)
     if not isinstance(values, Mapping):

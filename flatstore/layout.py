@@ -24,12 +24,13 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from flatstore.arrays import Spec, is_trainable_dtype, spec_of
-from flatstore.paths import Glob, KeyPath, as_path, by_path, flatten, matcher, nodes, path_of
+from flatstore.paths import Glob, KeyPath, as_path, by_path, flatten, matcher, nodes, path_of, refuse_idle_glob
 from flatstore.structure import Difference, StructureError, count
 from flatstore.table import Leaf, describe, place, validate
 from flatstore.ties import Tied, find_ties
@@ -54,7 +55,7 @@ class Layout:
     """JAX's definition of the whole tree."""
     riders: tuple[tuple[int, Any], ...] = ()
     """What rides along: (position among all leaves of the tree, the object)."""
-    by_path: dict[str, Leaf] = field(init=False)
+    by_path: Mapping[str, Leaf] = field(init=False)
     """The rows by path."""
     homes: tuple[Leaf, ...] = field(init=False)
     """The rows that own memory, in the order of their index."""
@@ -75,7 +76,7 @@ class Layout:
         names = {dtype: dtype.name for dtype in {leaf.dtype for leaf in self.leaves}}
         rows = [(x.path, x.shape, names[x.dtype], x.offset, x.trainable, x.tied, x.dims) for x in self.leaves]
         derived = {
-            "by_path": {leaf.path: leaf for leaf in self.leaves},
+            "by_path": MappingProxyType({leaf.path: leaf for leaf in self.leaves}),
             "homes": homes,
             "size": sum(leaf.size for leaf in homes),
             "nbytes": nbytes,
@@ -103,6 +104,10 @@ class Layout:
             ValueError: no numeric leaf, clashing paths, a glob that matches nothing, leaves that overlap in part.
             TypeError: an array that holds no numbers; a torch module.
         """
+        if isinstance(getattr(tree, "layout", None), Layout):
+            raise TypeError(
+                f"expected a tree of arrays, got a {type(tree).__name__}, which has a layout; fix: copy() or .layout"
+            )
         flat, treedef = flatten(tree)
         values: dict[str, Any] = {}
         specs: dict[str, Spec] = {}
@@ -187,7 +192,8 @@ class Layout:
         """What to tell somebody who named a path that is not here."""
         import difflib
 
-        near = difflib.get_close_matches(path, self.by_path, n=3) or list(self.by_path)[:3]
+        some = list(self.by_path)[:1000]
+        near = difflib.get_close_matches(path, some, n=3) or some[:3]
         below = [other for other in self.by_path if other.startswith(f"{path}/")]
         if below:
             return f"expected the path of a leaf, got the node {path!r}; fix: name a leaf below it, like {below[0]!r}"
@@ -235,6 +241,10 @@ class Layout:
             return Difference(path, str(expected), str(spec), f"convert it with .astype({leaf.dtype.name!r})")
         return None
 
+    def __reduce__(self) -> Any:
+        """Pickles where the tree's own nodes and what rides along do."""
+        return Layout, (self.leaves, self.align, self.treedef, self.riders)
+
     def __eq__(self, other: object) -> bool:
         """Whether both tables are the same."""
         return self is other or (isinstance(other, Layout) and self.digest == other.digest)
@@ -268,18 +278,13 @@ def _trainable(
     if callable(trainable):
         parents = dict(nodes(tree))
         return [bool(trainable(path, values[path], parents.get(key_paths[path][:-1]))) for path in values]
+    if not isinstance(trainable, (str, Iterable)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"trainable: expected globs or a function, got {trainable!r}; fix: trainable=() freezes all")
     globs = [trainable] if isinstance(trainable, str) else list(trainable)
     for glob in globs:
         refuse_idle_glob("trainable", glob, specs)
     matches = matcher(globs)
     return [matches(path) for path in values]
-
-
-def refuse_idle_glob(argument: str, glob: str, paths: Iterable[str]) -> None:
-    """Raise `ValueError` if `glob` matches none of `paths`: it is a slip of the pen, not a wish for nothing."""
-    names = list(paths)
-    if not any(map(matcher(glob), names)):
-        raise ValueError(f"{argument}: expected globs that match a leaf, got {glob!r}; fix: paths are like {names[:3]}")
 
 
 def _dims(specs: Mapping[str, Spec], dims: Dims) -> list[tuple[str | None, ...] | None]:

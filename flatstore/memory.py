@@ -11,7 +11,8 @@ address   a                                 b
                  '-- a lease here keeps both from being written
 ```
 
-Many readers or one writer (law 7): a lease is a reader, `Memory.writing` a writer, and neither waits for the other.
+Many readers or one writer (law 7): a lease is a reader, a thread in `Memory.writing` a writer, and nobody waits for
+anybody: who comes second gets an error.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def settle() -> None:
     with lock:
         gone = [lease for lease in ended if not lease.unreleased()]
         for lease in gone:
-            ended.remove(lease)
+            if lease in ended:
+                ended.remove(lease)
             leases.discard(lease)
         for memory in list(memories) if gone else ():
             if not is_lent(memory):
@@ -128,7 +130,8 @@ def settle() -> None:
 
 def is_lent(span: Span) -> bool:
     """Whether anybody reads from this range now."""
-    return any(overlap(lease, span) for lease in leases)
+    with lock:
+        return any(overlap(lease, span) for lease in leases)
 
 
 class Memory:
@@ -143,21 +146,24 @@ class Memory:
         self._views: list[weakref.ref[Array]] = []
         self._frozen: list[weakref.ref[Array]] = []
         self._prune_at = 64
-        with lock:
-            memories.add(self)
 
     def watch(self, views: Iterable[Array]) -> None:
         """Make these writable views read-only whenever the memory is lent (under the lock)."""
-        self._views += map(weakref.ref, views)
+        memories.add(self)
+        new = [weakref.ref(view) for view in views]
+        self._views += new
         if leases and is_lent(self):
-            self.freeze()
+            self._freeze(new)
         if len(self._views) > self._prune_at:
             self._views = [ref for ref in self._views if ref() is not None]
             self._prune_at = 2 * len(self._views) + 64
 
     def freeze(self) -> None:
         """Make the watched views read-only (under the lock)."""
-        for ref in self._views:
+        self._freeze(self._views)
+
+    def _freeze(self, refs: list[weakref.ref[Array]]) -> None:
+        for ref in refs:
             view = ref()
             if view is not None and view.flags.writeable:
                 view.flags.writeable = False
@@ -169,7 +175,8 @@ class Memory:
         for ref in frozen:
             view = ref()
             if view is not None:
-                view.flags.writeable = True
+                with contextlib.suppress(ValueError):  # the owner of wrapped memory has made it read-only meanwhile
+                    view.flags.writeable = True
 
     @classmethod
     def heap(cls, nbytes: int, align: int = 64) -> Memory:
@@ -193,6 +200,8 @@ class Memory:
         """
         array = _as_bytes(buffer)
         if not array.flags.writeable:
+            if is_lent(cls(array)):
+                raise LentError("expected a buffer at rest, got one that is lent; fix: wrap it after the lend")
             raise ValueError(
                 f"expected writable memory, got a read-only {type(buffer).__name__}; fix: wrap a writable copy of it"
             )
@@ -213,6 +222,9 @@ class Memory:
         """Be a writer: raises `LentError` if anybody reads now; nobody can begin to read meanwhile."""
         with lock:
             settle()
+            me = threading.get_ident()
+            if any(overlap(span, self) for span, writer in writers if writer != me):
+                raise LentError("expected a buffer at rest, got one that another thread writes; fix: order the writes")
             readers = [lease for lease in leases if overlap(lease, self)]
             if readers:
                 left = sorted({path for lease in readers for path in lease.unreleased()})
@@ -221,7 +233,7 @@ class Memory:
                     f"{', '.join(map(repr, left[:8])) or 'no leaf yet'}{', …' if len(left) > 8 else ''}; "
                     "fix: leave the `with` block of the lend first, and drop NumPy or torch views taken in it"
                 )
-            entry = (self, threading.get_ident())
+            entry = (self, me)
             writers.append(entry)
         try:
             yield

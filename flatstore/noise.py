@@ -24,13 +24,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
-from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from flatstore.arrays import Array
-from flatstore.layout import Layout, refuse_idle_glob
-from flatstore.paths import matcher
+from flatstore.arrays import Array, is_floating
+from flatstore.layout import Layout
+from flatstore.paths import matcher, refuse_idle_glob
+from flatstore.table import Leaf
 
 Seed = int | Sequence[int]
 
@@ -51,10 +52,21 @@ def seeds(seed: Seed, n: int) -> Array:
 
     Raises `ValueError` for negative integers.
     """
-    entropy = [seed] if isinstance(seed, (int, np.integer)) else [int(part) for part in seed]
-    if any(part < 0 for part in entropy):
-        raise ValueError(f"expected a seed of non-negative integers, got {seed}; fix: drop the sign")
+    parts: Any = seed
+    entropy: list[Any] = [parts] if np.ndim(parts) == 0 else list(parts)
+    if not all(isinstance(part, (int, np.integer)) and part >= 0 for part in entropy):
+        raise ValueError(f"expected a seed of non-negative integers, got {seed}; fix: like 7, or (run, generation)")
     return np.random.SeedSequence(entropy).generate_state(n, np.uint64)
+
+
+def as_keys(seeds: Any) -> Array:
+    """Seeds as Philox keys: shape (n,), uint64. Raises `ValueError` for what is no vector of integers."""
+    keys = np.asarray(seeds)
+    if keys.ndim != 1 or keys.dtype.kind not in "iu" or (keys.dtype.kind == "i" and (keys < 0).any()):
+        raise ValueError(
+            f"expected a vector of seeds in 0 .. 2**64 - 1, got {keys.dtype} of shape {keys.shape}; fix: fs.seeds(7, n)"
+        )
+    return keys.astype(np.uint64)
 
 
 def philox4x32(counter: Array, key: Array) -> Array:
@@ -125,23 +137,23 @@ class Noise:
     A leaf of scale 0 is not touched. Raises `ValueError` for scales that are not finite, negative, or all zero.
     """
 
-    scale: float | Mapping[str, float]
+    scale: float | Mapping[str, float] | tuple[tuple[str, float], ...]
 
     def __post_init__(self) -> None:
-        """Check the scales, and freeze a mapping."""
-        values = list(self.scale.values()) if isinstance(self.scale, Mapping) else [self.scale]
-        if not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
+        """Check the scales, and freeze a mapping as (glob, number) pairs: their order counts."""
+        rules = self.scale.items() if isinstance(self.scale, Mapping) else self.rules
+        values = [value for _, value in rules]
+        numbers = all(isinstance(value, (int, float, np.number)) for value in values)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not numbers or not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
             raise ValueError(f"expected a scale > 0 (0 for leaves to leave alone), got {self.scale}; fix: give sigma")
         if isinstance(self.scale, Mapping):
-            object.__setattr__(self, "scale", MappingProxyType(dict(self.scale)))
-
-    def __hash__(self) -> int:
-        """A hash that agrees with equality."""
-        return hash(self.rules)
+            object.__setattr__(self, "scale", tuple(rules))
 
     @property
     def rules(self) -> tuple[tuple[str, float], ...]:
         """(glob, scale), in order."""
+        if isinstance(self.scale, tuple):
+            return self.scale
         return tuple(self.scale.items()) if isinstance(self.scale, Mapping) else (("*", self.scale),)
 
     def scale_of(self, path: str) -> float:
@@ -152,12 +164,24 @@ class Noise:
         raise ValueError(f"expected a scale for every leaf, got none for {path!r}; fix: add a glob, like '*'")
 
     def check(self, layout: Layout) -> None:
-        """Raise `ValueError` unless every glob matches a trainable leaf, and every trainable leaf a glob."""
-        paths = [leaf.path for leaf in layout.homes if leaf.trainable]
+        """Raise `ValueError` unless globs and trainable leaves match each other, and these leaves are floating."""
+        leaves = [leaf for leaf in layout.homes if leaf.trainable]
         for glob, _ in self.rules:
-            refuse_idle_glob("scale", glob, paths)
-        for path in paths:
-            self.scale_of(path)
+            refuse_idle_glob("scale", glob, [leaf.path for leaf in leaves])
+        for leaf in leaves:
+            if self.scale_of(leaf.path) and not is_floating(leaf.dtype):
+                raise ValueError(
+                    f"{leaf.path!r}: expected a floating leaf to add noise to, got {leaf.spec}; "
+                    "fix: give it the scale 0, or leave it out of trainable="
+                )
+
+    def delta(self, leaf: Leaf, keys: Array, start: int, stop: int) -> Array:
+        """Scale times draw for each seed and the elements start .. stop - 1 of a leaf: (len(keys), stop - start).
+
+        In float64 for a float64 leaf, else in float32: narrower leaves are rounded when the sum is written, once.
+        """
+        dtype = np.float64 if leaf.dtype == np.float64 else np.float32
+        return dtype(self.scale_of(leaf.path)) * self.draw(keys, leaf.index + start, leaf.index + stop).astype(dtype)
 
     def draw(self, keys: Array, start: int, stop: int) -> Array:
         """A number for each seed of `keys` and each index in start .. stop - 1, to be multiplied by the scale.

@@ -93,6 +93,13 @@ def matcher(globs: Glob) -> Callable[[str], bool]:
     return lambda path: match(path) is not None
 
 
+def refuse_idle_glob(argument: str, glob: str, paths: Iterable[str]) -> None:
+    """Raise `ValueError` if `glob` matches none of `paths`: it is a slip of the pen, not a wish for nothing."""
+    names = list(paths)
+    if not any(map(matcher(glob), names)):
+        raise ValueError(f"{argument}: expected globs that match a leaf, got {glob!r}; fix: paths are like {names[:3]}")
+
+
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[tuple[KeyPath, Any]], Any]:
     """The (key path, leaf) pairs of a pytree and its definition, as JAX gives them."""
     return _tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
@@ -121,10 +128,12 @@ def children(node: Any) -> list[tuple[Any, Any]]:
     return [(keys[0], child) for keys, child in pairs if keys]
 
 
-def nodes(tree: Any, keys: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+def nodes(tree: Any) -> Iterator[tuple[KeyPath, Any]]:
     """Every non-leaf node of a pytree that has children, as (key path, node), parents before children."""
-    below = children(tree)
-    if below:
-        yield keys, tree
-    for key, child in below:
-        yield from nodes(child, (*keys, key))
+    waiting: list[tuple[KeyPath, Any]] = [((), tree)]
+    while waiting:
+        keys, node = waiting.pop()
+        below = children(node)
+        if below:
+            yield keys, node
+        waiting += [((*keys, key), child) for key, child in reversed(below)]

@@ -34,7 +34,6 @@ from flatstore.lending import JAX_ALIGN
 from flatstore.memory import Memory
 from flatstore.plan import population_plan
 from flatstore.store import Store
-from flatstore.table import Leaf
 from flatstore.ties import Tied
 from flatstore.verbs import Verbs
 
@@ -123,7 +122,12 @@ class Population(Verbs):
                     "fix: index members one by one"
                 )
             return self._over(self.layout, self._memory, self._plan, self._first + start, stop - start)
-        i = operator.index(key)
+        try:
+            i = operator.index(key)
+        except TypeError:
+            raise TypeError(
+                f"expected a member's number, a slice or a path, got {type(key).__name__}; fix: index one by one"
+            ) from None
         if not -size <= i < size:
             raise IndexError(f"expected a member in 0 .. {size - 1}, got {i}; fix: len(pop) is the number of members")
         return Store._over(self.layout, self._memory, self._plan, self._first + i % size)  # pyright: ignore[reportPrivateUsage]
@@ -150,8 +154,8 @@ class Population(Verbs):
                 f"expected at_most >= {stride}, the members from one aligned start to the next, got {at_most}; "
                 f"fix: say {stride} or more, or order='member' for chunks that JAX need not take"
             )
-        for start in range(0, self.size, min(length, self.size) or self.size):
-            yield self[start : start + (length or self.size)]
+        step = length or self.size
+        return (self[start : start + step] for start in range(0, self.size, step))
 
     @property
     def axes(self) -> Any:
@@ -184,13 +188,6 @@ class Population(Verbs):
         dtype, step = leaves[0].dtype, self._plan.places[leaves[0].path].step
         shape, strides = (self.size, sum(leaf.size for leaf in leaves)), (step or 0, dtype.itemsize)
         return self._shown("matrix", lambda: np.ndarray(shape, dtype, self._memory.bytes, starts[0], strides))
-
-    def columns(self, leaf: Leaf) -> Array:
-        """A trainable leaf with its own axes in one, shape (members, leaf.size): a new, writable view."""
-        step = self._plan.places[leaf.path].step
-        assert step is not None
-        shape, strides = (self.size, leaf.size), (step, leaf.dtype.itemsize)
-        return np.ndarray(shape, leaf.dtype, self._memory.bytes, self.start_of(leaf), strides)
 
     def copy(self, *, order: PopulationOrder | None = None) -> Population:
         """A population with the same members in memory of its own, in the same order or another: a copy."""

@@ -10,9 +10,8 @@ from numpy.lib.array_utils import byte_bounds
 
 from flatstore.arrays import Array
 from flatstore.incoming import Pairs, cast, incoming, incoming_leaf, is_pairs, same_bits
-from flatstore.layout import refuse_idle_glob
 from flatstore.lending import Lend, import_views, require_jax
-from flatstore.paths import Glob, matcher
+from flatstore.paths import Glob, matcher, refuse_idle_glob
 from flatstore.rebound import is_same_view, rebound
 from flatstore.structure import Difference, StructureError
 from flatstore.table import Leaf
@@ -87,12 +86,14 @@ class Verbs(Views):
 
         Args:
             library: 'jax'.
-            only: globs; the other leaves are None in the tree. For stores with leaves that JAX cannot view.
+            only: globs; other leaves are None in the tree (a tied leaf brings its home), as for what JAX cannot view.
             patience: seconds.
 
         Raises on entering `BufferError` with every leaf that JAX could not take without a copy.
         """
         require_jax(library)
+        if not isinstance(patience, (int, float)) or not patience >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"expected patience >= 0 in seconds, got {patience!r}; fix: a number like 10.0")
         rows = self._chosen(only)
         return Lend(
             self._memory,
@@ -123,8 +124,8 @@ class Verbs(Views):
         rows = [leaf for leaf in self.layout.leaves if matches(leaf.path)]
         if not rows:
             refuse_idle_glob("only", only if isinstance(only, str) else str(list(only)), self.layout.by_path)
-        homes = {leaf.tied or leaf.path for leaf in rows}
-        return [leaf for leaf in self.layout.leaves if leaf.path in homes or leaf in rows]
+        chosen = {leaf.path for leaf in rows} | {leaf.tied or leaf.path for leaf in rows}
+        return [leaf for leaf in self.layout.leaves if leaf.path in chosen]
 
     def _tree_of(self, values: Mapping[str, Any]) -> Any:
         return self.layout.unflatten([values.get(leaf.tied or leaf.path) for leaf in self.layout.leaves])

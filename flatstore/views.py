@@ -20,9 +20,9 @@ import numpy as np
 
 from flatstore import memory
 from flatstore.arrays import Array
-from flatstore.layout import Layout, refuse_idle_glob
+from flatstore.layout import Layout
 from flatstore.memory import Memory
-from flatstore.paths import Glob, as_path, flatten, matcher, nodes, path_of
+from flatstore.paths import Glob, as_path, flatten, matcher, nodes, path_of, refuse_idle_glob
 from flatstore.plan import Plan
 from flatstore.table import Leaf, describe
 
@@ -125,7 +125,7 @@ class Views:
 
     @property
     def buffer(self) -> Array:
-        """All bytes of the memory: a 1-D uint8 view, padding included."""
+        """All bytes of the memory: a 1-D uint8 view, padding included. Of a part (a member, a node), of the whole."""
         return self._shown("buffer", lambda: self._memory.bytes[:])
 
     def modules(self) -> Iterator[tuple[str, Self]]:
@@ -219,9 +219,14 @@ class Views:
                 self._memory.watch([view])
             return view
 
-    def writable(self, leaf: Leaf) -> Array:
-        """A home as a new writable 1-D view, for verbs that hold `memory.writing()`."""
-        return self._make(leaf, writeable=True).reshape(leaf.size)
+    def columns(self, leaf: Leaf) -> Array:
+        """A home with its own axes in one, shape (members, leaf.size); a store counts as one member.
+
+        A new view, writable even during a lend: for verbs that hold `memory.writing()`.
+        """
+        step = self._plan.places[leaf.path].step
+        shape, strides = (self._count or 1, leaf.size), (step or 0, leaf.dtype.itemsize)
+        return np.ndarray(shape, leaf.dtype, self._memory.bytes, self.start_of(leaf), strides)
 
     def __copy__(self) -> NoReturn:
         raise TypeError("expected copy() to be called, got copy.copy(); fix: store.copy() is the copy")

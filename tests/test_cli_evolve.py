@@ -76,6 +76,7 @@ def test_inspect_shows_what_evolve_wrote(tmp_path):
         (["--hidden", "0"], "expected --hidden >= 1, got 0; fix"),
         (["--seed", "-1"], "expected --seed >= 0, got -1; fix"),
         (["--out", "/dev/null/x"], "expected a folder to write to, got '/dev/null/x'"),
+        (["--out", "/proc"], "expected a folder to write to, got '/proc'"),
     ],
 )
 def test_bad_settings_are_one_line_and_status_2(arguments, message):

@@ -129,3 +129,44 @@ def test_what_is_lent_is_neither_sampled_into_nor_updated():
         es.sample(pop, store, fs.Normal(0.1), fs.seeds(1, 4))
     with store.lend(), pytest.raises(fs.LentError):
         es.update(store, fs.Normal(0.1), fs.seeds(1, 4), np.ones(4))
+
+
+def test_a_sample_goes_into_a_store_as_into_a_member():
+    store, out = a_store(), fs.Store.from_tree(TREE)
+    pop = fs.Population.zeros(store.layout, 1)
+    es.sample(out, store, fs.Normal(0.1), 7)
+    es.sample(pop, store, fs.Normal(0.1), [7])
+    assert out.flat.tobytes() == pop[0].copy().flat.tobytes()
+    assert out["n"] == 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_an_update_from_zero_with_weight_one_is_the_sample_to_the_bit(dtype):
+    layout = fs.Layout.from_tree({"w": np.zeros(4001, dtype)})
+    zero, moved, sampled = (fs.Store.zeros(layout) for _ in range(3))
+    for noise in (fs.Normal(0.3), fs.Rademacher(0.7)):
+        moved["w"][:] = 0
+        es.update(moved, noise, [5], [1.0])
+        es.sample(sampled, zero, noise, 5)
+        assert moved["w"].tobytes() == sampled["w"].tobytes()
+
+
+def test_float_seeds_are_refused_not_truncated():
+    with pytest.raises(ValueError, match="expected a vector of seeds in 0 .. 2..64 - 1, got float64"):
+        es.update(a_store(), fs.Normal(0.1), [0.5, 1.7], [1, 1])
+
+
+def test_nan_ranks_below_minus_infinity():
+    assert es.centred_ranks([np.nan, -np.inf, 1.0]).tolist() == [-0.5, 0.0, 0.5]
+    assert es.centred_ranks([np.nan, 2.0, np.nan, 1.0]).tolist() == pytest.approx([-1 / 3, 0.5, -1 / 3, 1 / 6])
+
+
+def test_adam_refuses_a_gradient_of_another_layout_and_counts_only_the_steps_it_makes():
+    store = fs.Store.from_tree({"w": np.zeros(4, "f4")})
+    adam = es.Adam(store)
+    with pytest.raises(fs.StructureError, match="of the gradient unlike the store's layout"):
+        adam.step(fs.Store.from_tree({"w": np.ones(1, "f4")}), 0.1)
+    with store.lend(), pytest.raises(fs.LentError):
+        adam.step(fs.Store.zeros(store.layout), 0.1)
+    assert adam.count == 0
+    assert not store.flat.any()

@@ -132,3 +132,25 @@ def test_something_else_than_safetensors_is_an_error(tmp_path):
         fs.load(tmp_path / "t")
     with pytest.raises(FileNotFoundError):
         fs.load(tmp_path / "none")
+
+
+def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path):
+    fs.save(tmp_path / "a.safetensors", fs.Store.from_tree({"w": np.zeros(2, "f4")}))
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_population_is_not_saved_as_if_it_were_one_model(tmp_path):
+    with pytest.raises(TypeError, match=r"expected a Store, got Population; fix: save a member, pop\[i\]"):
+        fs.save(tmp_path / "a", fs.Population.from_tree({"w": np.zeros(2, "f4")}, 3))
+
+
+def test_a_folder_that_is_not_there_is_an_error_that_names_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a file in a folder that exists, got .*none/a"):
+        fs.save(tmp_path / "none" / "a", fs.Store.from_tree({"w": np.zeros(2, "f4")}))
+
+
+def test_axes_names_of_a_leaf_whose_path_looks_like_a_glob_come_back(tmp_path):
+    store = fs.Store.from_tree({"w[0]": np.zeros((2, 3), "f4")}, dims={"w*": ("a", None)})
+    fs.save(tmp_path / "a", store)
+    assert fs.load(tmp_path / "a").layout == store.layout

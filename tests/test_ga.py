@@ -1,6 +1,7 @@
 """The genetic algorithm: a generation in place equals one built beside it."""
 
 import sys
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -125,6 +126,7 @@ BAD = [
     ({"elite": -1}, r"expected elite in 0 .. 12, got -1; fix"),
     ({"select": lambda fitness, n, seed: np.zeros(n + 1, int)}, "expected 24 indices of members from select"),
     ({"select": lambda fitness, n, seed: np.full(n, 13)}, "expected 24 indices of members from select"),
+    ({"select": lambda fitness, n, seed: np.zeros(n)}, "expected 24 indices of members from select, got float64"),
     ({"mutate": fs.Normal({"none": 1.0})}, "scale: expected globs that match a leaf, got 'none'; fix"),
 ]
 
@@ -153,3 +155,34 @@ def test_a_lent_population_is_not_stepped():
 def test_operators_check_their_own_numbers(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_nan_is_worse_than_minus_infinity():
+    pop = fs.Population.from_tree({"w": np.zeros(3, "f4")}, 3)
+    _, kept = ga.step(pop, [np.nan, -np.inf, 1.0], seed=1, mutate=fs.Normal(1.0), elite=2)
+    assert kept.tolist() == [False, True, True]
+
+
+def test_a_step_that_fails_half_way_says_which_leaves_are_new():
+    pop, calls = population("leaf"), []
+
+    def crossover(a, b, keys, start):
+        calls.append(start)
+        if len(calls) > 1:
+            raise RuntimeError("mine")
+        return a
+
+    with pytest.raises(RuntimeError, match="mine") as caught:
+        ga.step(pop, np.arange(13.0), seed=1, mutate=fs.Normal(0.1), crossover=crossover)
+    assert "the leaves ['a/bias'] are the children's; fix" in caught.value.__notes__[0]
+    pop["a/bias"] = np.zeros((13, 7), "f4")
+
+
+def test_scratch_does_not_grow_with_the_number_of_members():
+    pop = fs.Population.zeros(fs.Layout.from_tree({"w": np.zeros(8, "f4")}), 200_000)
+    fitness = np.arange(200_000.0)
+    tracemalloc.start()
+    ga.step(pop, fitness, seed=1, mutate=fs.Normal(0.1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 32 << 20

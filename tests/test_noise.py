@@ -1,5 +1,6 @@
 """Law 8: a seed is a perturbation. Noise is a pure function of kind, seed and index."""
 
+import pickle
 from functools import partial
 
 import numpy as np
@@ -98,3 +99,24 @@ def test_noise_is_a_frozen_value():
     assert len({fs.Normal(0.5), fs.Normal(0.5), fs.Normal({"*": 0.25})}) == 2
     with pytest.raises(AttributeError):
         fs.Normal(0.5).scale = 1
+
+
+def test_the_order_of_the_globs_is_part_of_the_value_and_noise_pickles():
+    first, last = fs.Normal({"*/bias": 0, "*": 1.0}), fs.Normal({"*": 1.0, "*/bias": 0})
+    assert first != last
+    assert first.scale_of("a/bias") != last.scale_of("a/bias")
+    assert pickle.loads(pickle.dumps(first)) == first
+    assert fs.Normal(1.0) != fs.Rademacher(1.0)
+
+
+@pytest.mark.parametrize("seed", [1.5, "7", (1, -2), [0.5]])
+def test_a_seed_is_made_of_integers(seed):
+    with pytest.raises(ValueError, match="expected a seed of non-negative integers"):
+        fs.seeds(seed, 2)
+
+
+def test_noise_is_not_added_to_integers():
+    layout = fs.Layout.from_tree({"w": np.zeros(2), "n": np.zeros(2, int)}, trainable="*")
+    with pytest.raises(ValueError, match=r"'n': expected a floating leaf to add noise to, got int64\[2\]; fix"):
+        fs.Normal(1.0).check(layout)
+    fs.Normal({"n": 0, "*": 1.0}).check(layout)

@@ -183,3 +183,27 @@ def test_what_does_not_fit_a_population_is_an_error_with_nothing_written(order: 
         pop.assign(values)
     says(error, *words)
     assert pop.buffer.tobytes() == before
+
+
+def test_an_axis_of_negative_size_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"'w': expected axes of size >= 0, got shape \(-3,\); fix"):
+        fs.Layout.from_tree({"w": jax.ShapeDtypeStruct((-3,), np.float32)})
+
+
+def test_a_store_is_not_a_tree() -> None:
+    with pytest.raises(TypeError, match=r"expected a tree of arrays, got a Store.*fix: copy\(\)"):
+        fs.Store.from_tree(fs.Store.from_tree({"w": np.zeros(3)}))
+
+
+def test_trainable_is_globs_or_a_function() -> None:
+    with pytest.raises(TypeError, match=r"trainable: expected globs or a function, got False; fix"):
+        fs.Layout.from_tree({"w": np.zeros(3)}, trainable=False)  # pyright: ignore[reportArgumentType]
+    assert not fs.Layout.from_tree({"w": np.zeros(3)}, trainable=()).leaves[0].trainable
+
+
+def test_a_population_is_indexed_by_numbers_slices_and_paths() -> None:
+    pop = fs.Population.from_tree({"w": np.zeros(3)}, 4)
+    with pytest.raises(TypeError, match="expected a member's number, a slice or a path, got list; fix"):
+        pop[[1, 2]]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="expected at_most >= 1, got 0; fix"):
+        pop.chunks(0)

@@ -254,3 +254,13 @@ def test_a_repr_mentions_the_leaves_and_says_when_lent() -> None:
     assert "lent" not in repr(store)
     with store.lend():
         assert "lent" in repr(store)
+
+
+def test_anything_that_can_be_iterated_names_the_leaves_to_write() -> None:
+    class Pairs:
+        def __iter__(self) -> Any:
+            return iter([("w", np.ones(2))])
+
+    store = fs.Store.from_tree({"w": np.zeros(2), "b": np.zeros(1)})
+    store.assign(Pairs())
+    assert store.to_vector().tolist() == [0, 1, 1]

@@ -100,6 +100,11 @@ def fitness(stacked: Any, x: Any, y: Any) -> Any:
     return jax.vmap(log_likelihood, in_axes=(0, None, None))(stacked, x, y)
 
 
+def fitness_on_all(stacked: Any, x: Any, y: Any) -> Any:
+    """The fitness of every member on many images: a few members at a time, so that their activations stay small."""
+    return _jax.lax.map(partial(log_likelihood, x=x, y=y), stacked, batch_size=8)
+
+
 def weighted_sum(stacked: Any, weights: Any) -> Any:
     """The members, each times its weight, summed leaf by leaf: a tree of one member's shapes."""
     return _jax.tree.map(partial(jnp.tensordot, weights, axes=1), stacked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -22,6 +23,7 @@ _STRATEGIES: dict[str, tuple[type[Strategy], Settings]] = {
     "es": (EvolutionStrategy, Settings(population=256, generations=3000, hidden=64, seed=0)),
     "ga": (GeneticAlgorithm, Settings(population=320, generations=1000, hidden=32, seed=0)),
 }
+_CHAMPION, _CURVE = "champion.safetensors", "curve.png"
 _CHECKS = 40  # how often the champion is looked at in a run
 
 
@@ -84,8 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
         champion = strategy.champion()
         train, test = measure(champion)
     seconds = time.perf_counter() - start
-    save(arguments.out / "champion.safetensors", champion)
-    curve.write(arguments.out / "curve.png", arguments.algo)
+    save(arguments.out / _CHAMPION, champion)
+    curve.write(arguments.out / _CURVE, arguments.algo)
     pop = strategy.pop
     population = pop.buffer.nbytes
     extra = strategy.state + max(scratch, strategy.temporaries)
@@ -94,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"time               {seconds:.1f} s, of which {compiled:.1f} s to load and compile")
     print(f"population         {population:,} bytes: {pop.size:,} members x {pop.layout.size:,} parameters")
     print(f"peak extra memory  {extra / population:.2f} x the population ({extra:,} bytes)")
-    print(f"written            {arguments.out / 'champion.safetensors'}, {arguments.out / 'curve.png'}")
+    print(f"written            {arguments.out / _CHAMPION}, {arguments.out / _CURVE}")
     return 0
 
 
@@ -109,8 +111,14 @@ def _problem(settings: Settings, algo: str) -> str | None:
 
 
 def _cannot_write(folder: Path) -> str | None:
+    """Why the results could not be written when the run is over, if they could not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for name in (_CHAMPION, _CURVE):
+            if (folder / name).is_dir():
+                raise IsADirectoryError(21, f"{name} is a folder")
     except OSError as error:
         return f"expected a folder to write to, got {str(folder)!r} ({error.strerror}); fix: choose another --out"
     return None

@@ -10,7 +10,7 @@ import numpy as np
 
 from flatstore import es, ga
 from flatstore.arrays import Array
-from flatstore.cli.digits import Digits, fitness, initial_noise, jit, layout_of_network, weighted_sum
+from flatstore.cli.digits import Digits, fitness, fitness_on_all, initial_noise, jit, layout_of_network, weighted_sum
 from flatstore.noise import Normal, Rademacher, seeds
 from flatstore.population import Population
 from flatstore.store import Store
@@ -101,8 +101,9 @@ class GeneticAlgorithm:
         self.pop = Population.zeros(layout, settings.population)
         es.sample(self.pop, Store.zeros(layout), initial_noise(settings.hidden), seeds(settings.seed, self.pop.size))
         self.state = 0
-        self._fitness, self.temporaries = compiled(fitness, self.pop, *digits.batch(self.BATCH, settings.seed, 0))
-        self._on_all = jit(fitness)
+        self._fitness, for_batch = compiled(fitness, self.pop, *digits.batch(self.BATCH, settings.seed, 0))
+        self._on_all, for_all = compiled(fitness_on_all, self.pop, digits.train_x, digits.train_y)
+        self.temporaries = max(for_batch, for_all)
 
     def generation(self, number: int) -> Array:
         """Evaluate, and replace the population by its children."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from flatstore.es.sample import layouts_differ
 from flatstore.store import Store
 
 
@@ -19,11 +20,17 @@ class Adam:
         self.count = 0
 
     def step(self, gradient: Store, learning_rate: float) -> None:
-        """Move the store up along `gradient`, a store of the same layout."""
-        self.count += 1
-        rate = learning_rate * np.sqrt(1 - self.beta2**self.count) / (1 - self.beta1**self.count)
+        """Move the store up along `gradient`, in place.
+
+        Raises `StructureError` for a gradient of another layout, `LentError` while the store is lent; nothing is
+        written or counted then.
+        """
+        if gradient.layout != self.store.layout:
+            raise layouts_differ("the gradient", gradient, self.store)
         flats = zip(*(x.flats.values() for x in (self.store, self.mean, self.square, gradient)), strict=True)
         with self.store.memory.writing():
+            self.count += 1
+            rate = learning_rate * np.sqrt(1 - self.beta2**self.count) / (1 - self.beta1**self.count)
             for x, mean, square, g in flats:
                 mean += (1 - self.beta1) * (g - mean)
                 square += (1 - self.beta2) * (g * g - square)

@@ -26,9 +26,11 @@ def centred_ranks(fitness: Any) -> Array:
             f"expected a vector of fitness with a number in it, got shape {scores.shape} and only NaN; "
             "fix: look at the evaluation"
         )
-    _, group, count = np.unique(
-        np.nan_to_num(scores, nan=-np.inf, neginf=-np.inf, posinf=np.inf), return_inverse=True, return_counts=True
-    )
+    # The order is that of the distinct numbers; all NaNs are one more, below them.
+    _, group, count = np.unique(scores, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     mean_rank = last - (count + 1) / 2
+    unknown = int(np.isnan(scores).sum())
+    if unknown:  # NumPy sorts NaN to the end: move it to the front
+        mean_rank = np.append(mean_rank[:-1] + unknown, (unknown - 1) / 2)
     return mean_rank[group] / max(1, len(scores) - 1) - 0.5 * (len(scores) > 1)

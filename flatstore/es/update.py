@@ -7,32 +7,35 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.sample import SCRATCH
-from flatstore.noise import Noise
+from flatstore.noise import Noise, as_keys
 from flatstore.store import Store
 
 
 def update(store: Store, noise: Noise, seeds: Any, weights: Any) -> None:
-    """Add `sum_i weights[i] * noise(seeds[i])` to the trainable leaves, in place: what `sample` added, weighted.
+    """Add `sum_i weights[i] * noise(seeds[i])` to the trainable leaves, in place: what `sample` adds, weighted.
 
-    The noise is made again from its seeds, block by block. The sum is taken in float64 and rounded once.
+    The noise is made again from its seeds, block by block. The sum is taken in float64 and rounded once. It is a float
+    sum: taking an update back does not give the same bits.
 
     Raises `ValueError` for a weight that is not finite or another number of them, `LentError` while lent. Nothing is
     written then.
     """
-    keys, w = np.asarray(seeds, np.uint64), np.asarray(weights, np.float64)
-    if keys.ndim != 1 or w.shape != keys.shape:
+    keys, w = as_keys(seeds), np.asarray(weights, np.float64)
+    if w.shape != keys.shape:
         raise ValueError(f"expected a weight for each seed, got shapes {w.shape} and {keys.shape}; fix: match them")
     if not np.isfinite(w).all():
         raise ValueError(f"expected finite weights, got {w[~np.isfinite(w)][:3]}; fix: centred_ranks are finite")
     noise.check(store.layout)
+    width = max(128, SCRATCH // max(1, len(keys)))
+    rows = max(1, SCRATCH // width)
     with store.memory.writing():
         for leaf in store.layout.homes:
-            scale = noise.scale_of(leaf.path) if leaf.trainable else 0.0
-            if not scale:
+            if not leaf.trainable or not noise.scale_of(leaf.path):
                 continue
-            values = store.writable(leaf)
-            width = max(1, SCRATCH // max(1, len(keys)))
+            (values,) = store.columns(leaf)
             for start in range(0, leaf.size, width):
-                part = values[start : start + width]
-                first = leaf.index + start
-                part += (scale * (w @ noise.draw(keys, first, first + len(part)))).astype(leaf.dtype)
+                stop = min(start + width, leaf.size)
+                total = np.zeros(stop - start)
+                for row in range(0, len(keys), rows):
+                    total += w[row : row + rows] @ noise.delta(leaf, keys[row : row + rows], start, stop)
+                values[start:stop] = values[start:stop] + total

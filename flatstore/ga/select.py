@@ -11,7 +11,8 @@ from flatstore.arrays import Array
 
 def best_first(fitness: Array) -> Array:
     """The members from best to worst: fitness is maximised, NaN is worst, equals keep their order."""
-    return np.argsort(np.where(np.isnan(fitness), np.inf, -fitness), kind="stable")
+    unknown = np.isnan(fitness)
+    return np.lexsort((np.where(unknown, 0, -fitness), unknown))
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,12 @@ class Tournament:
         """`n` indices, shape (n,)."""
         rank = np.empty(len(fitness), np.int64)
         rank[best_first(fitness)] = np.arange(len(fitness))
-        entrants = np.random.Generator(np.random.Philox(seed)).integers(len(fitness), size=(n, self.k))
-        return entrants[np.arange(n), rank[entrants].argmin(axis=1)]
+        rng = np.random.Generator(np.random.Philox(seed))
+        winners = rng.integers(len(fitness), size=n)
+        for _ in range(self.k - 1):
+            rivals = rng.integers(len(fitness), size=n)
+            winners = np.where(rank[rivals] < rank[winners], rivals, winners)
+        return winners
 
 
 @dataclass(frozen=True)

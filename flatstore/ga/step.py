@@ -25,7 +25,7 @@ from flatstore.noise import Noise, Seed, seeds
 from flatstore.population import Population
 
 SCRATCH = 1 << 18
-"""Genes in a block of columns; with its temporaries a block stays well below 32 MiB."""
+"""Genes in a block of columns, and in a block of children; with the temporaries it stays well below 32 MiB."""
 
 
 def step(
@@ -67,24 +67,41 @@ def step(
     keys = seeds(seed, pop.size + 1)
     children = np.sort(best_first(scores)[elite:])
     chosen = np.asarray(select(scores, 2 * len(children), int(keys[-1])))
-    if chosen.shape != (2 * len(children),) or chosen.min() < 0 or chosen.max() >= pop.size:
+    if (
+        chosen.shape != (2 * len(children),)
+        or chosen.dtype.kind not in "iu"
+        or chosen.min() < 0
+        or chosen.max() >= pop.size
+    ):
         raise ValueError(
-            f"expected {2 * len(children)} indices of members from select, got shape {chosen.shape}; "
+            f"expected {2 * len(children)} indices of members from select, got {chosen.dtype} of shape {chosen.shape}; "
             f"fix: return that many integers in 0 .. {pop.size - 1}"
         )
     mothers, fathers = chosen.reshape(2, -1)
+    rows = max(1, min(len(children), SCRATCH // 128))
+    width = max(1, SCRATCH // pop.size)
+    done: list[str] = []
     with pop.memory.writing():
-        for leaf in pop.layout.homes:
-            if not leaf.trainable:
-                continue
-            columns, scale = pop.columns(leaf), mutate.scale_of(leaf.path)
-            width = max(1, SCRATCH // pop.size)
-            for start in range(0, leaf.size, width):
-                block, first = columns[:, start : start + width], leaf.index + start
-                born = crossover(block[mothers], block[fathers], keys[children], first)
-                if scale:
-                    born = born + born.dtype.type(scale) * mutate.draw(keys[children], first, first + block.shape[1])
-                block[children] = born
+        try:
+            for leaf in (leaf for leaf in pop.layout.homes if leaf.trainable):
+                columns = pop.columns(leaf)
+                for start in range(0, leaf.size, width):
+                    stop = min(start + width, leaf.size)
+                    block, first = columns[:, start:stop].copy(), leaf.index + start
+                    for row in range(0, len(children), rows):
+                        part = slice(row, row + rows)
+                        slots = children[part]
+                        born = crossover(block[mothers[part]], block[fathers[part]], keys[slots], first)
+                        if mutate.scale_of(leaf.path):
+                            born = born + mutate.delta(leaf, keys[slots], start, stop)
+                        columns[slots, start:stop] = born
+                done.append(leaf.path)
+        except BaseException as error:
+            error.add_note(
+                f"the generation is half made: the leaves {done} are the children's; "
+                "fix: a step depends on its arguments alone, so restore the population and step it again"
+            )
+            raise
     parents = np.repeat(np.arange(pop.size)[:, None], 2, axis=1)
     parents[children] = np.stack([mothers, fathers], axis=1)
     kept = np.ones(pop.size, bool)
