@@ -1,7 +1,11 @@
 """Settings of all tests: Hypothesis draws the same examples each time, JAX is as it comes."""
 
 import jax
+import pytest
 from hypothesis import HealthCheck, settings
+
+import flatstore as fs
+from tests.trees import tree
 
 settings.register_profile(
     "flatstore",
@@ -17,3 +21,9 @@ settings.load_profile("flatstore")
 def pytest_configure() -> None:
     """The laws are tested with the 64-bit types off, as JAX starts."""
     jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def store() -> fs.Store:
+    """A store of the small tree, all threes."""
+    return fs.Store.from_tree(tree(3))

@@ -12,23 +12,7 @@ import torch
 from flax.core import FrozenDict
 
 import flatstore as fs
-from tests.trees import KEY, act, says
-
-F4 = np.float32
-
-
-def tree(value: float = 0.0) -> dict[str, Any]:
-    return {"a": {"b": np.full(3, value, F4), "w": np.full((2, 3), value, F4)}, "n": np.int32(value), "z": F4(value)}
-
-
-def vector(value: float = 0.0) -> np.ndarray:
-    return np.full(11, value, F4)
-
-
-@pytest.fixture
-def store() -> fs.Store:
-    return fs.Store.from_tree(tree(3))
-
+from tests.trees import F4, KEY, act, says, tree, vector
 
 FORMS: dict[str, Callable[[], Any]] = {
     "tree": lambda: tree(5),

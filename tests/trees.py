@@ -11,6 +11,17 @@ DTYPES = (
     *("int8", "int32", "int64", "uint8", "bool", "complex64"),
 )
 KEY = jax.random.key(7)
+F4 = np.float32
+
+
+def tree(value: float = 0.0) -> dict[str, Any]:
+    """A small tree: two trainable leaves in a node, an integer and a 0-d leaf, all of one value."""
+    return {"a": {"b": np.full(3, value, F4), "w": np.full((2, 3), value, F4)}, "n": np.int32(value), "z": F4(value)}
+
+
+def vector(value: float = 0.0) -> np.ndarray:
+    """The packed vector of `tree`."""
+    return np.full(11, value, F4)
 
 
 class Pair(NamedTuple):
