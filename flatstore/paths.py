@@ -93,8 +93,8 @@ def matcher(globs: Glob) -> Callable[[str], bool]:
     return lambda path: match(path) is not None
 
 
-def refuse_idle_glob(argument: str, glob: str, paths: Iterable[str]) -> None:
-    """Raise `ValueError` if `glob` matches none of `paths`: it is a slip of the pen, not a wish for nothing."""
+def refuse_idle_glob(argument: str, glob: Glob, paths: Iterable[str]) -> None:
+    """Raise `ValueError` if `glob`, one or several, matches none of `paths`: a slip of the pen, not a wish."""
     names = list(paths)
     if not any(map(matcher(glob), names)):
         raise ValueError(f"{argument}: expected globs that match a leaf, got {glob!r}; fix: paths are like {names[:3]}")

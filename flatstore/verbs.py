@@ -123,7 +123,7 @@ class Verbs(Views):
         matches = matcher(only)
         rows = [leaf for leaf in self.layout.leaves if matches(leaf.path)]
         if not rows:
-            refuse_idle_glob("only", only if isinstance(only, str) else str(list(only)), self.layout.by_path)
+            refuse_idle_glob("only", only, self.layout.by_path)
         chosen = {leaf.path for leaf in rows} | {leaf.tied or leaf.path for leaf in rows}
         return [leaf for leaf in self.layout.leaves if leaf.path in chosen]
 

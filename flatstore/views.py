@@ -120,7 +120,7 @@ class Views:
         matches = matcher(globs)
         found = {path: self.leaf_view(path) for path in self.layout.by_path if matches(path)}
         if not found:
-            refuse_idle_glob("select", globs if isinstance(globs, str) else str(list(globs)), self.layout.by_path)
+            refuse_idle_glob("select", globs, self.layout.by_path)
         return found
 
     @property
