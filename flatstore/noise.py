@@ -7,8 +7,8 @@ population draws what the whole would have drawn there, whatever the blocks, the
 ```
 counter   number of the block (64 bits) | kind | 0        key   seed (64 bits)
 words     four of 32 bits a block
-normal    eight halves of 16 bits: parameter i takes half i % 8 of block i // 8
-sign      128 bits: parameter i takes bit i % 128 of block i // 128
+normal    eight numbers of 16 bits: parameter i takes number i % 8 of block i // 8
+sign      128 numbers of one bit: parameter i takes bit i % 128 of block i // 128
 ```
 
 A normal draw looks its 16 bits up in a table of 65,536 equally likely values: the mean of N(0, 1) within each of as
@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,12 +35,13 @@ from flatstore.table import Leaf
 
 Seed = int | Sequence[int]
 
-NORMAL, RADEMACHER, CROSSOVER = 0, 1, 2
+NORMAL, RADEMACHER, CROSSOVER, SPARSE = range(4)
 """Kinds of draw, each with a stream of its own."""
 
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _SIGNS = np.array([-1, 1], np.float32)
+_SIGNS.flags.writeable = False
 _MASK, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
@@ -97,24 +98,29 @@ def philox4x32(counter: Array, key: Array) -> Array:
     return out
 
 
-def words(kind: int, keys: Array, start: int, stop: int) -> Array:
-    """The words of the blocks start .. stop - 1 for each seed of `keys`: shape (len(keys), stop - start, 4), uint32."""
+def words(kind: int, keys: Array, start: int, stop: int, sub: int = 0) -> Array:
+    """The words of the blocks start .. stop - 1 for each seed of `keys`: shape (len(keys), stop - start, 4), uint32.
+
+    `sub` is the fourth word of the counter, for draws that need more than one block.
+    """
     blocks = np.arange(start, stop, dtype=np.uint64)
     counter = np.zeros((1, stop - start, 4), np.uint32)
-    counter[0, :, 0], counter[0, :, 1], counter[0, :, 2] = blocks & _MASK, blocks >> _SHIFT, kind
+    counter[0, :, 0], counter[0, :, 1], counter[0, :, 2:] = blocks & _MASK, blocks >> _SHIFT, (kind, sub)
     key = np.stack([keys & _MASK, keys >> _SHIFT], axis=-1).astype(np.uint32)
     return philox4x32(counter, key[:, None, :])
 
 
-def bits(kind: int, keys: Array, start: int, stop: int) -> Array:
-    """A fair bit, 0 or 1, for each seed and each index in start .. stop - 1: shape (len(keys), stop - start), uint8.
+def numbers(kind: int, width: int, keys: Array, start: int, stop: int) -> Array:
+    """An integer of `width` bits (1, 8, 16 or 32) for each seed and each index in start .. stop - 1.
 
-    Index i takes bit i % 128 of the block i // 128, the lowest bit of the first word first.
+    Shape (len(keys), stop - start), unsigned. A block of 128 bits serves 128 // width indices in a row, the lowest bits
+    of its first word first.
     """
-    first = start // 128
-    block = words(kind, keys, first, -(-stop // 128)).astype("<u4")
-    every = np.unpackbits(block.view(np.uint8).reshape(len(keys), -1), axis=1, bitorder="little")
-    return every[:, start - 128 * first : stop - 128 * first]
+    per = 128 // width
+    first = start // per
+    block = words(kind, keys, first, -(-stop // per)).astype("<u4").view(np.uint8).reshape(len(keys), -1)
+    every = np.unpackbits(block, axis=1, bitorder="little") if width == 1 else block.view(f"<u{width // 8}")
+    return every[:, start - per * first : stop - per * first]
 
 
 @lru_cache(maxsize=1)
@@ -138,6 +144,11 @@ class Noise:
     """
 
     scale: float | Mapping[str, float] | tuple[tuple[str, float], ...]
+
+    kind: ClassVar[int]
+    """The stream that is drawn from."""
+    width: ClassVar[int]
+    """Bits per draw."""
 
     def __post_init__(self) -> None:
         """Check the scales, and freeze a mapping as (glob, number) pairs: their order counts."""
@@ -175,6 +186,18 @@ class Noise:
                     "fix: give it the scale 0, or leave it out of trainable="
                 )
 
+    @property
+    def values(self) -> Array:
+        """The values that a draw takes, all equally likely: float32, 2 to the power of `width` of them, read-only."""
+        raise NotImplementedError
+
+    def draw(self, keys: Array, start: int, stop: int) -> Array:
+        """A number for each seed of `keys` and each index in start .. stop - 1, to be multiplied by the scale.
+
+        Shape (len(keys), stop - start), float32.
+        """
+        return self.values.take(numbers(self.kind, self.width, keys, start, stop))
+
     def delta(self, leaf: Leaf, keys: Array, start: int, stop: int) -> Array:
         """Scale times draw for each seed and the elements start .. stop - 1 of a leaf: (len(keys), stop - start).
 
@@ -182,13 +205,6 @@ class Noise:
         """
         dtype = np.float64 if leaf.dtype == np.float64 else np.float32
         return dtype(self.scale_of(leaf.path)) * self.draw(keys, leaf.index + start, leaf.index + stop).astype(dtype)
-
-    def draw(self, keys: Array, start: int, stop: int) -> Array:
-        """A number for each seed of `keys` and each index in start .. stop - 1, to be multiplied by the scale.
-
-        Shape (len(keys), stop - start), float32.
-        """
-        raise NotImplementedError
 
 
 class Normal(Noise):
@@ -199,11 +215,12 @@ class Normal(Noise):
     (0.0, 0.02)
     """
 
-    def draw(self, keys: Array, start: int, stop: int) -> Array:
-        """Standard normals, looked up in the table of 65,536 values."""
-        first = start // 8
-        halves = words(NORMAL, keys, first, -(-stop // 8)).astype("<u4").view("<u2").reshape(len(keys), -1)
-        return normal_table().take(halves[:, start - 8 * first : stop - 8 * first])
+    kind, width = NORMAL, 16
+
+    @property
+    def values(self) -> Array:
+        """The table of 65,536 standard normals."""
+        return normal_table()
 
 
 class Rademacher(Noise):
@@ -213,6 +230,9 @@ class Rademacher(Noise):
     [-1.0, 1.0]
     """
 
-    def draw(self, keys: Array, start: int, stop: int) -> Array:
-        """Signs: -1 or 1."""
-        return _SIGNS.take(bits(RADEMACHER, keys, start, stop))
+    kind, width = RADEMACHER, 1
+
+    @property
+    def values(self) -> Array:
+        """-1 and 1."""
+        return _SIGNS

@@ -30,7 +30,9 @@ from flatstore.table import Leaf, describe
 class Views:
     """What `Store` and `Population` have in common: a memory, a layout, and a view for each path."""
 
-    __slots__ = ("_alias", "_count", "_first", "_memory", "_plan", "_tree", "_views", "_whole", "_wholes", "layout")
+    __slots__ = (
+        "_alias", "_count", "_first", "_memory", "_plan", "_runs", "_tree", "_views", "_whole", "_wholes", "layout"
+    )  # fmt: skip
 
     layout: Layout
     """Where every parameter of one model lives."""
@@ -41,6 +43,7 @@ class Views:
     _count: int | None
     _views: dict[str, Array]
     _wholes: dict[str, Array]
+    _runs: dict[str, Array]
     _tree: Any
     _alias: tuple[tuple[str, ...] | None, list[jax.Array], Any] | None
     _whole: bool
@@ -55,6 +58,7 @@ class Views:
         self._count = count
         self._views = {}
         self._wholes = {}
+        self._runs = {}
         self._tree = None
         self._alias = None
         self._whole = False
@@ -227,6 +231,28 @@ class Views:
         step = self._plan.places[leaf.path].step
         shape, strides = (self._count or 1, leaf.size), (step or 0, leaf.dtype.itemsize)
         return np.ndarray(shape, leaf.dtype, self._memory.bytes, self.start_of(leaf), strides)
+
+    def runs(self, dtype: str) -> Array:
+        """The trainable leaves of a dtype as runs: neighbours in the index that are neighbours in memory.
+
+        Shape (runs, 4), int64, in elements: the first index, the end, the place of the first in the memory, and the
+        places from one member to the next. For the compiled kernels.
+        """
+        found = self._runs.get(dtype)
+        if found is None:
+            rows: list[list[int]] = []
+            for leaf in self.layout.homes:
+                if not (leaf.trainable and leaf.size and leaf.dtype.name == dtype):
+                    continue
+                place = self.start_of(leaf) // leaf.dtype.itemsize
+                step = (self._plan.places[leaf.path].step or 0) // leaf.dtype.itemsize
+                last = rows[-1] if rows else None
+                if last and last[1] == leaf.index and last[3] == step and last[2] + last[1] - last[0] == place:
+                    last[1] += leaf.size
+                else:
+                    rows.append([leaf.index, leaf.index + leaf.size, place, step])
+            found = self._runs[dtype] = np.array(rows, np.int64).reshape(-1, 4)
+        return found
 
     def __copy__(self) -> NoReturn:
         raise TypeError("expected copy() to be called, got copy.copy(); fix: store.copy() is the copy")

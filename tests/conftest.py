@@ -1,5 +1,7 @@
 """Settings of all tests: Hypothesis draws the same examples each time, JAX is as it comes."""
 
+import os
+
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,8 +20,10 @@ settings.register_profile(
 settings.load_profile("flatstore")
 
 
-def pytest_configure() -> None:
-    """The laws are tested with the 64-bit types off, as JAX starts."""
+def pytest_configure(config: pytest.Config) -> None:
+    """The laws are tested with the 64-bit types off, as JAX starts; machine code is kept from run to run."""
+    if config.cache is not None:
+        os.environ.setdefault("FLATSTORE_CACHE_DIR", str(config.cache.mkdir("kernels")))
     jax.config.update("jax_enable_x64", False)
 
 

@@ -1,5 +1,8 @@
 """`flatstore evolve`, as a person runs it: a real process, real data, real files."""
 
+import logging
+import os
+import pty
 import re
 import subprocess
 import sys
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 import flatstore as fs
+from flatstore.cli.progress import progress
 
 SHORT = ["--population", "64", "--generations", "200", "--hidden", "16"]
 
@@ -75,6 +79,8 @@ def test_inspect_shows_what_evolve_wrote(tmp_path):
         (["--generations", "0"], "expected --generations >= 1, got 0; fix"),
         (["--hidden", "0"], "expected --hidden >= 1, got 0; fix"),
         (["--seed", "-1"], "expected --seed >= 0, got -1; fix"),
+        (["--task", "cartpole", "--population", "3"], "expected --population >= 4, got 3; fix"),
+        (["--task", "cartpole", "--algo", "es", "--population", "5"], "expected an even --population for --algo es"),
         (["--out", "/dev/null/x"], "expected a folder to write to, got '/dev/null/x'"),
         (["--out", "/proc"], "expected a folder to write to, got '/proc'"),
     ],
@@ -89,5 +95,48 @@ def test_bad_settings_are_one_line_and_status_2(arguments, message):
 def test_help_names_every_option_and_its_defaults():
     status, out, _ = flatstore("evolve", "--help")
     assert status == 0
-    for option in ("--algo", "--population", "--generations", "--hidden", "--seed", "--out"):
+    for option in ("--task", "--algo", "--population", "--generations", "--hidden", "--seed", "--out"):
         assert option in out
+    assert "digits: es, cartpole: ga" in " ".join(out.split())
+
+
+def test_what_the_kernels_compile_is_shown_while_a_run_lasts(capsys):
+    kernels = logging.getLogger("flatstore.kernels")
+    before = kernels.level, list(kernels.handlers)
+    with progress(2) as show:
+        kernels.info("compiling %s (%s)", "generate", "float32")
+        show.advance(2, "fitness 1")
+    kernels.info("compiling nothing")
+    assert capsys.readouterr().out == "compiling generate (float32)\ngeneration 2  fitness 1\n"
+    assert (kernels.level, kernels.handlers) == before
+
+
+IN_A_TERMINAL = """
+import logging
+from flatstore.cli.progress import progress
+with progress(2) as show:
+    logging.getLogger("flatstore.kernels").info("compiling generate")
+    input()
+    show.advance(2, "fitness 1")
+"""
+
+
+def test_in_a_terminal_the_bar_says_what_is_compiled():
+    ours, its = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen([sys.executable, "-c", IN_A_TERMINAL], stdin=its, stdout=its, env=environment) as process:
+        os.close(its)
+        shown = until(ours, "compiling generate")
+        assert "evolving" in shown and "0/2" in shown
+        os.write(ours, b"\n")
+        assert "compiling" not in until(ours, "2/2").splitlines()[-1]
+        assert process.wait(60) == 0
+    os.close(ours)
+
+
+def until(terminal, text):
+    """What a process writes to its terminal until `text` has come."""
+    shown = ""
+    while text not in shown:
+        shown += os.read(terminal, 4096).decode()
+    return shown

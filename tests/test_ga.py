@@ -1,71 +1,19 @@
-"""The genetic algorithm: a generation in place equals one built beside it."""
+"""The genetic algorithm: what a step keeps, what it refuses, and what it takes beside the population."""
 
-import sys
 import tracemalloc
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 import flatstore as fs
 from flatstore import ga
-from flatstore.noise import CROSSOVER, bits
+from tests import generations
 
 TREE = {"a": {"bias": np.zeros(7, "f4"), "kernel": np.zeros((5, 9), "f4")}, "b": np.zeros((), "f4"), "n": np.int32(3)}
 
 
-def population(order, size=13, tree=TREE, **keywords):
-    pop = fs.Population.zeros(fs.Layout.from_tree(tree, **keywords), size, order=order)
-    rng = np.random.default_rng(0)
-    for leaf in pop.layout.homes:
-        if leaf.trainable:
-            pop[leaf.path] = rng.standard_normal((size, *leaf.shape)).astype(leaf.dtype)
-    return pop
-
-
-def beside(pop, fitness, seed, scale, select, elite):
-    """The oracle: the next generation in arrays of its own, member by member, from the packed matrix."""
-    matrix = pop.to_vector()
-    order = sorted(range(pop.size), key=lambda i: (-fitness[i], i))
-    children = sorted(order[elite:])
-    keys = fs.seeds(seed, pop.size + 1)
-    chosen = select(fitness, 2 * len(children), int(keys[-1]))
-    out = matrix.copy()
-    for row, i in enumerate(children):
-        key, (a, b) = keys[i : i + 1], (chosen[row], chosen[len(children) + row])
-        for leaf in pop.layout.homes:
-            if leaf.trainable:
-                at = slice(leaf.index, leaf.index + leaf.size)
-                mixed = np.where(bits(CROSSOVER, key, at.start, at.stop)[0], matrix[a, at], matrix[b, at])
-                out[i, at] = mixed + np.float32(scale) * fs.Normal(1.0).draw(key, at.start, at.stop)[0]
-    return out
-
-
-@pytest.mark.parametrize("order", ["leaf", "member"])
-@pytest.mark.parametrize("elite", [0, 1, 5])
-@pytest.mark.parametrize("select", [ga.Tournament(3), ga.Truncation(0.4)])
-def test_a_generation_in_place_is_the_one_built_beside_it_to_the_bit(order, elite, select):
-    pop = population(order)
-    fitness = np.random.default_rng(1).standard_normal(13)
-    expected = beside(pop, fitness, (3, 4), 0.1, select, elite)
-    ga.step(pop, fitness, seed=(3, 4), mutate=fs.Normal(0.1), select=select, elite=elite)
-    assert pop.to_vector().astype("f4").tobytes() == expected.astype("f4").tobytes()
-
-
-def test_order_alignment_and_block_size_do_not_change_a_generation(monkeypatch):
-    fitness = np.random.default_rng(1).standard_normal(13)
-    results = []
-    for order, align, scratch in [
-        ("leaf", 64, 1 << 16),
-        ("leaf", 4, 13 * 3),
-        ("member", 64, 1),
-        ("member", 1, 1 << 20),
-    ]:
-        monkeypatch.setattr(sys.modules["flatstore.ga.step"], "SCRATCH", scratch)
-        pop = population(order, align=align)
-        ga.step(pop, fitness, seed=9, mutate=fs.Normal(0.1), elite=2)
-        results.append(pop.to_vector().tobytes())
-    assert len(set(results)) == 1
+def population(order, **keywords):
+    return generations.population(order, **{"tree": TREE} | keywords)
 
 
 def test_elites_are_kept_to_the_bit_and_the_record_says_who_came_from_whom():
@@ -94,19 +42,6 @@ def test_shared_leaves_gaps_and_leaves_of_scale_zero_stay_as_they_were():
     assert not pop.buffer[~data].any()
 
 
-def test_16_bit_genes_are_rounded_once():
-    for dtype in (np.float16, ml_dtypes.bfloat16):
-        pop = population("leaf", tree={"w": np.zeros(40, dtype)})
-        before = pop["w"].astype("f4")
-        parents, _ = ga.step(pop, np.arange(13.0), seed=2, mutate=fs.Normal(0.5), elite=1)
-        keys = fs.seeds(2, 14)
-        for i in range(12):
-            a, b = parents[i]
-            mixed = np.where(bits(CROSSOVER, keys[i : i + 1], 0, 40)[0], before[a], before[b])
-            child = mixed + np.float32(0.5) * fs.Normal(1.0).draw(keys[i : i + 1], 0, 40)[0]
-            assert pop["w"][i].tobytes() == child.astype(dtype).tobytes()
-
-
 def test_selection_prefers_the_fit_and_never_the_nan():
     fitness = np.arange(100.0)
     fitness[99] = np.nan
@@ -128,6 +63,11 @@ BAD = [
     ({"select": lambda fitness, n, seed: np.full(n, 13)}, "expected 24 indices of members from select"),
     ({"select": lambda fitness, n, seed: np.zeros(n)}, "expected 24 indices of members from select, got float64"),
     ({"mutate": fs.Normal({"none": 1.0})}, "scale: expected globs that match a leaf, got 'none'; fix"),
+    ({"crossover": ga.Exchange("none")}, "units: expected globs that match a leaf, got 'none'; fix"),
+    ({"select": ga.Universal(by="fitness"), "fitness": np.arange(-1.0, 12)}, "fitness >= 0, finite and not all zero"),
+    ({"select": ga.Universal(by="fitness"), "fitness": np.zeros(13)}, "not all zero, .*; fix: by='rank'"),
+    ({"left": [("float64", 0, 3)]}, r"left: expected genes of float32 in 0 .. 54, got .*; fix: pass error.left"),
+    ({"left": [("float32", 0, 99)]}, r"left: expected genes of float32 in 0 .. 54, got .*; fix: pass error.left"),
 ]
 
 
@@ -150,11 +90,45 @@ def test_a_lent_population_is_not_stepped():
 
 
 @pytest.mark.parametrize(
-    ("make", "message"), [(lambda: ga.Tournament(0), "k >= 1"), (lambda: ga.Truncation(0), "share in")]
+    ("make", "message"),
+    [
+        (lambda: ga.Tournament(0), "k >= 1"),
+        (lambda: ga.Truncation(0), "share in"),
+        (lambda: ga.Universal(by="age"), "by='rank' or 'fitness', got 'age'; fix"),
+        (lambda: ga.Universal(pressure=3), r"a pressure in \[1, 2\], got 3; fix"),
+        (lambda: ga.Points(0), "k >= 1 cuts, got 0; fix"),
+        (lambda: ga.Blend(-1), "alpha >= -0.5, got -1; fix"),
+        (lambda: ga.Blend(np.nan), "alpha >= -0.5, got nan; fix"),
+        (lambda: ga.PerGene(max, bits=7), "0, 1, 8, 16 or 32 random bits per gene, got 7; fix"),
+        (lambda: ga.Sparse(fs.Normal(1.0), 0), r"a rate in \(0, 1\], got 0; fix"),
+        (lambda: ga.Sparse(fs.Normal(1.0), 1.1), r"a rate in \(0, 1\], got 1.1; fix"),
+        (lambda: ga.Reset(1, -1), "bounds low <= high, got 1 and -1; fix"),
+        (lambda: ga.Reset(0, np.inf), "bounds low <= high, got 0 and inf; fix"),
+        (lambda: ga.Reset(0, 1, rate=-1), r"a rate in \(0, 1\], got -1; fix"),
+    ],
 )
 def test_operators_check_their_own_numbers(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_leaves_that_cannot_be_computed_with_are_named():
+    for dtype in (np.int32, np.complex64):
+        pop = fs.Population.from_tree({"w": np.zeros(3, "f4"), "x": np.zeros(3, dtype)}, 3, trainable="*")
+        with pytest.raises(
+            ValueError, match="'x': expected a leaf of float32, .* to evolve, got .*; fix: leave it out"
+        ):
+            ga.step(pop, np.arange(3.0), seed=1, mutate=None)
+
+
+def test_a_population_of_one_is_its_own_parent():
+    pop = population("leaf", size=1)
+    before = pop.to_vector()
+    parents, kept = ga.step(pop, [1.0], seed=1, mutate=None, elite=0)
+    assert (parents.tolist(), kept.tolist()) == ([[0, 0]], [False])
+    assert (pop.to_vector() == before).all()
+    with pytest.raises(ValueError, match=r"elite in 0 .. 0, got 1"):
+        ga.step(pop, [1.0], seed=1, mutate=None)
 
 
 def test_nan_is_worse_than_minus_infinity():
@@ -163,24 +137,10 @@ def test_nan_is_worse_than_minus_infinity():
     assert kept.tolist() == [False, True, True]
 
 
-def test_a_step_that_fails_half_way_says_which_leaves_are_new():
-    pop, calls = population("leaf"), []
-
-    def crossover(a, b, keys, start):
-        calls.append(start)
-        if len(calls) > 1:
-            raise RuntimeError("mine")
-        return a
-
-    with pytest.raises(RuntimeError, match="mine") as caught:
-        ga.step(pop, np.arange(13.0), seed=1, mutate=fs.Normal(0.1), crossover=crossover)
-    assert "the leaves ['a/bias'] are the children's; fix" in caught.value.__notes__[0]
-    pop["a/bias"] = np.zeros((13, 7), "f4")
-
-
 def test_scratch_does_not_grow_with_the_number_of_members():
     pop = fs.Population.zeros(fs.Layout.from_tree({"w": np.zeros(8, "f4")}), 200_000)
     fitness = np.arange(200_000.0)
+    ga.step(pop[:3], fitness[:3], seed=1, mutate=fs.Normal(0.1))  # compiled, or loaded
     tracemalloc.start()
     ga.step(pop, fitness, seed=1, mutate=fs.Normal(0.1))
     peak = tracemalloc.get_traced_memory()[1]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flatstore as fs
-from flatstore.noise import CROSSOVER, NORMAL, RADEMACHER, bits, normal_table, philox4x32, words
+from flatstore.noise import CROSSOVER, NORMAL, RADEMACHER, normal_table, numbers, philox4x32, words
 
 # The known answers that the authors of Philox publish with it (Random123, kat_vectors): counter, key, words.
 KNOWN = [
@@ -30,7 +30,7 @@ def test_philox_gives_the_published_words(counter, key, expected):
 def test_a_draw_depends_on_the_index_alone_not_on_the_block(start, stop):
     keys = fs.seeds(1, 3)
     middle = start + (stop - start) // 2
-    for draw in (fs.Normal(1.0).draw, fs.Rademacher(1.0).draw, partial(bits, CROSSOVER)):
+    for draw in (fs.Normal(1.0).draw, fs.Rademacher(1.0).draw, partial(numbers, CROSSOVER, 1)):
         whole = draw(keys, start, stop)
         assert whole.shape == (3, stop - start)
         parts = [draw(keys, start, middle), draw(keys, middle, stop)] if middle > start else [whole]
@@ -73,7 +73,7 @@ def test_draws_are_normal_and_bits_are_fair():
     assert abs(z.var() - 1) < 5 * error * 2**0.5
     assert abs((z**4).mean() - 3) < 5 * error * 96**0.5
     assert abs(np.corrcoef(z[:-1], z[1:])[0, 1]) < 5 * error
-    flips = bits(RADEMACHER, fs.seeds(12, 16), 0, 1 << 16)
+    flips = numbers(RADEMACHER, 1, fs.seeds(12, 16), 0, 1 << 16)
     assert abs(flips.mean() - 0.5) < 5 * 0.5 * error
 
 

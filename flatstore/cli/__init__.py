@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="flatstore", description="Parameters in one buffer; trees are views of it.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command, summary in (
-        ("evolve", evolve, "evolve a network on handwritten digits"),
+        ("evolve", evolve, "evolve a network on a real task"),
         ("inspect", inspect, "show where every leaf of a file or a tree lives"),
     ):
         sub = commands.add_parser(name, help=summary)

@@ -1,8 +1,7 @@
-"""The task: scikit-learn's handwritten digits, 1,797 images of 8 × 8, and a network with one hidden layer."""
+"""The task: scikit-learn's handwritten digits, 1,797 images of 8 × 8."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatstore.arrays import Array
+from flatstore.cli.network import Program, initial_noise, layout_of_network, logits
+from flatstore.cli.task import Settings, Task
 from flatstore.extras import require
-from flatstore.layout import Layout
-from flatstore.noise import Normal
+from flatstore.population import Population
+from flatstore.store import Store
 
 _jax: Any = jax
 
@@ -21,32 +22,57 @@ SHIFT, NOISE = 0.3, 0.4
 """How a training image is varied: moved by at most so many pixels, and blurred by so many standard deviations."""
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Images as columns of 64 numbers, and their labels, in two parts that share no image."""
+class Digits(Task):
+    """Label images, given as columns of 64 numbers. Training and test images are two parts that share none."""
 
-    train_x: Array
-    train_y: Array
-    test_x: Array
-    test_y: Array
+    TITLE, NEEDS, AXIS, UNIT, FITNESS = "digits", "sklearn", "accuracy, %", " %", None
+    BATCH = 128
 
-    @classmethod
-    def load(cls) -> Digits:
-        """The data set, four fifths for training, classes in proportion. Raises `ImportError` without scikit-learn."""
+    def __init__(self, settings: Settings) -> None:
+        """Load the data, four fifths for training, classes in proportion."""
+        self.seed = settings.seed
+        self.layout, self.initial = layout_of_network(64, settings.hidden, 10), initial_noise(64, settings.hidden)
         images, labels = require("sklearn.datasets", "demo").load_digits(return_X_y=True)
         split = require("sklearn.model_selection", "demo").train_test_split
         train_x, test_x, train_y, test_y = split(images, labels, test_size=0.2, random_state=42, stratify=labels)
         mean = train_x.mean(axis=0)
-        scaled = [np.ascontiguousarray(((x - mean) / 6).T, np.float32) for x in (train_x, test_x)]
-        return cls(scaled[0], train_y.astype(np.int32), scaled[1], test_y.astype(np.int32))
+        self.train_x, self.test_x = (np.ascontiguousarray(((x - mean) / 6).T, np.float32) for x in (train_x, test_x))
+        self.train_y, self.test_y = train_y.astype(np.int32), test_y.astype(np.int32)
+        self._fitness, self._on_all = Program(fitness), Program(fitness_on_all)
+        self._train, self._test = Program(accuracy), Program(accuracy)
 
-    def batch(self, size: int, seed: int, generation: int) -> tuple[Array, Array]:
-        """`size` training images, each moved and blurred a little: the same for the same seed and generation."""
-        rng: Any = np.random.default_rng((seed, generation))
-        chosen: Array = rng.choice(len(self.train_y), size, replace=False)
+    def batch(self, generation: int) -> tuple[Array, Array]:
+        """Some training images, each moved and blurred a little: the same for the same seed and generation."""
+        rng: Any = np.random.default_rng((self.seed, generation))
+        chosen: Array = rng.choice(len(self.train_y), self.BATCH, replace=False)
         x = _moved(self.train_x[:, chosen], rng)
         blur = rng.standard_normal(x.shape, dtype=np.float32)
         return x + NOISE * blur, self.train_y[chosen]
+
+    def evaluate(self, stacked: Any, generation: int) -> Array:
+        """The mean log-probability that each member gives the labels of the generation's batch."""
+        return np.asarray(self._fitness(stacked, *self.batch(generation)))
+
+    def choose(self, pop: Population) -> int:
+        """The member that explains all training images best."""
+        with pop.lend() as stacked:
+            return int(np.asarray(self._on_all(stacked, self.train_x, self.train_y)).argmax())
+
+    def measure(self, champion: Store, number: int) -> dict[str, float]:
+        """The accuracy on the training and on the test images, in percent."""
+        with champion.lend() as params:
+            train, test = self._train(params, self.train_x, self.train_y), self._test(params, self.test_x, self.test_y)
+            return {"training": 100 * float(train), "test": 100 * float(test)}
+
+    def report(self, champion: Store) -> tuple[str, str]:
+        """The accuracies."""
+        accuracies = self.measure(champion, 0)
+        return "test accuracy", f"{accuracies['test']:.2f} % (training {accuracies['training']:.2f} %)"
+
+    @property
+    def temporaries(self) -> int:
+        """The most bytes that evaluating the population took beside it in compiled programs."""
+        return max(self._fitness.temporaries, self._on_all.temporaries)
 
 
 def _moved(x: Array, rng: Any) -> Array:
@@ -58,35 +84,6 @@ def _moved(x: Array, rng: Any) -> Array:
         before, after = (np.take(padded, np.arange(8) + k, axis=axis) for k in (0, 2))
         images = (1 - abs(by)) * images + np.maximum(by, 0) * before + np.maximum(-by, 0) * after
     return images.reshape(x.shape)
-
-
-def layout_of_network(hidden: int) -> Layout:
-    """Where the parameters of the network live: 64 inputs, `hidden` units, 10 classes.
-
-    Weights have shape (outputs, inputs). The first layer of a whole population is then one matrix product, in place:
-    its rows, (members, outputs), times the images, (inputs, images).
-    """
-    shapes = {
-        "hidden": {"weight": (hidden, 64), "bias": (hidden,)},
-        "output": {"weight": (10, hidden), "bias": (10,)},
-    }
-    return Layout.from_tree(
-        {
-            layer: {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in leaves.items()}
-            for layer, leaves in shapes.items()
-        }
-    )
-
-
-def initial_noise(hidden: int) -> Normal:
-    """What a new network is drawn from: weights of variance 1 / inputs, biases zero."""
-    return Normal({"hidden/weight": 64**-0.5, "output/weight": hidden**-0.5, "*": 0})
-
-
-def logits(params: Any, x: Any) -> Any:
-    """The network: (64, images) to (10, images)."""
-    hidden = jax.nn.relu(params["hidden"]["weight"] @ x + params["hidden"]["bias"][:, None])
-    return params["output"]["weight"] @ hidden + params["output"]["bias"][:, None]
 
 
 def log_likelihood(params: Any, x: Any, y: Any) -> Any:
@@ -105,16 +102,6 @@ def fitness_on_all(stacked: Any, x: Any, y: Any) -> Any:
     return _jax.lax.map(partial(log_likelihood, x=x, y=y), stacked, batch_size=8)
 
 
-def weighted_sum(stacked: Any, weights: Any) -> Any:
-    """The members, each times its weight, summed leaf by leaf: a tree of one member's shapes."""
-    return _jax.tree.map(partial(jnp.tensordot, weights, axes=1), stacked)
-
-
 def accuracy(params: Any, x: Any, y: Any) -> Any:
     """The share of images that one network labels right."""
     return (logits(params, x).argmax(axis=0) == y).mean()
-
-
-def jit(function: Any) -> Any:
-    """`jax.jit`, whose own annotations are incomplete."""
-    return _jax.jit(function)

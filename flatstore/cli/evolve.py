@@ -1,4 +1,4 @@
-"""`flatstore evolve`: a network whose parameters live in a flat store, evolved on real data."""
+"""`flatstore evolve`: a network whose parameters live in a flat store, evolved on a real task."""
 
 from __future__ import annotations
 
@@ -8,33 +8,48 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flatstore.cli.cartpole import CartPole
 from flatstore.cli.curve import Curve
-from flatstore.cli.digits import Digits, accuracy, jit
+from flatstore.cli.digits import Digits
 from flatstore.cli.progress import progress
-from flatstore.cli.strategies import EvolutionStrategy, GeneticAlgorithm, Settings, Strategy
+from flatstore.cli.strategies import EvolutionStrategy, GeneticAlgorithm, Strategy
+from flatstore.cli.task import Settings, Task
 from flatstore.extras import require
 from flatstore.files import save
-from flatstore.store import Store
 
-_STRATEGIES: dict[str, tuple[type[Strategy], Settings]] = {
-    "es": (EvolutionStrategy, Settings(population=256, generations=3000, hidden=64, seed=0)),
-    "ga": (GeneticAlgorithm, Settings(population=320, generations=1000, hidden=32, seed=0)),
+_TASKS: dict[str, type[Task]] = {"digits": Digits, "cartpole": CartPole}
+_ALGORITHMS = {"es": "Evolution strategy", "ga": "Genetic algorithm"}
+# The first algorithm of a task is its default.
+_DEFAULTS: dict[str, dict[str, tuple[Callable[[Task, Settings], Strategy], Settings]]] = {
+    "digits": {
+        "es": (partial(EvolutionStrategy, sigma=0.1, rate=0.008), Settings(256, 3000, 64, 0)),
+        "ga": (partial(GeneticAlgorithm, share=0.2, sigma=0.02, last_sigma=0.003), Settings(320, 2000, 32, 0)),
+    },
+    "cartpole": {
+        "ga": (partial(GeneticAlgorithm, share=0.2, sigma=0.2, last_sigma=0.02), Settings(64, 50, 16, 0)),
+        "es": (partial(EvolutionStrategy, sigma=0.1, rate=0.1), Settings(64, 100, 16, 0)),
+    },
 }
 _CHAMPION, _CURVE = "champion.safetensors", "curve.png"
 _CHECKS = 40  # how often the champion is looked at in a run
+_TRACED = 2  # the generation whose memory is measured: the first that is stepped to and compiles nothing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `flatstore evolve`. `run` takes what they parse to."""
     parser.description = (
-        "Evolve a network on scikit-learn's handwritten digits. Its parameters live in a flat population for the "
-        "whole run; JAX evaluates them where they lie. The same seed gives the same network to the bit."
+        "Evolve a network on scikit-learn's handwritten digits or on Gymnasium's CartPole-v1. Its parameters live in "
+        "a flat population for the whole run; JAX evaluates them where they lie. The same seed gives the same network "
+        "to the bit."
     )
+    parser.add_argument("--task", choices=list(_TASKS), default="digits", help="what to learn (default %(default)s)")
+    first = ", ".join(f"{task}: {next(iter(of))}" for task, of in _DEFAULTS.items())
     parser.add_argument(
-        "--algo", choices=list(_STRATEGIES), default="es", help="evolution strategy or genetic algorithm"
+        "--algo", choices=list(_ALGORITHMS), help=f"evolution strategy or genetic algorithm (default {first})"
     )
     for name, what in (
         ("population", "members"),
@@ -42,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("hidden", "units of the hidden layer"),
         ("seed", "seed"),
     ):
-        defaults = ", ".join(f"{algo}: {getattr(settings, name)}" for algo, (_, settings) in _STRATEGIES.items())
+        defaults = "; ".join(
+            f"{task} " + ", ".join(f"{algo}: {getattr(settings, name)}" for algo, (_, settings) in of.items())
+            for task, of in _DEFAULTS.items()
+        )
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{what} (default {defaults})")
     parser.add_argument(
         "--out", type=Path, default=Path("evolved"), metavar="DIR", help="where to write (default %(default)s)"
@@ -51,49 +69,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evolve, print what came out, and write the champion and the learning curve; returns the exit status."""
-    strategy_type, defaults = _STRATEGIES[arguments.algo]
+    algorithms, task_type = _DEFAULTS[arguments.task], _TASKS[arguments.task]
+    algo = arguments.algo or next(iter(algorithms))
+    strategy_type, defaults = algorithms[algo]
     chosen = {
         name: default if getattr(arguments, name) is None else getattr(arguments, name)
         for name, default in vars(defaults).items()
     }
     settings = Settings(**chosen)
-    problem = _problem(settings, arguments.algo)
-    if problem is None:
-        problem = _cannot_write(arguments.out)
+    problem = _problem(settings, algo) or _cannot_write(arguments.out)
     if problem is not None:
         print(f"flatstore evolve: {problem}", file=sys.stderr)
         return 2
-    for module in ("sklearn", "safetensors", "matplotlib", "rich"):
+    for module in (task_type.NEEDS, "safetensors", "matplotlib", "rich"):
         require(module, "demo")
-    start = time.perf_counter()
+    start, prepared, scratch, curve = time.perf_counter(), 0.0, 0, Curve()
+    every, traced = -(-settings.generations // _CHECKS), min(_TRACED, settings.generations - 1)
     with progress(settings.generations) as show:
-        show.note("loading digits, compiling")
-        digits = Digits.load()
-        measure = _compiled_accuracy(digits)
-        strategy = strategy_type(digits, settings)
-        compiled = time.perf_counter() - start
-        curve = Curve()
-        scratch = 0
-        every = max(1, settings.generations // _CHECKS)
-        for number in range(settings.generations):
-            if number == 0:
-                scratch, scores = _traced(lambda: strategy.generation(0))
+        show.note(f"loading {task_type.TITLE}, compiling")
+        task = task_type(settings)
+        strategy = strategy_type(task, settings)
+        generations = strategy.run()
+        state = ""
+        for number in range(1, settings.generations + 1):
+            if number == traced + 1:
+                scratch, scores = _traced(lambda: next(generations))
             else:
-                scores = strategy.generation(number)
-            if (number + 1) % every == 0 or number + 1 == settings.generations:
-                curve.add(number + 1, *measure(strategy.champion()))
-            show.advance(number + 1, float(scores.mean()), curve)
+                scores = next(generations)
+            if number == 1:
+                prepared = time.perf_counter() - start
+            if number % every == 0 or number == settings.generations:
+                measures = task.measure(strategy.champion(), number)
+                curve.add(number, float(scores.mean()), measures)
+                state = "".join(f"  {name} {value:5.1f}{task.UNIT}" for name, value in measures.items())
+            show.advance(number, f"fitness {scores.mean():7.3f}{state}")
         champion = strategy.champion()
-        train, test = measure(champion)
+        result, value = task.report(champion)
     seconds = time.perf_counter() - start
     save(arguments.out / _CHAMPION, champion)
-    curve.write(arguments.out / _CURVE, arguments.algo)
+    curve.write(arguments.out / _CURVE, f"{_ALGORITHMS[algo]} on {task.TITLE}", task)
     pop = strategy.pop
     population = pop.buffer.nbytes
-    extra = strategy.state + max(scratch, strategy.temporaries)
-    print(f"test accuracy      {100 * test:.2f} % (training {100 * train:.2f} %)")
+    extra = strategy.state + max(scratch, strategy.temporaries, task.temporaries)
+    print(f"{result:<18} {value}")
     print(f"generations        {settings.generations:,}")
-    print(f"time               {seconds:.1f} s, of which {compiled:.1f} s to load and compile")
+    print(f"time               {seconds:.1f} s, of which {prepared:.1f} s until the first generation")
     print(f"population         {population:,} bytes: {pop.size:,} members x {pop.layout.size:,} parameters")
     print(f"peak extra memory  {extra / population:.2f} x the population ({extra:,} bytes)")
     print(f"written            {arguments.out / _CHAMPION}, {arguments.out / _CURVE}")
@@ -122,19 +142,6 @@ def _cannot_write(folder: Path) -> str | None:
     except OSError as error:
         return f"expected a folder to write to, got {str(folder)!r} ({error.strerror}); fix: choose another --out"
     return None
-
-
-def _compiled_accuracy(digits: Digits) -> Callable[[Store], tuple[float, float]]:
-    """A function that gives a network's accuracy on the training and the test images."""
-    compiled = jit(accuracy)
-
-    def measure(store: Store) -> tuple[float, float]:
-        with store.lend() as params:
-            train = compiled(params, digits.train_x, digits.train_y)
-            test = compiled(params, digits.test_x, digits.test_y)
-            return float(train), float(test)
-
-    return measure
 
 
 def _traced(step: Callable[[], Any]) -> tuple[int, Any]:

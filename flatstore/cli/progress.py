@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+import logging
+import textwrap
+from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
-from flatstore.cli.curve import Curve
 from flatstore.extras import require
+
+_KERNELS = logging.getLogger("flatstore.kernels")
 
 
 class Display(Protocol):
     """What shows a run as it goes."""
 
     def note(self, text: str) -> None:
-        """Say what is being done before the first generation."""
+        """Say what is being done, when it takes a while."""
         ...
 
-    def advance(self, generation: int, fitness: float, curve: Curve) -> None:
+    def advance(self, generation: int, state: str) -> None:
         """Show that a generation is done."""
         ...
 
 
 @contextlib.contextmanager
 def progress(generations: int) -> Generator[Display]:
-    """A display for a run of so many generations: live in a terminal, plain lines without one."""
+    """A display for a run of so many generations: live in a terminal, plain lines without one.
+
+    It notes what the kernels say that they compile.
+    """
     console = require("rich.console", "demo").Console()
     if not console.is_terminal:
-        yield _Lines(generations)
+        lines = _Lines(generations)
+        with _noted(lines.note):
+            yield lines
         return
     rich: Any = require("rich.progress", "demo")
     with rich.Progress(
@@ -35,17 +43,34 @@ def progress(generations: int) -> Generator[Display]:
         rich.BarColumn(bar_width=None),
         rich.MofNCompleteColumn(),
         rich.TimeElapsedColumn(),
-        rich.TextColumn("{task.fields[state]}"),
+        rich.TextColumn("{task.fields[state]}", markup=False),
         console=console,
-    ) as bar:
-        yield _Bar(bar, bar.add_task("evolving", total=generations, state=""))
+    ) as live:
+        bar = _Bar(live, live.add_task("evolving", total=generations, state=""))
+        with _noted(bar.note):
+            yield bar
 
 
-def _state(fitness: float, curve: Curve) -> str:
-    if not curve.points:
-        return f"fitness {fitness:7.3f}"
-    _, train, test = curve.points[-1]
-    return f"fitness {fitness:7.3f}  training {100 * train:5.1f} %  test {100 * test:5.1f} %"
+@contextlib.contextmanager
+def _noted(note: Callable[[str], None]) -> Generator[None]:
+    """Pass what the kernels log on to `note`."""
+    handler, level = _Handler(note), _KERNELS.level
+    _KERNELS.addHandler(handler)
+    _KERNELS.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        _KERNELS.removeHandler(handler)
+        _KERNELS.setLevel(level)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._note(textwrap.shorten(record.getMessage(), 60, placeholder=" …"))
 
 
 class _Bar:
@@ -55,8 +80,8 @@ class _Bar:
     def note(self, text: str) -> None:
         self._bar.update(self._task, state=text)
 
-    def advance(self, generation: int, fitness: float, curve: Curve) -> None:
-        self._bar.update(self._task, completed=generation, state=_state(fitness, curve))
+    def advance(self, generation: int, state: str) -> None:
+        self._bar.update(self._task, completed=generation, state=state)
 
 
 class _Lines:
@@ -66,6 +91,6 @@ class _Lines:
     def note(self, text: str) -> None:
         print(text, flush=True)
 
-    def advance(self, generation: int, fitness: float, curve: Curve) -> None:
+    def advance(self, generation: int, state: str) -> None:
         if generation % max(1, self._generations // 10) == 0 or generation == self._generations:
-            print(f"generation {generation:{self._width},}  {_state(fitness, curve)}", flush=True)
+            print(f"generation {generation:{self._width},}  {state}", flush=True)

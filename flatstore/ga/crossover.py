@@ -1,13 +1,83 @@
-"""Crossover: how the genes of two parents become those of a child."""
+"""Crossover: how the genes of two parents become those of a child.
+
+Most crossovers decide gene by gene: they are a plain function of one gene of each parent and a random number, which is
+compiled into the loop. Slices (points, layers) move without a number per gene.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from flatstore.arrays import Array
-from flatstore.noise import CROSSOVER, bits
+from flatstore.kernels.compiler import compiled
+from flatstore.kernels.crossing import at_points, by_unit, gene_by_gene
+from flatstore.layout import Layout
+from flatstore.noise import CROSSOVER, words
+from flatstore.paths import Glob, matcher, path_of, refuse_idle_glob
+
+_searchsorted: Any = np.searchsorted
+
+
+class Crossing(NamedTuple):
+    """What a crossover hands to the compiled loop: a function of `flatstore.kernels.crossing`, and its data."""
+
+    cross: Any
+    given: Any
+
+
+class Crossover(Protocol):
+    """How the genes of two parents become those of a child."""
+
+    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
+        """For children with a seed each in `keys`, and genes that are computed with in `dtype`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class PerGene:
+    """Your own crossover: `function(a, b, random, table)` gives a child's gene, and is compiled into the loop.
+
+    `a` and `b` are a gene of the two parents (float32, or float64 for a float64 leaf), `random` an integer below
+    2 ** bits (1, 8, 16 or 32; 0 for none), `table` the numbers given here, in the genes' dtype. A function of `random`
+    is best looked up in a table of all its values: then any distribution costs the same.
+
+    >>> third = PerGene(lambda a, b, random, table: a if random < 85 else b, bits=8)      # a third from the mother
+
+    Raises `ValueError` for another number of bits.
+    """
+
+    function: Callable[[Any, Any, Any, Any], Any]
+    bits: int = 16
+    table: Any = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if self.bits not in (0, 1, 8, 16, 32):
+            raise ValueError(f"expected 0, 1, 8, 16 or 32 random bits per gene, got {self.bits}; fix: 16 suits most")
+
+    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
+        """The function, compiled into a loop over genes."""
+        return Crossing(gene_by_gene(_compiled(self.function)), (self.bits, np.asarray(self.table, dtype).reshape(-1)))
+
+
+@cache
+def _compiled(function: Any) -> Any:
+    return function if hasattr(function, "py_func") else compiled(function)
+
+
+@compiled
+def _either(a: Any, b: Any, random: Any, table: Any) -> Any:
+    return a if random else b
+
+
+@compiled
+def _between(a: Any, b: Any, random: Any, table: Any) -> Any:
+    share = table[0] + table[1] * np.float32(random)
+    return a + share * (b - a)
 
 
 @dataclass(frozen=True)
@@ -17,9 +87,107 @@ class Uniform:
     Source: Syswerda, *Uniform Crossover in Genetic Algorithms*, ICGA 1989.
     """
 
-    def __call__(self, a: Array, b: Array, keys: Array, start: int) -> Array:
-        """Children of the parents' blocks `a` and `b`, shape (children, genes), with a seed each in `keys`.
+    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
+        """A bit per gene: 1 is the mother's."""
+        return PerGene(_either, bits=1).crossing(layout, keys, dtype)
 
-        `start` is the index of the first gene.
-        """
-        return np.where(bits(CROSSOVER, keys, start, start + a.shape[1]), a, b)
+
+@dataclass(frozen=True)
+class Blend:
+    """BLX-alpha: each gene is drawn evenly from the interval between the parents', longer by `alpha` at both ends.
+
+    alpha=0 stays between the parents, alpha=-0.5 is their mean (arithmetic crossover, without a draw). The position
+    has 65,536 values. Source: Eshelman and Schaffer, *Real-Coded Genetic Algorithms and Interval-Schemata*, FOGA 1993.
+
+    Raises `ValueError` unless alpha is finite and >= -0.5.
+    """
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not -0.5 <= self.alpha < float("inf"):
+            raise ValueError(f"expected alpha >= -0.5, got {self.alpha}; fix: 0.5 is usual, -0.5 is the mean")
+
+    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
+        """Sixteen bits per gene, or none for the mean."""
+        length = 1 + 2 * self.alpha
+        table = (length / 2**17 - self.alpha, length / 2**16)
+        return PerGene(_between, 16 if length else 0, table if length else (0.5, 0.0)).crossing(layout, keys, dtype)
+
+
+@dataclass(frozen=True)
+class Points:
+    """k-point crossover: the genes in a row, cut at `k` places; the parents take turns, from the mother on.
+
+    A place is drawn for each cut between two genes that train, all with the same probability; two cuts at one place
+    undo each other. Source: De Jong, *An Analysis of the Behavior of a Class of Genetic Adaptive Systems*, 1975.
+
+    Raises `ValueError` for k < 1.
+    """
+
+    k: int = 2
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"expected k >= 1 cuts, got {self.k}; fix: crossover=None copies the mother")
+
+    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
+        """Two words for each cut: 53 bits of a fraction of the genes that train."""
+        draws = words(CROSSOVER, keys, 0, -(-self.k // 2)).reshape(len(keys), -1, 2)[:, : self.k].astype(np.float64)
+        fraction = (np.floor(draws[..., 0] / 2**5) * 2**26 + np.floor(draws[..., 1] / 2**6)) / 2**53
+        homes = [leaf for leaf in layout.homes if leaf.trainable and leaf.size]
+        ends = np.cumsum([leaf.size for leaf in homes])
+        place = np.minimum(1 + (fraction * (ends[-1] - 1)).astype(np.int64), ends[-1])
+        leaf = np.minimum(_searchsorted(ends, place, side="right"), len(homes) - 1)
+        shift = np.array([home.index for home in homes]) - np.concatenate([[0], ends[:-1]])
+        return Crossing(at_points, np.sort(place + shift[leaf], axis=1))
+
+
+@dataclass(frozen=True)
+class Mother:
+    """No crossover: a child begins as its first parent. What `crossover=None` stands for."""
+
+    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
+        """No cuts."""
+        return Crossing(at_points, np.empty((len(keys), 0), np.int64))
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Whole leaves, or whole sub-trees, come from either parent with the same probability: layers are exchanged.
+
+    `units` is a glob, or several, over the paths of nodes and leaves: the outermost node that matches moves as one, and
+    what matches none stays the mother's. Without globs every leaf is a unit.
+
+    >>> layers = Exchange("Dense_?")        # a layer's kernel and bias stay together
+
+    Source: the layers' crossover of Montana and Davis, *Training Feedforward Neural Networks Using Genetic Algorithms*,
+    IJCAI 1989. Raises `ValueError` in a step if a glob matches nothing that trains.
+    """
+
+    units: Glob | None = None
+
+    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
+        """A bit per unit, in the order of the leaves."""
+        globs = self.units if self.units is None or isinstance(self.units, str) else tuple(self.units)
+        return Crossing(by_unit, _units(layout, globs))
+
+
+@lru_cache(maxsize=16)
+def _units(layout: Layout, globs: tuple[str, ...] | str | None) -> tuple[Array, Array]:
+    """Where the leaves begin, with one past the end, and the unit of each; -1 for none."""
+    homes = layout.homes
+    numbers: dict[Any, int] = {}
+    units: list[int] = []
+    if globs is not None:
+        prefixes = {
+            path_of(leaf.key_path[: n + 1]) for leaf in homes if leaf.trainable for n in range(len(leaf.key_path))
+        }
+        refuse_idle_glob("units", globs, prefixes)
+    matches = None if globs is None else matcher(globs)
+    for leaf in homes:
+        names = [path_of(leaf.key_path[: n + 1]) for n in range(len(leaf.key_path))] or [leaf.path]
+        unit = leaf.path if matches is None else next(filter(matches, names), None)
+        units.append(-1 if unit is None or not leaf.trainable else numbers.setdefault(unit, len(numbers)))
+    begins = [leaf.index for leaf in homes] + [homes[-1].index + homes[-1].size]
+    return np.array(begins, np.int64), np.array(units, np.int64)

@@ -1,0 +1,96 @@
+"""The task: Gymnasium's CartPole-v1, a pole on a cart to be balanced for 500 steps by pushing left or right."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatstore.arrays import Array
+from flatstore.cli.network import Program, initial_noise, layout_of_network, logits
+from flatstore.cli.task import Settings, Task
+from flatstore.extras import require
+from flatstore.noise import seeds
+from flatstore.population import Population
+from flatstore.store import Store
+
+_jax: Any = jax
+
+# What the starts of an episode are drawn for: each has a stream of its own.
+_EVALUATE, _CHOOSE, _MEASURE, _REPORT = range(4)
+
+
+class CartPole(Task):
+    """Balance a pole: 4 observations, 2 actions, a reward of 1 per step; solved is a mean return of 475."""
+
+    TITLE, NEEDS, AXIS, UNIT, FITNESS = "CartPole-v1", "gymnasium", "mean return", "", "population"
+    EPISODES, TO_CHOOSE, TO_REPORT = 4, 20, 100
+
+    def __init__(self, settings: Settings) -> None:
+        """Start the environments."""
+        self.seed = settings.seed
+        self.layout, self.initial = layout_of_network(4, settings.hidden, 2), initial_noise(4, settings.hidden)
+        self._to_evaluate = Episodes(settings.population, self.EPISODES)
+        self._to_choose = Episodes(settings.population, self.TO_CHOOSE)
+        self._to_report = Episodes(1, self.TO_REPORT)
+
+    def evaluate(self, stacked: Any, generation: int) -> Array:
+        """The mean return of each member over a few episodes."""
+        return self._to_evaluate.returns(stacked, (self.seed, _EVALUATE, generation)).mean(axis=1)
+
+    def choose(self, pop: Population) -> int:
+        """The member of the highest mean return over more episodes."""
+        with pop.lend() as stacked:
+            return int(self._to_choose.returns(stacked, (self.seed, _CHOOSE)).mean(axis=1).argmax())
+
+    def measure(self, champion: Store, number: int) -> dict[str, float]:
+        """The mean return over 100 episodes that nothing has seen before."""
+        return {"champion": float(self._fresh(champion, (self.seed, _MEASURE, number)).mean())}
+
+    def report(self, champion: Store) -> tuple[str, str]:
+        """The mean return over 100 more such episodes."""
+        returns = self._fresh(champion, (self.seed, _REPORT))
+        return "mean return", f"{returns.mean():.2f} over {returns.size} fresh episodes (worst {returns.min():.0f})"
+
+    @property
+    def temporaries(self) -> int:
+        """The most bytes that evaluating the population took beside it in compiled programs."""
+        return max(self._to_evaluate.act.temporaries, self._to_choose.act.temporaries)
+
+    def _fresh(self, champion: Store, seed: tuple[int, ...]) -> Array:
+        with champion.lend() as params:
+            return self._to_report.returns(_jax.tree.map(partial(jnp.expand_dims, axis=0), params), seed)
+
+
+class Episodes:
+    """As many episodes for each of several networks, all at once in one vectorised environment."""
+
+    def __init__(self, networks: int, each: int) -> None:
+        self._shape = networks, each
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gymnasium = require("gymnasium", "demo")
+            self._env: Any = gymnasium.make_vec(
+                "CartPole-v1", num_envs=networks * each, vectorization_mode="vector_entry_point"
+            )
+        self.act = Program(act)
+
+    def returns(self, stacked: Any, seed: tuple[int, ...]) -> Array:
+        """The return of each episode, shape (networks, each): the rewards until it ends."""
+        observations, _ = self._env.reset(seed=int(seeds(seed, 1)[0] >> 1))
+        totals, running = np.zeros(self._env.num_envs), np.ones(self._env.num_envs, bool)
+        while running.any():
+            actions = np.asarray(self.act(stacked, observations.reshape(*self._shape, -1))).ravel()
+            observations, rewards, terminated, truncated, _ = self._env.step(actions)
+            totals += np.where(running, rewards, 0)  # an episode that has ended begins anew by itself
+            running &= ~(terminated | truncated)
+        return totals.reshape(self._shape)
+
+
+def act(stacked: Any, observations: Any) -> Any:
+    """The action of each network in each of its episodes: (networks, each, 4) to (networks, each)."""
+    return jax.vmap(logits)(stacked, observations.swapaxes(1, 2)).argmax(axis=1)

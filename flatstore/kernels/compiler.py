@@ -1,0 +1,232 @@
+"""Compiled functions whose machine code is kept on disk, under a key of all that it depends on.
+
+The key is a digest of what the function executes (see `fingerprint`), the types of its arguments, the processor, and
+the versions of Python, NumPy, Numba and llvmlite. So what was edited is never run stale, and closures over other
+compiled functions are found again in the next process.
+
+```
+<folder>/<key>.kernel       sha256 of key and content (32 bytes) | content: a pickle
+```
+
+The folder is `FLATSTORE_CACHE_DIR`, else `flatstore` in `XDG_CACHE_HOME`, else `~/.cache/flatstore`; it may be deleted
+at any time. An empty `FLATSTORE_CACHE_DIR` keeps nothing. A damaged file is compiled and written anew, and a folder
+that cannot be written, or is another user's, is left alone. The logger `flatstore.kernels` tells at level INFO what is
+compiled, at DEBUG what is loaded, and why something could not be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+import pickle
+import secrets
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any, TypeVar
+
+import llvmlite  # pyright: ignore[reportMissingTypeStubs]
+import numba
+import numpy as np
+
+from flatstore.kernels.fingerprint import Unknown, fingerprint, type_name
+
+F = TypeVar("F", bound=Callable[..., object])
+
+_numba: Any = numba
+_core: Any = _numba.core
+_llvmlite: Any = llvmlite
+
+_OPTIONS = {"nogil": True, "error_model": "numpy"}
+_SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "ENABLE_AVX", "USING_SVML", "DEBUGINFO_DEFAULT")
+_DIGEST = hashlib.sha256().digest_size
+
+log = logging.getLogger("flatstore.kernels")
+
+
+def compiled(function: F) -> F:
+    """Compile a function by `numba.njit(nogil=True, error_model="numpy")`, and keep its machine code on disk.
+
+    It is compiled, or loaded, when it is first called with arguments of new types. What it calls becomes part of its
+    machine code. Where it refers to something whose value cannot be told (an object of a class of the user's), its
+    machine code lasts as long as the process.
+    """
+    made: Any = _numba.njit(**_OPTIONS)(function)
+    if isinstance(made, _core.dispatcher.Dispatcher):  # not under NUMBA_DISABLE_JIT
+        made._cache = KernelCache(made.py_func)
+    return made
+
+
+def inlined(function: F) -> F:
+    """Compile a function into the loops that call it, always: the compiler's own measure would call a long one."""
+    made: Any = _numba.njit(inline="always", **_OPTIONS)(function)
+    return made
+
+
+def folder() -> Path | None:
+    """The folder that machine code is kept in, or None where none is kept. It need not exist."""
+    if (named := os.environ.get("FLATSTORE_CACHE_DIR")) is not None:
+        return Path(named) if named else None
+    if Path(cache := os.environ.get("XDG_CACHE_HOME", "")).is_absolute():
+        return Path(cache) / "flatstore"
+    try:
+        return Path.home() / ".cache" / "flatstore"
+    except RuntimeError:
+        return None
+
+
+class _Compilations(_core.event.Listener):
+    """Follows Numba's compilations: one of a function that is called within another one is not the outermost."""
+
+    def __init__(self):
+        self.depth = 0
+
+    def on_start(self, event: Any) -> None:
+        function = event.data["dispatcher"]
+        if self.depth == 0 and isinstance(function._cache, KernelCache):
+            types = event.data["args"]
+            arrays = [f"{x.dtype}" for x in types if isinstance(x, _numba.types.Array)]  # the first says which it is
+            log.info("compiling %s (%s)", function.__name__, ", ".join(arrays[:1] or map(str, types)))
+        self.depth += 1
+
+    def on_end(self, event: Any) -> None:
+        self.depth -= 1
+
+
+_compilations = _Compilations()
+_core.event.register("numba:compile", _compilations)
+
+
+def _number_functions() -> None:
+    """Let Numba number functions from a random number on, in this process.
+
+    The numbers tell apart the symbols of functions of one name, such as closures of one factory. Counted from 1 in each
+    process, two closures would share a symbol once one is loaded from disk, and one would silently run as the other.
+    """
+    _core.bytecode.FunctionIdentity._unique_ids = itertools.count(secrets.randbits(62))
+
+
+_number_functions()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_number_functions)
+
+
+class KernelCache(_core.caching._Cache):
+    """What Numba asks of a cache, for one function. Only outermost functions are kept: they hold what they call."""
+
+    def __init__(self, function: FunctionType):
+        self._function = function
+        self._enabled = True
+
+    @property
+    def cache_path(self) -> str | None:
+        """The folder, if there is one."""
+        return str(path) if (path := folder()) else None
+
+    def enable(self) -> None:
+        """Load and save from now on."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Neither load nor save from now on."""
+        self._enabled = False
+
+    def flush(self) -> None:
+        """Nothing: what is on disk is never stale."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled function for a signature, or None if it must be compiled."""
+        if (file := self._file(sig, target_context)) is None or (content := _read(file)) is None:
+            return None
+        target_context.refresh()
+        try:
+            loaded = _core.compiler.CompileResult._rebuild(target_context, *pickle.loads(content))
+        except Exception:
+            # Unpickling may raise anything, for instance if a module of the function has moved.
+            log.debug("cannot load %s from %s", self._function.__name__, file, exc_info=True)
+            return None
+        log.debug("loaded %s from %s", self._function.__name__, file)
+        return loaded
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a compiled function."""
+        if (file := self._file(sig, data.target_context)) is None:
+            return
+        if data.lifted or data.library.has_dynamic_globals:
+            log.debug("%s is not kept: its machine code holds addresses", self._function.__name__)
+            return
+        try:
+            content = _core.serialize.dumps(data._reduce())
+        except Exception:
+            # The function is compiled and works; what pickling raises is no reason to stop.
+            log.debug("cannot pickle %s", self._function.__name__, exc_info=True)
+            return
+        _write(file, content)
+
+    def _file(self, sig: Any, target_context: Any) -> Path | None:
+        """Where the machine code for a signature is kept; None if it is not."""
+        if not self._enabled or _compilations.depth > 0 or (path := folder()) is None:
+            return None
+        arguments, result = _core.sigutils.normalize_signature(sig)
+        try:
+            parts = [
+                fingerprint(self._function).hex(),
+                *map(type_name, arguments),
+                "" if result is None else type_name(result),
+            ]
+        except Unknown as unknown:
+            log.debug("%s is not kept: it depends on %s", self._function.__name__, unknown)
+            return None
+        parts += map(repr, (sys.version, np.__version__, _numba.__version__, _llvmlite.__version__, _OPTIONS))
+        parts += map(repr, target_context.codegen().magic_tuple())
+        parts += [repr(getattr(_core.config, name, None)) for name in _SETTINGS]
+        return path / f"{hashlib.sha256(repr(parts).encode()).hexdigest()}.kernel"
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    """Whether this user owns a file or folder: a pickle of somebody else's is not loaded."""
+    return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+
+
+def _signed(file: Path, content: bytes) -> bytes:
+    return hashlib.sha256(file.stem.encode() + content).digest()
+
+
+def _read(file: Path) -> bytes | None:
+    """The content of a file, or None if there is none, it is damaged, or not this user's."""
+    try:
+        with file.open("rb") as stream:
+            ours = _is_ours(os.fstat(stream.fileno())) and _is_ours(file.parent.stat())
+            whole = stream.read() if ours else b""
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.debug("cannot read machine code: %s", error)
+        return None
+    if not ours or whole[:_DIGEST] != _signed(file, whole[_DIGEST:]):
+        log.debug("%s is %s", file, "damaged" if ours else "of another user")
+        return None
+    return whole[_DIGEST:]
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write a file in one step, so that no other process sees half of it."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_ours(file.parent.stat()):
+            log.debug("%s is of another user", file.parent)
+            return
+        number, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem[:8], suffix=".part")
+        try:
+            with open(number, "wb") as stream:
+                stream.write(_signed(file, content) + content)
+            os.replace(name, file)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        log.debug("machine code is kept in this process only: %s", error)

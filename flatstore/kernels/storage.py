@@ -1,0 +1,78 @@
+"""How genes lie in memory, and how they are computed with: 16-bit floats in float32, rounded once when they are stored.
+
+A pair of compiled functions per dtype: `load(stored) -> gene` and `store(gene) -> stored`, on one number. 16-bit floats
+are passed as uint16, since the compiler has no such numbers; float32 is `sign, 8 bits of exponent, 23 bits`, float16
+`sign, 5, 10`, bfloat16 the upper half of float32. Ties round to even.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flatstore.kernels.compiler import compiled
+
+_U = np.uint32
+_SIGN, _HALF_SIGN = _U(0x80000000), _U(0x8000)
+_INFINITY, _HALF_INFINITY = _U(0x7F800000), _U(0x7C00)
+_REBIAS = _U(112 << 23)  # from float16's exponent to float32's
+_SMALLEST_NORMAL, _TOO_LARGE = _U(113 << 23), _U(143 << 23)  # 2**-14 and 2**16, as float32
+_SUBNORMAL_UNIT = np.float32(2.0**-24)
+_ONE_HALF = _U(126 << 23)  # 0.5, as float32
+
+
+@compiled
+def same(number: Any) -> Any:
+    """A number that is stored as it is computed with."""
+    return number
+
+
+@compiled
+def from_bfloat16(stored: Any) -> Any:
+    """Exact."""
+    return np.uint32(_U(stored) << _U(16)).view(np.float32)
+
+
+@compiled
+def to_bfloat16(gene: Any) -> Any:
+    """Rounded to nearest."""
+    x = np.float32(gene).view(np.uint32)
+    rounded = (x + _U(0x7FFF) + ((x >> _U(16)) & _U(1))) >> _U(16)
+    quiet = ((x & _SIGN) >> _U(16)) | _U(0x7FC0)
+    return np.uint16(quiet if (x & ~_SIGN) > _INFINITY else rounded)
+
+
+@compiled
+def from_float16(stored: Any) -> Any:
+    """Exact."""
+    half = _U(stored)
+    magnitude = half & _U(0x7FFF)
+    subnormal = np.float32(np.float32(magnitude) * _SUBNORMAL_UNIT).view(np.uint32)
+    normal = (magnitude << _U(13)) + _REBIAS
+    normal = normal + _REBIAS if magnitude >= _HALF_INFINITY else normal
+    bits = subnormal if magnitude < _U(0x400) else normal
+    return np.uint32(bits | ((half & _HALF_SIGN) << _U(16))).view(np.float32)
+
+
+@compiled
+def to_float16(gene: Any) -> Any:
+    """Rounded to nearest; what is too large becomes infinite."""
+    bits = np.float32(gene).view(np.uint32)
+    x = bits & ~_SIGN
+    normal = (x - _REBIAS + _U(0xFFF) + ((x >> _U(13)) & _U(1))) >> _U(13)
+    # Next to a half, a float32's last bit is float16's smallest: the addition itself rounds.
+    subnormal = np.float32(np.uint32(x).view(np.float32) + np.float32(0.5)).view(np.uint32) - _ONE_HALF
+    half = subnormal if x < _SMALLEST_NORMAL else normal
+    special = _HALF_INFINITY if x <= _INFINITY else _U(0x7E00)
+    half = half if x < _TOO_LARGE else special
+    return np.uint16(half | ((bits & _SIGN) >> _U(16)))
+
+
+STORAGE = {
+    "float32": (np.float32, np.float32, same, same),
+    "float64": (np.float64, np.float64, same, same),
+    "float16": (np.uint16, np.float32, from_float16, to_float16),
+    "bfloat16": (np.uint16, np.float32, from_bfloat16, to_bfloat16),
+}
+"""By the dtype's name: what stands in memory, what is computed with, load, store."""

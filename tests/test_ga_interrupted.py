@@ -1,0 +1,120 @@
+"""Law 11 for a generation: it is finished, or untouched, or the error says how to finish it; no thread goes on."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+import flatstore as fs
+from flatstore import ga
+from flatstore.kernels import set_threads, threads
+from tests.generations import population
+
+TREE = {"a": np.zeros(3_000, "f4"), "b": np.zeros(5_000, "f4"), "c": np.zeros(2_000, "f8")}
+POISON = np.float32(1e30)
+
+
+def _fails_on_poison(a, b, random, table):
+    if a > 1e29 or b > 1e29:
+        raise ValueError("poison")
+    return a if random < 32768 else b
+
+
+@pytest.fixture(params=[1, 2, 3])
+def some_threads(request):
+    before = threads()
+    set_threads(request.param)
+    yield
+    set_threads(before)
+
+
+@pytest.mark.parametrize("at", [0, 2_999, 3_000, 6_543, 7_999])
+def test_a_step_that_fails_half_way_says_what_is_left_and_is_finished_by_the_same_call(some_threads, at):
+    arguments = dict(seed=(1, 2), mutate=fs.Normal(0.1), elite=2, crossover=ga.PerGene(_fails_on_poison))
+    fitness = np.arange(13.0)
+    expected = population("leaf", tree=TREE)
+    pop = population("leaf", tree=TREE)
+    path, place = ("a", at) if at < 3_000 else ("b", at - 3_000)
+    healthy = pop[path][:, place].copy()
+    pop[path][:, place] = POISON
+    with pytest.raises((ga.UnfinishedError, ValueError)) as caught:
+        ga.step(pop, fitness, **arguments)
+    if isinstance(caught.value, ga.UnfinishedError):
+        assert isinstance(caught.value.__cause__, ValueError)
+        assert any(start <= at < stop for dtype, start, stop in caught.value.left if dtype == "float32")
+        left = caught.value.left
+        # Where genes are left, every member that is a parent has its own.
+        parents, _ = ga.step(expected.copy(), fitness, **arguments)
+        for dtype, start, stop in left:
+            for leaf in pop.layout.homes:
+                low, high = max(start - leaf.index, 0), min(stop - leaf.index, leaf.size)
+                if leaf.dtype.name == dtype and low < high:
+                    rows = np.unique(parents)
+                    kept = np.flatnonzero(np.arange(low, high) != (place if leaf.path == path else -1))
+                    assert (pop[leaf.path][rows, low:high] == expected[leaf.path][rows, low:high])[:, kept].all()
+    else:
+        left = None
+        unpoisoned = np.arange(pop[path].shape[1]) != place
+        assert (pop[path][:, unpoisoned] == expected[path][:, unpoisoned]).all()
+    pop[path][:, place] = healthy
+    ga.step(expected, fitness, **arguments)
+    ga.step(pop, fitness, **arguments, left=left)
+    assert pop.buffer.tobytes() == expected.buffer.tobytes()
+
+
+def test_an_operator_that_does_not_compile_leaves_the_population_as_it_was():
+    pop = population("leaf", tree=TREE)
+    before = pop.buffer.tobytes()
+    with pytest.raises(Exception, match="nonsense"):
+        ga.step(pop, np.arange(13.0), seed=1, mutate=None, crossover=ga.PerGene(lambda a, b, r, t: a.nonsense))
+    assert pop.buffer.tobytes() == before
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import numpy as np, flatstore as fs
+
+def population():
+    pop = fs.Population.zeros(fs.Layout.from_tree({"w": np.zeros(200_000, "f4"), "x": np.zeros(100_000, "f8")}), 64)
+    for path in pop.layout.by_path:
+        pop[path] = np.random.default_rng(0).standard_normal(pop[path].shape)
+    return pop
+
+def step(pop):
+    fs.ga.step(pop, np.arange(64.0), seed=1, mutate=fs.Normal(0.1))
+
+expected, pop = population(), population()
+step(expected)
+start = time.perf_counter()
+step(population())
+taken = time.perf_counter() - start
+fine = after = 0
+for part in np.linspace(0, 1, 9):
+    before = pop.buffer.copy()
+    timer = threading.Timer(part * taken, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        timer.start()
+        step(pop)
+        timer.join()
+        time.sleep(0.01)
+    except KeyboardInterrupt:
+        at_once = pop.buffer.copy()
+        time.sleep(0.05)
+        assert (pop.buffer == at_once).all(), "a thread went on writing"
+        finished = (pop.buffer == expected.buffer).all()
+        assert finished or (pop.buffer == before).all(), "a mixture of two generations"
+        after += finished
+    timer.join()
+    pop = population()
+print("interrupted and finished:", after)
+"""
+
+
+def test_a_generation_that_is_interrupted_is_finished_or_not_begun():
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(INTERRUPTED)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split(":")[1]) >= 3

@@ -1,0 +1,285 @@
+"""Machine code on disk: never stale, never in the way."""
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from collections import namedtuple
+
+import numba
+import numpy as np
+import pytest
+
+from flatstore.kernels.compiler import compiled, folder
+
+SCALE = 3
+
+FACTORY = """
+    import numba
+    from flatstore.kernels.compiler import compiled
+    from shapes import area
+
+    def generation(cross, scale):
+        @compiled
+        def generate(x):
+            if x > 1000:
+                raise ValueError("too large")
+            return cross(x) * scale + area(x)
+        return generate
+
+    @compiled
+    def double(x):
+        return 2 * x
+
+    @numba.njit
+    def square(x):
+        return x * x
+"""
+SHAPES = """
+    import numba
+    SIDE = 1
+    @numba.njit
+    def area(x):
+        return 0 * x
+"""
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """The folder of the cache, for this process."""
+    monkeypatch.setenv("FLATSTORE_CACHE_DIR", str(tmp_path / "kept"))
+    return tmp_path / "kept"
+
+
+@pytest.fixture
+def told(caplog):
+    """What the kernels tell: a call returns the lines of INFO since the last one."""
+    caplog.set_level(logging.DEBUG, "flatstore.kernels")
+
+    def lines(level=logging.INFO):
+        found = [record.getMessage() for record in caplog.records if record.levelno == level]
+        caplog.clear()
+        return found
+
+    return lines
+
+
+def triple():
+    """A compiled function, new each time: what it finds is what another process would find."""
+
+    @compiled
+    def tripled(x):
+        return SCALE * x
+
+    return tripled
+
+
+def write(folder, **modules):
+    for name, code in modules.items():
+        (folder / f"{name}.py").write_text(textwrap.dedent(code))
+
+
+def start(tmp_path, code):
+    """Start a script in a process of its own; what is compiled is printed among the rest."""
+    header = "import logging, sys\nlogging.basicConfig(level='INFO', format='%(message)s', stream=sys.stdout)\n"
+    write(tmp_path, script=header + textwrap.dedent(code))
+    where = {"FLATSTORE_CACHE_DIR": str(tmp_path / "kept"), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, str(tmp_path / "script.py")]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env={**os.environ, **where}, stdout=pipe, stderr=pipe, text=True)
+
+
+def result(process):
+    """What a script has printed, and how many functions it has compiled."""
+    out, error = process.communicate(timeout=100)
+    assert process.returncode == 0, error
+    told = [line for line in out.splitlines() if line.startswith("compiling")]
+    return [line for line in out.splitlines() if line not in told], len(told)
+
+
+def run(tmp_path, code):
+    return result(start(tmp_path, code))
+
+
+def test_closures_over_compiled_functions_are_found_in_the_next_process_and_not_mixed_up(tmp_path):
+    write(tmp_path, factory=FACTORY, shapes=SHAPES)
+    use = "from factory import *\nf = generation({}, {})\nprint(f(10), f.signatures != [])\n"
+    assert run(tmp_path, use.format("double", 1)) == (["20 True"], 1)
+    # Another closure of the factory first: Numba would number it like the one on disk.
+    both = use.format("square", 7) + use.format("double", 1)
+    callers = "@numba.njit\ndef outer(x):\n    return f(x), g(x)\n"
+    assert run(tmp_path, both.replace("f =", "g = f =", 1) + callers + "print(outer(10))\n") == (
+        ["700 True", "20 True", "(20, 700)"],
+        1,
+    )
+    again = (
+        both + "print(double.signatures, square.signatures)\ntry: f(2000)\nexcept ValueError as error: print(error)\n"
+    )
+    assert run(tmp_path, again) == (["700 True", "20 True", "[] []", "too large"], 0)
+
+
+def test_a_function_of_the_script_itself_is_kept_as_part_of_a_closure(tmp_path):
+    write(tmp_path, factory=FACTORY, shapes=SHAPES)
+    script = """
+        import numba
+        from factory import generation
+        @numba.njit
+        def mine(x):
+            return x + {}
+        print(generation(mine, 1)(10))
+    """
+    assert run(tmp_path, script.format(1)) == (["11"], 1)
+    assert run(tmp_path, script.format(1)) == (["11"], 0)
+    assert run(tmp_path, script.format(2)) == (["12"], 1)
+
+
+def test_an_edit_of_an_inlined_function_in_another_file_is_compiled(tmp_path):
+    write(tmp_path, factory=FACTORY, shapes=SHAPES)
+    script = "from factory import *\nprint(generation(double, 1)(10))\n"
+    assert run(tmp_path, script) == (["20"], 1)
+    write(tmp_path, shapes=SHAPES.replace("return 0 * x", "return SIDE * x"))
+    assert run(tmp_path, script) == (["30"], 1)
+    write(tmp_path, shapes=SHAPES.replace("return 0 * x", "return SIDE * x").replace("SIDE = 1", "SIDE = 5  # sides"))
+    assert run(tmp_path, script) == (["70"], 1)
+
+
+def test_two_processes_at_once_both_succeed_and_leave_one_file(tmp_path):
+    write(tmp_path, factory=FACTORY, shapes=SHAPES)
+    script = "from factory import *\nprint(generation(double, 1)(10))\n"
+    both = [start(tmp_path, script) for _ in range(2)]
+    assert [result(process)[0] for process in both] == [["20"], ["20"]]
+    assert [file.suffix for file in (tmp_path / "kept").iterdir()] == [".kernel"]
+
+
+def test_what_is_compiled_is_told_once_and_what_is_loaded_is_not(kept, told):
+    assert triple()(2) == 6
+    assert told() == ["compiling tripled (int64)"]
+    function = triple()
+    assert function(2) == 6
+    assert told() == []
+    assert function(2.5) == 7.5
+    assert told() == ["compiling tripled (float64)"]
+    assert len(list(kept.iterdir())) == 2
+
+
+def test_only_the_outermost_function_is_told_and_kept(kept, told):
+    inner = triple()
+
+    @compiled
+    def outer(x):
+        return inner(x) + 1
+
+    assert outer(2) == 7
+    assert told() == ["compiling outer (int64)"]
+    assert len(list(kept.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: whole[:20],
+        lambda whole: whole[:-1],
+        lambda whole: whole[:500] + bytes([whole[500] ^ 1]) + whole[501:],
+        lambda whole: b"cos\nsystem\n(S'echo'\ntR.",
+    ],
+    ids=["empty", "no digest", "truncated", "one bit", "garbage"],
+)
+def test_a_damaged_file_is_replaced(kept, told, damage):
+    triple()(2)
+    (file,) = kept.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    told()
+    assert triple()(2) == 6
+    assert told() == ["compiling tripled (int64)"]
+    assert triple()(2) == 6
+    assert told() == []
+
+
+def test_a_file_of_another_key_is_not_believed(kept, told):
+    global SCALE
+    triple()(2)
+    (three,) = kept.iterdir()
+    SCALE = 4
+    try:
+        assert triple()(2) == 8
+        (four,) = set(kept.iterdir()) - {three}
+        four.write_bytes(three.read_bytes())
+        told()
+        assert triple()(2) == 8
+        assert told() == ["compiling tripled (int64)"]
+    finally:
+        SCALE = 3
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give files away")
+def test_what_belongs_to_another_user_is_neither_loaded_nor_written(kept, told):
+    triple()(2)
+    (file,) = kept.iterdir()
+    for other in (file, kept):
+        os.chown(other, 12345, -1)
+        told()
+        assert triple()(2) == 6
+        assert told() == ["compiling tripled (int64)"]
+        assert other.stat().st_uid == (os.geteuid() if other == file else 12345)
+
+
+def test_the_folder_is_private(kept):
+    triple()(2)
+    assert kept.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("where", ["file/below", "/proc/flatstore"])
+def test_a_folder_that_cannot_be_made_is_no_error(tmp_path, monkeypatch, told, where):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLATSTORE_CACHE_DIR", str(tmp_path / where))
+    assert triple()(2) == 6
+    assert any("in this process only" in line for line in told(logging.DEBUG))
+
+
+def test_an_empty_variable_keeps_nothing(tmp_path, monkeypatch, told):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLATSTORE_CACHE_DIR", "")
+    assert folder() is None
+    assert triple()(2) == triple()(2) == 6
+    assert told() == ["compiling tripled (int64)"] * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv("FLATSTORE_CACHE_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert folder() == tmp_path / ".cache" / "flatstore"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert folder() == tmp_path / "xdg" / "flatstore"
+
+
+def test_what_refers_to_something_unknown_works_and_is_not_kept(kept, told):
+    point = namedtuple("point", "x y")
+
+    @compiled
+    def moved(x):
+        return point(x, 1).y + x
+
+    @compiled
+    def first(items):
+        return items[0]
+
+    assert moved(1) == 2
+    assert first(numba.typed.List([5])) == 5
+    assert told() == ["compiling moved (int64)", "compiling first (ListType[int64])"]
+    assert not kept.exists()
+
+
+def test_arrays_are_compiled_for_their_layout(kept, told):
+    @compiled
+    def total(x):
+        return x.sum()
+
+    frozen = np.ones(4)
+    frozen.flags.writeable = False
+    assert total(np.ones(4)) == total(np.ones(8)[::2]) == total(frozen) == 4
+    assert len(told()) == len(list(kept.iterdir())) == 3
