@@ -1,0 +1,44 @@
+"""Generations of a genetic algorithm beside the peers: seconds, and bytes at the peak.
+
+The peers are those of `ga_peers.py`. Versions are set by hand, because asv does not see what a peer does: raise them
+when one changes.
+"""
+
+from typing import Any
+
+from .ga_figures import Resident
+from .ga_peers import PEERS
+
+NAMES = ["flatstore", "numpy", "evosax (scan)", "evotorch"]
+
+
+class Generations:
+    """Five generations of small networks, and of larger ones."""
+
+    params: Any = (NAMES, [(320, 2_410), (64, 50_000)])
+    param_names = ("peer", "members and genes")
+    version = "1"
+    timeout = 300
+
+    def setup(self, peer: str, size: tuple[int, int]) -> None:
+        self.peer = PEERS[peer](*size)
+        self.peer.run(5)
+
+    def time_5_generations(self, peer: str, size: tuple[int, int]) -> None:
+        self.peer.run(5)
+
+
+class Peak:
+    """What 128 x 100,000 float32 (51,200,000 bytes) and a generation add at the most to the bytes of the process."""
+
+    params: Any = (NAMES,)
+    param_names = ("peer",)
+    version = "1"
+    unit = "bytes"
+    timeout = 300
+
+    def setup(self, peer: str) -> None:
+        PEERS[peer].require()
+
+    def track_peak(self, peer: str) -> int:
+        return Resident(PEERS[peer], 128, 100_000, 1).peak()
