@@ -22,7 +22,7 @@ settings.load_profile("flatstore")
 
 def pytest_configure(config: pytest.Config) -> None:
     """The laws are tested with the 64-bit types off, as JAX starts; machine code is kept from run to run."""
-    if config.cache is not None:
+    if getattr(config, "cache", None) is not None:
         os.environ.setdefault("FLATSTORE_CACHE_DIR", str(config.cache.mkdir("kernels")))
     jax.config.update("jax_enable_x64", False)
 

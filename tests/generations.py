@@ -43,12 +43,8 @@ def from_mother(crossover, layout, key, a, b, index):
     if isinstance(crossover, ga.Uniform):
         return np.where(draw(1) == 1, a, b)
     if isinstance(crossover, ga.Blend):
-        length = 1 + 2 * crossover.alpha
-        if length == 0:
-            share = np.full(len(a), 0.5, real)
-        else:
-            share = real(length / 2**17 - crossover.alpha) + real(length / 2**16) * draw(16).astype(real)
-        return a + share * (b - a)
+        place = (1 + 2 * crossover.alpha) * ((draw(16).astype(float) + 0.5) / 2**16) - crossover.alpha
+        return a + place.astype(real) * (b - a)
     if isinstance(crossover, ga.Points):
         where = np.concatenate([np.arange(x.index, x.index + x.size) for x in layout.homes if x.trainable])
         cuts = [places(key, j, len(where)) for j in range(crossover.k)]

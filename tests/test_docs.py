@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/views-and-copies.md"]
+PAGES = ["README.md", "docs/evolving.md", "docs/views-and-copies.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

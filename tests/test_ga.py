@@ -100,6 +100,8 @@ def test_a_lent_population_is_not_stepped():
         (lambda: ga.Blend(-1), "alpha >= -0.5, got -1; fix"),
         (lambda: ga.Blend(np.nan), "alpha >= -0.5, got nan; fix"),
         (lambda: ga.PerGene(max, bits=7), "0, 1, 8, 16 or 32 random bits per gene, got 7; fix"),
+        (lambda: ga.PerGene(max, table=[1.0]), r"a table of 2 \*\* bits numbers .*, got shape \(1,\) for 16; fix"),
+        (lambda: ga.PerGene(max, bits=32, table=[1.0]), r"got shape \(1,\) for 32; fix"),
         (lambda: ga.Sparse(fs.Normal(1.0), 0), r"a rate in \(0, 1\], got 0; fix"),
         (lambda: ga.Sparse(fs.Normal(1.0), 1.1), r"a rate in \(0, 1\], got 1.1; fix"),
         (lambda: ga.Reset(1, -1), "bounds low <= high, got 1 and -1; fix"),

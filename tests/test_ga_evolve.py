@@ -187,7 +187,7 @@ def test_a_step_that_was_refused_leaves_the_record_to_resume_from():
 
 
 @ga.PerGene
-def refuse(a, b, random, table):
+def refuse(a, b, draw):
     """A crossover that fails at one gene: the child's of the only parent that is not a number."""
     if a != a:
         raise ArithmeticError("mine")

@@ -16,10 +16,10 @@ TREE = {"a": np.zeros(3_000, "f4"), "b": np.zeros(5_000, "f4"), "c": np.zeros(2_
 POISON = np.float32(1e30)
 
 
-def _fails_on_poison(a, b, random, table):
+def _fails_on_poison(a, b, draw):
     if a > 1e29 or b > 1e29:
         raise ValueError("poison")
-    return a if random < 32768 else b
+    return a if draw < 32768 else b
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -68,7 +68,7 @@ def test_an_operator_that_does_not_compile_leaves_the_population_as_it_was():
     pop = population("leaf", tree=TREE)
     before = pop.buffer.tobytes()
     with pytest.raises(Exception, match="nonsense"):
-        ga.step(pop, np.arange(13.0), seed=1, mutate=None, crossover=ga.PerGene(lambda a, b, r, t: a.nonsense))
+        ga.step(pop, np.arange(13.0), seed=1, mutate=None, crossover=ga.PerGene(lambda a, b, draw: a.nonsense))
     assert pop.buffer.tobytes() == before
 
 

@@ -34,14 +34,23 @@ class Layers(ga.Exchange):
     oracle: tuple = ("a", "c", "b")
 
 
-def _third(a, b, random, table):
-    return a if random < 85 else b + table[0]
+def _third(a, b, draw):
+    return a if draw < 85 else b
+
+
+def _part(a, b, draw):
+    return b + draw * (a - b)
 
 
 class Third(ga.PerGene):
     @staticmethod
     def oracle(a, b, random):
-        return np.where(random < 85, a, b + a.dtype.type(0.5))
+        return np.where(random < 85, a, b)
+
+
+class Part(ga.PerGene):
+    def oracle(self, a, b, random):
+        return b + np.asarray(self.table, a.dtype)[random] * (a - b)
 
 
 CROSSOVERS = [
@@ -54,7 +63,11 @@ CROSSOVERS = [
     ga.Points(7),
     ga.Exchange(),
     Layers(["a", "b", "c"]),
-    Third(_third, bits=8, table=[0.5]),
+    Third(_third, bits=8),
+    Third(_third, bits=32),
+    Part(_part, bits=1, table=[0.25, 0.5]),
+    Part(_part, bits=8, table=np.linspace(-1, 2, 256)),
+    Part(_part, bits=16, table=np.linspace(-1, 2, 1 << 16)),
     None,
 ]
 MUTATIONS = [

@@ -40,28 +40,35 @@ class Crossover(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PerGene:
-    """Your own crossover: `function(a, b, random, table)` gives a child's gene, and is compiled into the loop.
+    """Your own crossover: `function(a, b, draw)` gives a child's gene, and is compiled into the loop.
 
-    `a` and `b` are a gene of the two parents (float32, or float64 for a float64 leaf), `random` an integer below
-    2 ** bits (1, 8, 16 or 32; 0 for none), `table` the numbers given here, in the genes' dtype. A function of `random`
-    is best looked up in a table of all its values: then any distribution costs the same.
+    `a` and `b` are a gene of the two parents (float32, or float64 for a float64 leaf), `draw` a random integer below
+    2 ** bits. With a table of 2 ** bits numbers, `draw` is the number in it, in the genes' dtype: so any distribution
+    costs a look-up. A literal like 0.5 is float64, and slows a float32 loop: let constants enter by the table.
 
-    >>> third = PerGene(lambda a, b, random, table: a if random < 85 else b, bits=8)      # a third from the mother
+    >>> third = PerGene(lambda a, b, draw: a if draw < 85 else b, bits=8)      # a third of the genes from the mother
 
-    Raises `ValueError` for another number of bits.
+    Raises `ValueError` unless bits are 1, 8 or 16 (0 for no draw, 32 without a table) and the table has their size.
     """
 
-    function: Callable[[Any, Any, Any, Any], Any]
+    function: Callable[[Any, Any, Any], Any]
     bits: int = 16
-    table: Any = field(default=(), repr=False)
+    table: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.bits not in (0, 1, 8, 16, 32):
             raise ValueError(f"expected 0, 1, 8, 16 or 32 random bits per gene, got {self.bits}; fix: 16 suits most")
+        shape = np.shape(self.table)
+        if self.table is not None and (self.bits not in (1, 8, 16) or shape != (1 << self.bits,)):
+            raise ValueError(
+                f"expected a table of 2 ** bits numbers for 1, 8 or 16 bits, got shape {shape} for {self.bits}; "
+                "fix: what the draw is at each integer, in order"
+            )
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
         """The function, compiled into a loop over genes."""
-        return Crossing(gene_by_gene(_compiled(self.function)), (self.bits, np.asarray(self.table, dtype).reshape(-1)))
+        table = np.empty(0, dtype) if self.table is None else np.array(self.table, dtype)
+        return Crossing(gene_by_gene(_compiled(self.function), self.table is not None), (self.bits, table))
 
 
 @cache
@@ -70,14 +77,13 @@ def _compiled(function: Any) -> Any:
 
 
 @compiled
-def _either(a: Any, b: Any, random: Any, table: Any) -> Any:
-    return a if random else b
+def _either(a: Any, b: Any, draw: Any) -> Any:
+    return a if draw else b
 
 
 @compiled
-def _between(a: Any, b: Any, random: Any, table: Any) -> Any:
-    share = table[0] + table[1] * np.float32(random)
-    return a + share * (b - a)
+def _between(a: Any, b: Any, draw: Any) -> Any:
+    return a + draw * (b - a)
 
 
 @dataclass(frozen=True)
@@ -96,8 +102,8 @@ class Uniform:
 class Blend:
     """BLX-alpha: each gene is drawn evenly from the interval between the parents', longer by `alpha` at both ends.
 
-    alpha=0 stays between the parents, alpha=-0.5 is their mean (arithmetic crossover, without a draw). The position
-    has 65,536 values. Source: Eshelman and Schaffer, *Real-Coded Genetic Algorithms and Interval-Schemata*, FOGA 1993.
+    alpha=0 stays between the parents, alpha=-0.5 is their mean (arithmetic crossover). The place has 65,536 values.
+    Source: Eshelman and Schaffer, *Real-Coded Genetic Algorithms and Interval-Schemata*, FOGA 1993.
 
     Raises `ValueError` unless alpha is finite and >= -0.5.
     """
@@ -109,10 +115,9 @@ class Blend:
             raise ValueError(f"expected alpha >= -0.5, got {self.alpha}; fix: 0.5 is usual, -0.5 is the mean")
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
-        """Sixteen bits per gene, or none for the mean."""
-        length = 1 + 2 * self.alpha
-        table = (length / 2**17 - self.alpha, length / 2**16)
-        return PerGene(_between, 16 if length else 0, table if length else (0.5, 0.0)).crossing(layout, keys, dtype)
+        """Where between the parents: sixteen bits per gene."""
+        place = (np.arange(1 << 16) + 0.5) / (1 << 16)
+        return PerGene(_between, 16, (1 + 2 * self.alpha) * place - self.alpha).crossing(layout, keys, dtype)
 
 
 @dataclass(frozen=True)

@@ -13,30 +13,41 @@ from typing import Any
 import numpy as np
 
 from flatstore.kernels.compiler import compiled
-from flatstore.kernels.words import numbers, philox_block
+from flatstore.kernels.words import draws, looked_up, numbers, philox_block
 from flatstore.noise import CROSSOVER
 
 
 @cache
-def gene_by_gene(function: Any) -> Any:
-    """The crossing of a compiled `function(a, b, random, table) -> gene`; given are (width, table)."""
+def gene_by_gene(function: Any, by_table: bool) -> Any:
+    """The crossing of a compiled `function(a, b, draw) -> gene`; given are (width, table).
+
+    A draw is a number of `width` bits or, by table, what stands in the table at that number.
+    """
 
     @compiled
     def cross(
         start: int, brood: int, mothers: Any, fathers: Any, keys: Any, genes: Any, given: Any, scratch: Any, out: Any
     ) -> None:
         width, table = given
-        random, _ = scratch
+        random, drawn = scratch
         _, small, large = random
-        skip = numbers(CROSSOVER, width, keys, start, out.shape[1], random) if width else 0
+        skip = 0
+        if by_table:
+            skip = draws(CROSSOVER, width, keys, start, out.shape[1], random)
+        elif width:
+            skip = numbers(CROSSOVER, width, keys, start, out.shape[1], random)
         for row in range(keys.size):
             a, b = np.uint64(mothers[brood + row]), np.uint64(fathers[brood + row])
-            if width <= 8:
+            if by_table:
+                looked_up(row, skip + out.shape[1], width, table, random, drawn)
                 for i in range(out.shape[1]):
-                    out[row, i] = function(genes[a, i], genes[b, i], small[row, np.uint64(skip + i)], table)
+                    out[row, i] = function(genes[a, i], genes[b, i], drawn[np.uint64(skip + i)])
+            elif width <= 8:
+                for i in range(out.shape[1]):
+                    out[row, i] = function(genes[a, i], genes[b, i], small[row, np.uint64(skip + i)])
             else:
                 for i in range(out.shape[1]):
-                    out[row, i] = function(genes[a, i], genes[b, i], large[row, np.uint64(skip + i)], table)
+                    out[row, i] = function(genes[a, i], genes[b, i], large[row, np.uint64(skip + i)])
 
     return cross
 

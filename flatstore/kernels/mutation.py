@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.kernels.compiler import compiled
-from flatstore.kernels.words import blocks_of, numbers, philox_block
+from flatstore.kernels.words import draws, looked_up, philox_block
 
 NONE, DENSE, SPARSE, RESET = range(4)
 """What is done with a draw: nothing, added to every gene, added to some, put in the place of some."""
@@ -25,26 +25,13 @@ def mutate(start: int, keys: Any, how: Any, table: Any, jumps: Any, scales: Any,
     """
     mode, kind, width = how
     if mode == DENSE:
-        random, draws = scratch
-        words, small, _ = random
-        # Normal draws are looked up straight from the words: one pass less over the cache.
-        skip = (
-            blocks_of(kind, width, keys, start, out.shape[1], words)
-            if width == 16
-            else numbers(kind, width, keys, start, out.shape[1], random)
-        )
+        random, drawn = scratch
+        skip = draws(kind, width, keys, start, out.shape[1], random)
         for row in range(keys.size):
-            if width == 16:
-                for w in range((skip + out.shape[1] + 1) // 2):
-                    word = words[row, w]
-                    draws[2 * w], draws[2 * w + 1] = table[word & np.uint32(0xFFFF)], table[word >> np.uint32(16)]
-            else:
-                minus, plus = table[0], table[1]
-                for i in range(skip + out.shape[1]):
-                    draws[i] = plus if small[row, i] else minus
+            looked_up(row, skip + out.shape[1], width, table, random, drawn)
             for i in range(out.shape[1]):
                 old, scale = out[row, i], scales[i]
-                new = old + scale * draws[np.uint64(skip + i)]
+                new = old + scale * drawn[np.uint64(skip + i)]
                 out[row, i] = new if scale != 0 else old
     elif mode != NONE:
         words = scratch[0][0]

@@ -1,0 +1,57 @@
+"""The examples are programs: each runs in a process of its own, and finds what it looks for."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def shown(name, *arguments):
+    """What an example prints. Its warnings are errors."""
+    command = [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *arguments]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def number(pattern, text):
+    """The number that a pattern's group finds in a text."""
+    found = re.search(pattern, text)
+    assert found, text
+    return float(found[1])
+
+
+def test_pycma_drives_a_population_to_exclusive_or():
+    text = shown("cma_es")
+    assert number(r"loss (\S+)", text) < 1e-6
+    assert number(r"largest error of the best: (\S+)", text) < 0.01
+
+
+def test_nsga2_finds_the_front_of_two_objectives():
+    text = shown("nsga2", "60")
+    assert number(r"true front: (\S+)", text) < 0.03
+    assert number(r"sqrt\(f1\) = (\S+)", text) < 0.2
+    assert number(r"to (\S+); from", text) > 1.8
+
+
+def test_lexicase_solves_every_case_of_parity():
+    assert "it solves 8 of 8 cases" in shown("lexicase")
+
+
+def test_simulated_binary_crossover_makes_children_around_their_parents():
+    text = shown("sbx", "2000")
+    assert abs(number(r"mean (\S+),", text)) < 0.01
+    assert 0.95 < number(r"from 0: (\S+)", text) < 1.05
+    assert re.findall(r"^ *(.+): \S+ billion genes per second$", text, re.MULTILINE) == [
+        "uniform",
+        "blend",
+        "simulated binary",
+    ]
+
+
+def test_every_example_is_run_here():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"cma_es", "nsga2", "lexicase", "sbx"}
