@@ -48,16 +48,22 @@ _MASK, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 def seeds(seed: Seed, n: int) -> Array:
     """`n` seeds of 64 bits made from one, shape (n,), uint64: hashed by NumPy's `SeedSequence`.
 
+    Different integers, or different tuples of them, are hashed from different words: 7, (7, 0) and (0, 7) differ.
+
     >>> seeds((1, 2), 2).tolist() == seeds((1, 2), 3)[:2].tolist()
     True
 
-    Raises `ValueError` for negative integers.
+    Raises `ValueError` for what is no integer, or negative.
     """
     parts: Any = seed
     entropy: list[Any] = [parts] if np.ndim(parts) == 0 else list(parts)
     if not all(isinstance(part, (int, np.integer)) and part >= 0 for part in entropy):
         raise ValueError(f"expected a seed of non-negative integers, got {seed}; fix: like 7, or (run, generation)")
-    return np.random.SeedSequence(entropy).generate_state(n, np.uint64)
+    # NumPy pads with zeros and splits large integers: the counts tell apart what would then be the same words.
+    counted = [len(entropy)]
+    for part in map(int, entropy):
+        counted += [-(-part.bit_length() // 32) or 1, part]
+    return np.random.SeedSequence(counted).generate_state(n, np.uint64)
 
 
 def as_keys(seeds: Any) -> Array:

@@ -254,6 +254,11 @@ class Views:
             found = self._runs[dtype] = np.array(rows, np.int64).reshape(-1, 4)
         return found
 
+    def raw(self, dtype: Any) -> Array:
+        """The memory as a vector of numbers of a dtype, as far as it goes: what the places of `runs` count in."""
+        size = np.dtype(dtype).itemsize
+        return self._memory.bytes[: self._memory.bytes.size // size * size].view(dtype)
+
     def __copy__(self) -> NoReturn:
         raise TypeError("expected copy() to be called, got copy.copy(); fix: store.copy() is the copy")
 

@@ -7,6 +7,8 @@ import pytest
 
 import flatstore as fs
 from flatstore import ga
+from flatstore.ga.passes import genes_of, pass_of
+from flatstore.kernels import set_threads, threads
 from tests import generations
 
 TREE = {"a": {"bias": np.zeros(7, "f4"), "kernel": np.zeros((5, 9), "f4")}, "b": np.zeros((), "f4"), "n": np.int32(3)}
@@ -55,8 +57,13 @@ def test_selection_prefers_the_fit_and_never_the_nan():
 
 
 BAD = [
-    ({"fitness": np.zeros(12)}, r"expected fitness of shape \(13,\), got \(12,\); fix"),
-    ({"fitness": np.full(13, np.nan)}, "expected fitness with a number in it, got only NaN; fix"),
+    ({"fitness": np.zeros(12)}, r"expected fitness of shape \(13,\), real, got float64\[12\]; fix"),
+    ({"fitness": np.zeros(13, complex)}, r"expected fitness of shape \(13,\), real, got complex128\[13\]; fix"),
+    ({"fitness": list("abcdefghijklm")}, r"expected fitness of shape \(13,\), real, got str32\[13\]; fix"),
+    (
+        {"fitness": np.full(13, np.nan)},
+        "a number in it for the members 0 .. 12, got only NaN; fix",
+    ),
     ({"elite": 13}, r"expected elite in 0 .. 12, got 13; fix"),
     ({"elite": -1}, r"expected elite in 0 .. 12, got -1; fix"),
     ({"select": lambda fitness, n, seed: np.zeros(n + 1, int)}, "expected 24 indices of members from select"),
@@ -66,8 +73,15 @@ BAD = [
     ({"crossover": ga.Exchange("none")}, "units: expected globs that match a leaf, got 'none'; fix"),
     ({"select": ga.Universal(by="fitness"), "fitness": np.arange(-1.0, 12)}, "fitness >= 0, finite and not all zero"),
     ({"select": ga.Universal(by="fitness"), "fitness": np.zeros(13)}, "not all zero, .*; fix: by='rank'"),
-    ({"left": [("float64", 0, 3)]}, r"left: expected genes of float32 in 0 .. 54, got .*; fix: pass error.left"),
-    ({"left": [("float32", 0, 99)]}, r"left: expected genes of float32 in 0 .. 54, got .*; fix: pass error.left"),
+    ({"left": [("float64", 0, 3)]}, "do not overlap, of genes of float32 in 0 .. 53, got float64 in 0 .. 3; fix"),
+    ({"left": [("float32", 0, 99)]}, "do not overlap, of genes of float32 in 0 .. 53, got float32 in 0 .. 99; fix"),
+    (
+        {"left": [("float32", 0, 9), ("float32", 8, 9)]},
+        "do not overlap, .*, got float32 in 8 .. 9; fix",
+    ),
+    ({"mutate": fs.Normal(1e39)}, "expected draws of .* that are finite in float32, got others; fix"),
+    ({"mutate": ga.Reset(-1e39, 1)}, "expected values of Reset.* that are finite in float32, got others; fix"),
+    ({"crossover": ga.Blend(1e39)}, "expected numbers in a table that are finite in float32, got others; fix"),
 ]
 
 
@@ -87,6 +101,36 @@ def test_a_lent_population_is_not_stepped():
     with pop.lend(), pytest.raises(fs.LentError):
         ga.step(pop, np.arange(13.0), seed=1, mutate=fs.Normal(0.1))
     assert pop.buffer.tobytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mutate": 0.1}, r"expected noise, Sparse, Reset or None to mutate with, got 0.1; fix: fs.Normal\(0.02\)"),
+        ({"mutate": fs.Normal}, "expected noise, Sparse, Reset or None to mutate with, got <class"),
+        ({"crossover": ga.Uniform}, r"expected a crossover or None, got <class .*; fix: ga.Uniform\(\)"),
+        ({"crossover": max}, r"expected a crossover or None, got <built-in .*; fix: .* ga.PerGene"),
+        ({"select": ga.Tournament}, r"expected a selection \(fitness, n, seed\) -> indices, got <class .*; fix"),
+        ({"select": None}, r"expected a selection \(fitness, n, seed\) -> indices, got None; fix"),
+        ({"elite": 2.0}, "float"),
+    ],
+)
+def test_what_is_no_operator_is_a_type_error_and_nothing_is_written(change, message):
+    pop = population("leaf")
+    before = pop.buffer.tobytes()
+    with pytest.raises(TypeError, match=message):
+        ga.step(pop, np.arange(13.0), **{"seed": 1, "mutate": None} | change)
+    assert pop.buffer.tobytes() == before
+    with pytest.raises(TypeError, match="expected noise like .*, got None; fix"):
+        ga.Sparse(None, 0.1)
+    with pytest.raises(TypeError, match=r"expected a function of \(a, b, draw\), got .*; fix: take three arguments"):
+        ga.PerGene(lambda a, b: a)
+
+
+def test_a_selection_may_sort_what_it_is_given():
+    fitness = np.arange(13.0)[::-1].copy()
+    ga.step(population("leaf"), fitness, seed=1, mutate=None, select=lambda f, n, seed: f.sort() or np.zeros(n, int))
+    assert fitness.tolist() == np.arange(13.0)[::-1].tolist()
 
 
 @pytest.mark.parametrize(
@@ -139,12 +183,24 @@ def test_nan_is_worse_than_minus_infinity():
     assert kept.tolist() == [False, True, True]
 
 
-def test_scratch_does_not_grow_with_the_number_of_members():
-    pop = fs.Population.zeros(fs.Layout.from_tree({"w": np.zeros(8, "f4")}), 200_000)
-    fitness = np.arange(200_000.0)
+@pytest.mark.parametrize(("members", "genes", "n"), [(200_000, 8, 2), (200_000, 8, 64), (13, 1_000_000, 64)])
+def test_scratch_is_bounded_whatever_the_members_and_the_threads(members, genes, n):
+    pop = fs.Population.zeros(fs.Layout.from_tree({"w": np.zeros(genes, "f4")}), members)
+    fitness, before = np.arange(float(members)), threads()
     ga.step(pop[:3], fitness[:3], seed=1, mutate=fs.Normal(0.1))  # compiled, or loaded
+    set_threads(n)
     tracemalloc.start()
-    ga.step(pop, fitness, seed=1, mutate=fs.Normal(0.1))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 32 << 20
+    try:
+        ga.step(pop, fitness, seed=1, mutate=fs.Normal(0.1))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        set_threads(before)
+    assert peak < (32 << 20) + 100 * members
+
+
+def test_time_goes_by_what_trains_not_by_what_lies_between():
+    tree = {"a": np.zeros(500, "f4"), "b": np.zeros(30_000_000, "i1"), "c": np.zeros(500, "f4")}
+    pop = fs.Population.zeros(fs.Layout.from_tree(tree), 4)
+    runs = genes_of({"float32": pass_of(pop, "float32", None, ga.Uniform(), (*np.zeros((4, 1), int),), fs.seeds(1, 1))})
+    assert runs == [("float32", 0, 500), ("float32", 30_000_500, 30_001_000)]

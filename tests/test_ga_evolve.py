@@ -290,3 +290,25 @@ def test_nan_for_one_chunk_is_bad_luck_and_for_all_members_an_error():
     assert next(ga.evolve(population(), lambda stacked, n: next(nan_first), seed=0, mutate=NOISE, chunk=16)).best == 32
     with pytest.raises(ValueError, match="a number in it for the members 0 .. 47, got only NaN; fix"):
         next(ga.evolve(population(), unknown(16), seed=0, mutate=NOISE, chunk=16))
+
+
+@pytest.mark.parametrize("resume", [-1, True, 1.5, "3"])
+def test_what_is_no_generation_cannot_be_resumed(resume):
+    with pytest.raises(ValueError, match=r"expected resume >= 0, got .*; fix: a record"):
+        ga.evolve(population(), evaluate, seed=7, mutate=NOISE, resume=resume)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crossover": ga.Exchange("none")}, "units: expected globs that match a leaf, got 'none'"),
+        ({"crossover": ga.Uniform}, "expected a crossover or None, got <class"),
+        ({"mutate": lambda n: 0.1}, "expected noise, Sparse, Reset or None to mutate with, got 0.1"),
+        ({"select": None}, "expected a selection"),
+        ({"seed": 1.5}, "expected a seed of non-negative integers"),
+    ],
+)
+def test_operators_are_checked_before_anything_is_evaluated(change, message):
+    arguments = {"seed": 7, "mutate": NOISE} | change
+    with pytest.raises((TypeError, ValueError), match=message):
+        ga.evolve(population(), lambda stacked, n: pytest.fail("evaluated"), **arguments)

@@ -1,8 +1,10 @@
 """Law 11 for a generation: it is finished, or untouched, or the error says how to finish it; no thread goes on."""
 
+import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -118,3 +120,51 @@ def test_a_generation_that_is_interrupted_is_finished_or_not_begun():
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split(":")[1]) >= 3
+
+
+def test_an_error_between_two_blocks_writes_back_nothing(monkeypatch):
+    # A step that runs out of memory between two tasks: injected, for no argument of ours makes it happen.
+    passes, calls = sys.modules["flatstore.ga.passes"], []
+    real = passes.generation
+
+    def failing(cross, dtype):
+        def loop(*arguments):
+            calls.append(arguments)
+            if len(calls) == 3:
+                raise MemoryError("injected")
+            return real(cross, dtype)(*arguments)
+
+        return loop
+
+    expected, pop = population("leaf", tree=TREE), population("leaf", tree=TREE)
+    arguments = dict(seed=5, mutate=fs.Normal(0.1), elite=2)
+    ga.step(expected, np.arange(13.0), **arguments)
+    monkeypatch.setattr(passes, "generation", failing)
+    monkeypatch.setattr(passes, "TASK", 1)
+    with pytest.raises(ga.UnfinishedError) as caught:
+        ga.step(pop, np.arange(13.0), **arguments)
+    monkeypatch.undo()
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert error.left == caught.value.left
+    assert str(error) == str(caught.value)
+    ga.step(pop, np.arange(13.0), **arguments, left=error.left)
+    assert pop.buffer.tobytes() == expected.buffer.tobytes()
+
+
+def test_threads_may_be_set_while_a_generation_runs():
+    pop, before, stop = population("leaf", tree=TREE), threads(), threading.Event()
+
+    def change():
+        while not stop.is_set():
+            for n in (1, 3, 2):
+                set_threads(n)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        for number in range(60):
+            ga.step(pop, np.arange(13.0), seed=number, mutate=None)
+    finally:
+        stop.set()
+        changing.join()
+        set_threads(before)

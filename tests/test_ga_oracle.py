@@ -143,7 +143,7 @@ def test_any_layout_any_number_of_members(sizes, members, order, align, crossove
 @pytest.mark.parametrize("mutate", MUTATIONS)
 @pytest.mark.parametrize("crossover", [ga.Uniform(), ga.Blend(), ga.Points(5), ga.Exchange()])
 def test_threads_blocks_order_and_alignment_do_not_change_a_generation(monkeypatch, crossover, mutate):
-    step, results, before = sys.modules["flatstore.ga.step"], set(), threads()
+    step, results, before = sys.modules["flatstore.ga.passes"], set(), threads()
     try:
         for n, scratch, task, order, align in [
             (2, 1 << 20, 1 << 20, "leaf", 64),

@@ -50,10 +50,17 @@ def test_kinds_of_draw_have_streams_of_their_own():
 
 
 def test_seeds_are_numpy_s_and_a_longer_list_begins_with_the_shorter():
-    assert fs.seeds((3, 4), 2).tolist() == np.random.SeedSequence([3, 4]).generate_state(2, np.uint64).tolist()
+    counted = [2, 1, 3, 1, 4]  # two integers, one word each
+    assert fs.seeds((3, 4), 2).tolist() == np.random.SeedSequence(counted).generate_state(2, np.uint64).tolist()
     assert fs.seeds(5, 7)[:3].tolist() == fs.seeds(5, 3).tolist()
     with pytest.raises(ValueError, match="expected a seed of non-negative integers, got -1; fix"):
         fs.seeds(-1, 2)
+
+
+def test_seeds_of_different_integers_differ():
+    different = [7, (7, 0), (7, 0, 0), (0, 7), 0, (0, 0), 2**32, (0, 1), (2**32 + 1, 2), (1, 2**32 + 2), (1, 2, 1)]
+    assert len({fs.seeds(seed, 1)[0] for seed in different}) == len(different)
+    assert fs.seeds(7, 3).tolist() == fs.seeds((7,), 3).tolist() == fs.seeds(np.int32(7), 3).tolist()
 
 
 def test_the_table_holds_the_conditional_means_of_the_normal_distribution():

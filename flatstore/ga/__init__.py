@@ -9,8 +9,8 @@ from flatstore.ga.evolve import Generation as Generation
 from flatstore.ga.evolve import evolve as evolve
 from flatstore.ga.mutation import Reset as Reset
 from flatstore.ga.mutation import Sparse as Sparse
+from flatstore.ga.passes import UnfinishedError as UnfinishedError
 from flatstore.ga.select import Tournament as Tournament
 from flatstore.ga.select import Truncation as Truncation
 from flatstore.ga.select import Universal as Universal
-from flatstore.ga.step import UnfinishedError as UnfinishedError
 from flatstore.ga.step import step as step

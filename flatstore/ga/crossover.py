@@ -6,6 +6,7 @@ compiled into the loop. Slices (points, layers) move without a number per gene.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from flatstore.arrays import Array
+from flatstore.ga.mutation import finite
 from flatstore.kernels.compiler import compiled
 from flatstore.kernels.crossing import at_points, by_unit, gene_by_gene
 from flatstore.layout import Layout
@@ -46,9 +48,13 @@ class PerGene:
     2 ** bits. With a table of 2 ** bits numbers, `draw` is the number in it, in the genes' dtype: so any distribution
     costs a look-up. A literal like 0.5 is float64, and slows a float32 loop: let constants enter by the table.
 
+    The function may also be called on zeros that are no genes; their children are dropped. What it refers to outside of
+    itself keeps the value that it had when it was compiled.
+
     >>> third = PerGene(lambda a, b, draw: a if draw < 85 else b, bits=8)      # a third of the genes from the mother
 
-    Raises `ValueError` unless bits are 1, 8 or 16 (0 for no draw, 32 without a table) and the table has their size.
+    Raises `ValueError` unless bits are 1, 8 or 16 (0 for no draw, 32 without a table) and the table has their size;
+    `TypeError` for another function.
     """
 
     function: Callable[[Any, Any, Any], Any]
@@ -56,6 +62,9 @@ class PerGene:
     table: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        inner = getattr(self.function, "py_func", self.function)
+        if not callable(inner) or inspect.isfunction(inner) and len(inspect.signature(inner).parameters) != 3:
+            raise TypeError(f"expected a function of (a, b, draw), got {self.function!r}; fix: take three arguments")
         if self.bits not in (0, 1, 8, 16, 32):
             raise ValueError(f"expected 0, 1, 8, 16 or 32 random bits per gene, got {self.bits}; fix: 16 suits most")
         shape = np.shape(self.table)
@@ -67,7 +76,11 @@ class PerGene:
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
         """The function, compiled into a loop over genes."""
-        table = np.empty(0, dtype) if self.table is None else np.array(self.table, dtype)
+        table = (
+            np.empty(0, dtype)
+            if self.table is None
+            else finite(np.array(self.table, np.float64), dtype, "numbers in a table")
+        )
         return Crossing(gene_by_gene(_compiled(self.function), self.table is not None), (self.bits, table))
 
 
@@ -138,8 +151,11 @@ class Points:
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
         """Two words for each cut: 53 bits of a fraction of the genes that train."""
-        draws = words(CROSSOVER, keys, 0, -(-self.k // 2)).reshape(len(keys), -1, 2)[:, : self.k].astype(np.float64)
-        fraction = (np.floor(draws[..., 0] / 2**5) * 2**26 + np.floor(draws[..., 1] / 2**6)) / 2**53
+        fraction = np.empty((len(keys), self.k))
+        for start in range(0, len(keys), 1 << 13):
+            some = slice(start, start + (1 << 13))
+            draws = words(CROSSOVER, keys[some], 0, -(-self.k // 2)).reshape(-1, 2 * -(-self.k // 2), 2)[:, : self.k]
+            fraction[some] = ((draws[..., 0] >> 5) * 2.0**26 + (draws[..., 1] >> 6)) / 2**53
         homes = [leaf for leaf in layout.homes if leaf.trainable and leaf.size]
         ends = np.cumsum([leaf.size for leaf in homes])
         place = np.minimum(1 + (fraction * (ends[-1] - 1)).astype(np.int64), ends[-1])
@@ -166,8 +182,8 @@ class Exchange:
 
     >>> layers = Exchange("Dense_?")        # a layer's kernel and bias stay together
 
-    Source: the layers' crossover of Montana and Davis, *Training Feedforward Neural Networks Using Genetic Algorithms*,
-    IJCAI 1989. Raises `ValueError` in a step if a glob matches nothing that trains.
+    Source: like the crossover of nodes of Montana and Davis, *Training Feedforward Neural Networks Using Genetic
+    Algorithms*, IJCAI 1989. Raises `ValueError` in a step if a glob matches nothing that trains.
     """
 
     units: Glob | None = None

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.arrays import Array, Spec, is_floating, is_integer
+from flatstore.arrays import Array
 from flatstore.ga.crossover import Crossover, Uniform
-from flatstore.ga.mutation import Mutation, Sparse
+from flatstore.ga.mutation import Mutation
+from flatstore.ga.passes import UnfinishedError
 from flatstore.ga.select import Tournament, best_first
-from flatstore.ga.step import UnfinishedError, step
+from flatstore.ga.step import as_fitness, check_layout, check_operators, refuse_unknown, step
 from flatstore.kernels.threads import Interrupts
-from flatstore.noise import Noise, Seed, seeds
+from flatstore.noise import Seed, seeds
 from flatstore.population import Population
 
 
@@ -124,20 +125,19 @@ def evolve(
         raise ValueError(f"expected generations >= 1, got {generations}; fix: None is for ever")
     if not 0 <= elite < pop.size:
         raise ValueError(f"expected elite in 0 .. {pop.size - 1}, got {elite}; fix: leave a slot for a child")
-    record, number = (resume, resume.number) if isinstance(resume, Generation) else (None, resume or 0)
-    if number < 0:
-        raise ValueError(f"expected resume >= 0, got {number}; fix: a record, or the number of the generation")
+    record = resume if isinstance(resume, Generation) else None
+    number = record.number if record else _number(resume)
     if record and record.fitness.shape != (pop.size,):
         raise ValueError(
             f"expected a record of {pop.size} members to resume from, got one of {len(record.fitness)}; "
             "fix: restore the population that was yielded with it"
         )
-    run = (seed,) if isinstance(seed, (int, np.integer)) else tuple(seed)
+    parts: Any = seed
+    run = (parts,) if np.ndim(parts) == 0 else tuple(parts)
     seeds((*run, number), 1)
-    first: Any = mutate(number) if callable(mutate) else mutate
-    noise = first.noise if isinstance(first, Sparse) else first
-    if isinstance(noise, Noise):
-        noise.check(pop.layout)
+    first: Any = mutate(number) if callable(mutate) and not isinstance(mutate, type) else mutate
+    check_operators(first, select, crossover)
+    check_layout(pop, first, crossover)
     with next(_chunks(pop, chunk)).lend():
         pass
 
@@ -177,6 +177,16 @@ def evolve(
     return loop()
 
 
+def _number(resume: Any) -> int:
+    """The number of the generation to begin with, checked."""
+    if resume is None:
+        return 0
+    whole: tuple[Any, ...] = int, np.integer
+    if isinstance(resume, bool) or not isinstance(resume, whole) or resume < 0:
+        raise ValueError(f"expected resume >= 0, got {resume}; fix: a record, or the number of the generation")
+    return int(resume)
+
+
 def _chunks(pop: Population, chunk: int | None) -> Iterator[Population]:
     return iter([pop]) if chunk is None else pop.chunks(chunk)
 
@@ -187,19 +197,9 @@ def _fitness(pop: Population, evaluate: Callable[[Any, int], Any], number: int, 
     for part in _chunks(pop, chunk):
         stop = start + part.size
         with part.lend() as stacked:
-            scores = np.array(evaluate(stacked, number))  # a copy: it may be a leaf that was lent
-            spec = Spec(scores.shape, scores.dtype)
-            real = is_floating(spec.dtype) or is_integer(spec.dtype) or spec.dtype == np.bool_
-            if spec.shape != (part.size,) or not real:
-                raise ValueError(
-                    f"expected fitness of shape ({part.size},), real, for the members {start} .. {stop - 1}, "
-                    f"got {spec}; fix: return a number per member"
-                )
-        out[start:stop] = scores
+            out[start:stop] = as_fitness(
+                evaluate(stacked, number), part.size, f", for the members {start} .. {stop - 1}"
+            )
         start = stop
-    if np.isnan(out).all():
-        raise ValueError(
-            f"expected fitness with a number in it for the members 0 .. {pop.size - 1}, got only NaN; "
-            "fix: look at the evaluation"
-        )
+    refuse_unknown(out)
     return out

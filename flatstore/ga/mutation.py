@@ -26,13 +26,17 @@ class Sparse:
     >>> import flatstore as fs
     >>> few = Sparse(fs.Normal(0.02), rate=0.01)
 
-    Raises `ValueError` for a rate outside (0, 1].
+    Raises `ValueError` for a rate outside (0, 1], `TypeError` for what is no noise.
     """
 
     noise: Noise
     rate: float
 
     def __post_init__(self) -> None:
+        if not isinstance(self.noise, Noise):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"expected noise like fs.Normal(0.02), got {self.noise!r}; fix: Sparse(fs.Normal(0.02), 0.01)"
+            )
         _check_rate(self.rate)
 
 
@@ -77,10 +81,21 @@ def plan(mutation: Mutation | None, layout: Layout, dtype: Any) -> Plan:
         return Plan((NONE, 0, 16), np.empty(0, dtype), jumps, _spans(layout, None))
     if isinstance(noise, Reset):
         even = (np.arange(1 << 16) + 0.5) / (1 << 16)
-        values = noise.low + (noise.high - noise.low) * even
-        return Plan((RESET, SPARSE_DRAWS, 16), values.astype(dtype), jumps, _spans(layout, None))
+        values = finite(noise.low * (1 - even) + noise.high * even, dtype, f"values of {noise}")
+        return Plan((RESET, SPARSE_DRAWS, 16), values, jumps, _spans(layout, None))
     mode, kind = (SPARSE, SPARSE_DRAWS) if isinstance(mutation, Sparse) else (DENSE, noise.kind)
-    return Plan((mode, kind, noise.width), noise.values.astype(dtype), jumps, _spans(layout, noise))
+    bounds, scales = _spans(layout, noise)
+    finite(scales * float(np.abs(noise.values).max()), dtype, f"draws of {noise}")
+    return Plan((mode, kind, noise.width), noise.values.astype(dtype), jumps, (bounds, scales))
+
+
+def finite(values: Array, dtype: Any, what: str) -> Array:
+    """Values in a dtype that is computed with. Raises `ValueError` if they do not fit it."""
+    with np.errstate(over="ignore"):
+        cast = values.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise ValueError(f"expected {what} that are finite in {np.dtype(dtype)}, got others; fix: smaller numbers")
+    return cast
 
 
 @lru_cache(maxsize=8)

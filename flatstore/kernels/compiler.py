@@ -70,7 +70,7 @@ def inlined(function: F) -> F:
 def folder() -> Path | None:
     """The folder that machine code is kept in, or None where none is kept. It need not exist."""
     if (named := os.environ.get("FLATSTORE_CACHE_DIR")) is not None:
-        return Path(named) if named else None
+        return Path(named).expanduser() if named else None
     if Path(cache := os.environ.get("XDG_CACHE_HOME", "")).is_absolute():
         return Path(cache) / "flatstore"
     try:

@@ -64,7 +64,7 @@ def to_float16(gene: Any) -> Any:
     # Next to a half, a float32's last bit is float16's smallest: the addition itself rounds.
     subnormal = np.float32(np.uint32(x).view(np.float32) + np.float32(0.5)).view(np.uint32) - _ONE_HALF
     half = subnormal if x < _SMALLEST_NORMAL else normal
-    special = _HALF_INFINITY if x <= _INFINITY else _U(0x7E00)
+    special = _HALF_INFINITY if x <= _INFINITY else _U(0x7E00) | ((x >> _U(13)) & _U(0x3FF))
     half = half if x < _TOO_LARGE else special
     return np.uint16(half | ((bits & _SIGN) >> _U(16)))
 

@@ -160,8 +160,11 @@ _pool: _Pool | None = None
 _threads: int | None = None
 
 
-def each(task: Task, n: int) -> None:
+def each(task: Task, n: int, most: int | None = None) -> None:
     """Call `task(i, worker)` for i = 0, 1, … n - 1 over the pool, each once, handed out in this order; wait for all.
+
+    With `most` so many threads take part at the most.
+
 
     `worker` is the number of the thread, from 0 to `threads() - 1`. Two tasks never run at once with the same number,
     whoever called `each`; so scratch memory may be kept per worker.
@@ -187,7 +190,7 @@ def each(task: Task, n: int) -> None:
     try:
         with Interrupts():
             try:
-                _submit(job, n)
+                _submit(job, n if most is None else min(n, most))
             except BaseException:
                 job.stop()
                 job.wait()
