@@ -1,1 +1,1 @@
-"""Measurements of flatstore beside its peers: an asv suite, and the figures to reach (`figures.py`, `ga_figures.py`)."""
+"""Measurements of flatstore beside its peers: an asv suite, and the figures to reach."""
