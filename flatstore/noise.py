@@ -1,20 +1,28 @@
 """Noise: a pure function of (kind, seed, index).
 
-Every random number here is looked up, not streamed. Philox4x32-10 turns a counter and a key into four 32-bit words;
-the key is the seed, the counter holds the kind of draw and the parameter's index. So a block of columns of a
-population draws what the whole would have drawn there, whatever the blocks, the order or the alignment.
+The words of a draw are those of the parameter's index (`flatstore.philox`). So a block of columns of a population draws
+what the whole would have drawn there, whatever the blocks, the order or the alignment.
 
 ```
-counter   number of the block (64 bits) | kind | 0        key   seed (64 bits)
-words     four of 32 bits a block
-normal    eight numbers of 16 bits: parameter i takes number i % 8 of block i // 8
+normal    eight numbers of 16 bits to a block of words: parameter i takes number i % 8 of block i // 8
 sign      128 numbers of one bit: parameter i takes bit i % 128 of block i // 128
 ```
 
 A normal draw looks its 16 bits up in a table of 65,536 equally likely values: the mean of N(0, 1) within each of as
 many slices of equal probability. Range ±4.39, every draw one of 65,536 values, variance 0.9999, kurtosis 2.9998.
 
-Source: Salmon, Moraes, Dror and Shaw, *Parallel Random Numbers: As Easy as 1, 2, 3*, SC 2011.
+**The grid.** What an evolution strategy adds to a parameter is a multiple of a power of two, the noise's *step*. So is
+every parameter once `es.snap` has rounded it to its dtype's *grid*. As long as no parameter reaches the noise's
+`bound`, a sum of such numbers is one of them: it is exact, and so is taking it back.
+
+```
+step      bound (rounded up to a power of two) * 2 ** -24
+delta     step * rint(scale / step * draw)            the product in float32, rounded to even: the same for all dtypes
+grid      multiples of step in float32; of bound * 2 ** -53 in float64; 16-bit leaves have none
+```
+
+One multiplication, one rounding to an integer, one multiplication by a power of two, one exact addition: no compiler
+can fuse or re-order these to another result.
 """
 
 from __future__ import annotations
@@ -31,18 +39,16 @@ import numpy as np
 from flatstore.arrays import Array, is_floating
 from flatstore.layout import Layout
 from flatstore.paths import matcher, refuse_idle_glob
+from flatstore.philox import numbers
 from flatstore.table import Leaf
 
 Seed = int | Sequence[int]
 
-NORMAL, RADEMACHER, CROSSOVER, SPARSE = range(4)
+NORMAL, RADEMACHER, CROSSOVER, SPARSE, ROUNDING = range(5)
 """Kinds of draw, each with a stream of its own."""
 
-_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_WEYL = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _SIGNS = np.array([-1, 1], np.float32)
 _SIGNS.flags.writeable = False
-_MASK, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 def seeds(seed: Seed, n: int) -> Array:
@@ -76,59 +82,6 @@ def as_keys(seeds: Any) -> Array:
     return keys.astype(np.uint64)
 
 
-def philox4x32(counter: Array, key: Array) -> Array:
-    """Philox4x32-10 as published: counters (…, 4) and keys (…, 2), uint32, to words (…, 4), uint32.
-
-    >>> [hex(word) for word in philox4x32(np.zeros(4, "u4"), np.zeros(2, "u4")).tolist()]
-    ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
-    """
-    shape = np.broadcast_shapes(counter.shape[:-1], key.shape[:-1])
-    a, b, c, d = (np.broadcast_to(counter[..., i], shape).astype(np.uint64) for i in range(4))
-    low, high = (key[..., i].astype(np.uint64) for i in range(2))
-    one, two = np.empty_like(a), np.empty_like(a)
-    for _ in range(10):
-        np.multiply(a, _MULTIPLIERS[0], out=one)
-        np.multiply(c, _MULTIPLIERS[1], out=two)
-        np.right_shift(two, _SHIFT, out=a)
-        np.right_shift(one, _SHIFT, out=c)
-        a ^= b
-        a ^= low
-        c ^= d
-        c ^= high
-        np.bitwise_and(two, _MASK, out=b)
-        np.bitwise_and(one, _MASK, out=d)
-        low, high = (low + _WEYL[0]) & _MASK, (high + _WEYL[1]) & _MASK
-    out = np.empty((*shape, 4), np.uint32)
-    for i, word in enumerate((a, b, c, d)):
-        out[..., i] = word
-    return out
-
-
-def words(kind: int, keys: Array, start: int, stop: int, sub: int = 0) -> Array:
-    """The words of the blocks start .. stop - 1 for each seed of `keys`: shape (len(keys), stop - start, 4), uint32.
-
-    `sub` is the fourth word of the counter, for draws that need more than one block.
-    """
-    blocks = np.arange(start, stop, dtype=np.uint64)
-    counter = np.zeros((1, stop - start, 4), np.uint32)
-    counter[0, :, 0], counter[0, :, 1], counter[0, :, 2:] = blocks & _MASK, blocks >> _SHIFT, (kind, sub)
-    key = np.stack([keys & _MASK, keys >> _SHIFT], axis=-1).astype(np.uint32)
-    return philox4x32(counter, key[:, None, :])
-
-
-def numbers(kind: int, width: int, keys: Array, start: int, stop: int) -> Array:
-    """An integer of `width` bits (1, 8, 16 or 32) for each seed and each index in start .. stop - 1.
-
-    Shape (len(keys), stop - start), unsigned. A block of 128 bits serves 128 // width indices in a row, the lowest bits
-    of its first word first.
-    """
-    per = 128 // width
-    first = start // per
-    block = words(kind, keys, first, -(-stop // per)).astype("<u4").view(np.uint8).reshape(len(keys), -1)
-    every = np.unpackbits(block, axis=1, bitorder="little") if width == 1 else block.view(f"<u{width // 8}")
-    return every[:, start - per * first : stop - per * first]
-
-
 @lru_cache(maxsize=1)
 def normal_table() -> Array:
     """The 65,536 conditional means of N(0, 1) over slices of equal probability, ascending: float32, read-only."""
@@ -146,10 +99,14 @@ def normal_table() -> Array:
 class Noise:
     """A distribution of variance 1 and its strength per leaf: one number, or by glob (the first that matches).
 
-    A leaf of scale 0 is not touched. Raises `ValueError` for scales that are not finite, negative, or all zero.
+    A leaf of scale 0 is not touched. Raises `ValueError` for scales that are not finite, negative, or all zero, and for
+    a bound outside 2 ** -64 .. 2 ** 64.
     """
 
     scale: float | Mapping[str, float] | tuple[tuple[str, float], ...]
+
+    bound: float = 32.0
+    """What no parameter may reach in magnitude, for exact undo in `es`; the grid follows from it."""
 
     kind: ClassVar[int]
     """The stream that is drawn from."""
@@ -165,6 +122,21 @@ class Noise:
             raise ValueError(f"expected a scale > 0 (0 for leaves to leave alone), got {self.scale}; fix: give sigma")
         if isinstance(self.scale, Mapping):
             object.__setattr__(self, "scale", tuple(rules))
+        if not 2.0**-64 <= self.bound <= 2.0**64:
+            raise ValueError(f"expected a bound in 2 ** -64 .. 2 ** 64, got {self.bound}; fix: 32 suits most networks")
+
+    @property
+    def step(self) -> float:
+        """What every delta is a multiple of: a power of two.
+
+        >>> Normal(0.02).step == 2.0**-19
+        True
+        """
+        return self.grid(np.float32)
+
+    def grid(self, dtype: Any) -> float:
+        """What every parameter of a dtype, float32 or float64, is a multiple of once it is snapped: a power of two."""
+        return 2.0 ** (math.ceil(math.log2(self.bound)) - (53 if np.dtype(dtype) == np.float64 else 24))
 
     @property
     def rules(self) -> tuple[tuple[str, float], ...]:
@@ -204,13 +176,29 @@ class Noise:
         """
         return self.values.take(numbers(self.kind, self.width, keys, start, stop))
 
-    def delta(self, leaf: Leaf, keys: Array, start: int, stop: int) -> Array:
-        """Scale times draw for each seed and the elements start .. stop - 1 of a leaf: (len(keys), stop - start).
+    def multiples(self, leaf: Leaf, keys: Array, start: int, stop: int) -> Array:
+        """How many steps are added for each seed and the elements start .. stop - 1 of a leaf.
 
-        In float64 for a float64 leaf, else in float32: narrower leaves are rounded when the sum is written, once.
+        Shape (len(keys), stop - start), float32: whole numbers.
         """
-        dtype = np.float64 if leaf.dtype == np.float64 else np.float32
-        return dtype(self.scale_of(leaf.path)) * self.draw(keys, leaf.index + start, leaf.index + stop).astype(dtype)
+        draws = self.draw(keys, leaf.index + start, leaf.index + stop)
+        return np.rint(np.float32(self.scale_of(leaf.path) / self.step) * draws)
+
+    def delta(self, leaf: Leaf, keys: Array, start: int, stop: int) -> Array:
+        """What is added for each seed and the elements start .. stop - 1 of a leaf, by row: float32."""
+        return self.multiples(leaf, keys, start, stop) * np.float32(self.step)
+
+    def check_grid(self, layout: Layout) -> None:
+        """Raise `ValueError` as `check` does, and unless scales are 16 steps or more, and no draw reaches the bound."""
+        self.check(layout)
+        most = self.bound / float(np.abs(self.values).max())
+        for leaf in (leaf for leaf in layout.homes if leaf.trainable):
+            scale = self.scale_of(leaf.path)
+            if scale and not 16 * self.step <= scale < most:
+                raise ValueError(
+                    f"{leaf.path!r}: expected a scale of {16 * self.step:.3g} .. {most:.3g} for the bound "
+                    f"{self.bound:g}, got {scale:g}; fix: a {'smaller' if scale < most else 'larger'} bound="
+                )
 
 
 class Normal(Noise):
@@ -242,3 +230,28 @@ class Rademacher(Noise):
     def values(self) -> Array:
         """-1 and 1."""
         return _SIGNS
+
+
+@lru_cache(maxsize=8)
+def spans(layout: Layout, noise: Noise | None) -> tuple[Array, Array]:
+    """The scale of every parameter that trains: first indices and ends, shape (n, 2), and the scale in each span.
+
+    Neighbours of one scale are together; without noise the scale is 1. Raises `ValueError` as `Noise.check` does.
+    """
+    if noise is not None:
+        noise.check(layout)
+        if len(noise.rules) == 1 and noise.rules[0][0] == "*":
+            bounds, ones = spans(layout, None)
+            return bounds, ones * noise.rules[0][1]
+    ranges: list[list[int]] = []
+    scales: list[float] = []
+    for leaf in layout.homes:
+        if not leaf.trainable:
+            continue
+        scale = 1.0 if noise is None else noise.scale_of(leaf.path)
+        if scales and scales[-1] == scale and ranges[-1][1] == leaf.index:
+            ranges[-1][1] += leaf.size
+        else:
+            ranges.append([leaf.index, leaf.index + leaf.size])
+            scales.append(scale)
+    return np.array(ranges, np.int64).reshape(-1, 2), np.array(scales)

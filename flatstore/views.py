@@ -43,7 +43,7 @@ class Views:
     _count: int | None
     _views: dict[str, Array]
     _wholes: dict[str, Array]
-    _runs: dict[str, Array]
+    _runs: dict[tuple[str, frozenset[str]], Array]
     _tree: Any
     _alias: tuple[tuple[str, ...] | None, list[jax.Array], Any] | None
     _whole: bool
@@ -232,17 +232,17 @@ class Views:
         shape, strides = (self._count or 1, leaf.size), (step or 0, leaf.dtype.itemsize)
         return np.ndarray(shape, leaf.dtype, self._memory.bytes, self.start_of(leaf), strides)
 
-    def runs(self, dtype: str) -> Array:
+    def runs(self, dtype: str, leave: frozenset[str] = frozenset()) -> Array:
         """The trainable leaves of a dtype as runs: neighbours in the index that are neighbours in memory.
 
         Shape (runs, 4), int64, in elements: the first index, the end, the place of the first in the memory, and the
-        places from one member to the next. For the compiled kernels.
+        places from one member to the next; without the paths to leave. For the compiled kernels.
         """
-        found = self._runs.get(dtype)
+        found = self._runs.get((dtype, leave))
         if found is None:
             rows: list[list[int]] = []
             for leaf in self.layout.homes:
-                if not (leaf.trainable and leaf.size and leaf.dtype.name == dtype):
+                if not (leaf.trainable and leaf.size and leaf.dtype.name == dtype) or leaf.path in leave:
                     continue
                 place = self.start_of(leaf) // leaf.dtype.itemsize
                 step = (self._plan.places[leaf.path].step or 0) // leaf.dtype.itemsize
@@ -251,7 +251,7 @@ class Views:
                     last[1] += leaf.size
                 else:
                     rows.append([leaf.index, leaf.index + leaf.size, place, step])
-            found = self._runs[dtype] = np.array(rows, np.int64).reshape(-1, 4)
+            found = self._runs[dtype, leave] = np.array(rows, np.int64).reshape(-1, 4)
         return found
 
     def raw(self, dtype: Any) -> Array:

@@ -12,7 +12,8 @@ import numpy as np
 
 import flatstore as fs
 from flatstore import ga
-from flatstore.noise import CROSSOVER, SPARSE, numbers, words
+from flatstore.noise import CROSSOVER, SPARSE
+from flatstore.philox import numbers, words
 
 
 def population(order, size=13, tree=None, seed=0, **keywords):

@@ -21,7 +21,8 @@ def noise_of(layout, scale, key):
     for leaf in layout.homes:
         if leaf.trainable:
             at = slice(leaf.index, leaf.index + leaf.size)
-            vector[at] = np.float32(scale) * fs.Normal(1.0).draw(key, at.start, at.stop)[0]
+            step = 2.0**-19
+            vector[at] = np.rint(np.float32(scale / step) * fs.Normal(1.0).draw(key, at.start, at.stop)[0]) * step
     return vector
 
 

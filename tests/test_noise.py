@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import flatstore as fs
-from flatstore.noise import CROSSOVER, NORMAL, RADEMACHER, normal_table, numbers, philox4x32, words
+from flatstore.noise import CROSSOVER, NORMAL, RADEMACHER, normal_table
+from flatstore.philox import numbers, philox4x32, words
 
 # The known answers that the authors of Philox publish with it (Random123, kat_vectors): counter, key, words.
 KNOWN = [

@@ -38,7 +38,7 @@ def sample(
         )
     if sign not in (1, -1):
         raise ValueError(f"expected sign 1 or -1, got {sign}; fix: the strength belongs to the noise")
-    noise.check(out.layout)
+    noise.check_grid(out.layout)
     rows = max(1, min(len(keys), SCRATCH // 128))
     width = max(1, SCRATCH // rows)
     with out.memory.writing():

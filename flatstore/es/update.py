@@ -25,7 +25,7 @@ def update(store: Store, noise: Noise, seeds: Any, weights: Any) -> None:
         raise ValueError(f"expected a weight for each seed, got shapes {w.shape} and {keys.shape}; fix: match them")
     if not np.isfinite(w).all():
         raise ValueError(f"expected finite weights, got {w[~np.isfinite(w)][:3]}; fix: centred_ranks are finite")
-    noise.check(store.layout)
+    noise.check_grid(store.layout)
     width = max(128, SCRATCH // max(1, len(keys)))
     rows = max(1, SCRATCH // width)
     with store.memory.writing():

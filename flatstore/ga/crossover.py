@@ -19,8 +19,9 @@ from flatstore.ga.mutation import finite
 from flatstore.kernels.compiler import compiled
 from flatstore.kernels.crossing import at_points, by_unit, gene_by_gene
 from flatstore.layout import Layout
-from flatstore.noise import CROSSOVER, words
+from flatstore.noise import CROSSOVER
 from flatstore.paths import Glob, matcher, path_of, refuse_idle_glob
+from flatstore.philox import words
 
 _searchsorted: Any = np.searchsorted
 

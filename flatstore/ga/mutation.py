@@ -13,7 +13,7 @@ from flatstore.arrays import Array
 from flatstore.kernels.mutation import DENSE, NONE, RESET, SEGMENT, SPARSE
 from flatstore.layout import Layout
 from flatstore.noise import SPARSE as SPARSE_DRAWS
-from flatstore.noise import Noise
+from flatstore.noise import Noise, spans
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ def plan(mutation: Mutation | None, layout: Layout, dtype: Any) -> Plan:
     noise = mutation.noise if isinstance(mutation, Sparse) else mutation
     jumps = _jumps(mutation.rate) if isinstance(mutation, (Sparse, Reset)) else _jumps(1.0)
     if noise is None:
-        return Plan((NONE, 0, 16), np.empty(0, dtype), jumps, _spans(layout, None))
+        return Plan((NONE, 0, 16), np.empty(0, dtype), jumps, spans(layout, None))
     if isinstance(noise, Reset):
         even = (np.arange(1 << 16) + 0.5) / (1 << 16)
         values = finite(noise.low * (1 - even) + noise.high * even, dtype, f"values of {noise}")
-        return Plan((RESET, SPARSE_DRAWS, 16), values, jumps, _spans(layout, None))
+        return Plan((RESET, SPARSE_DRAWS, 16), values, jumps, spans(layout, None))
     mode, kind = (SPARSE, SPARSE_DRAWS) if isinstance(mutation, Sparse) else (DENSE, noise.kind)
-    bounds, scales = _spans(layout, noise)
+    bounds, scales = spans(layout, noise)
     finite(scales * float(np.abs(noise.values).max()), dtype, f"draws of {noise}")
     return Plan((mode, kind, noise.width), noise.values.astype(dtype), jumps, (bounds, scales))
 
@@ -111,28 +111,6 @@ def _jumps(rate: float) -> tuple[Array, Array, int]:
     # Two jumps from a block; as many blocks as do for the mean number of jumps and a deviation more.
     mean = 1 + SEGMENT * rate
     return thresholds, guide, math.ceil(min(mean + math.sqrt(mean), 1 + SEGMENT) / 2)
-
-
-@lru_cache(maxsize=8)
-def _spans(layout: Layout, noise: Noise | None) -> tuple[Array, Array]:
-    """The scale of every gene that trains, neighbours of one scale together."""
-    if noise is not None:
-        noise.check(layout)
-        if len(noise.rules) == 1 and noise.rules[0][0] == "*":
-            bounds, ones = _spans(layout, None)
-            return bounds, ones * noise.rules[0][1]
-    ranges: list[list[int]] = []
-    scales: list[float] = []
-    for leaf in layout.homes:
-        if not leaf.trainable:
-            continue
-        scale = 1.0 if noise is None else noise.scale_of(leaf.path)
-        if scales and scales[-1] == scale and ranges[-1][1] == leaf.index:
-            ranges[-1][1] += leaf.size
-        else:
-            ranges.append([leaf.index, leaf.index + leaf.size])
-            scales.append(scale)
-    return np.array(ranges, np.int64).reshape(-1, 2), np.array(scales)
 
 
 def _check_rate(rate: float) -> None:

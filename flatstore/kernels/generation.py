@@ -42,7 +42,8 @@ def scales_of(start: int, spans: Any, scale: Any) -> None:
     stop, k = start + scale.size, first_run(bounds, start)
     scale[:] = 0
     while k < values.size and bounds[k, 0] < stop:
-        for i in range(max(bounds[k, 0] - start, 0), min(bounds[k, 1] - start, scale.size)):
+        low, high = max(bounds[k, 0] - start, 0), min(bounds[k, 1] - start, scale.size)
+        for i in range(np.uint64(low), np.uint64(high)):
             scale[i] = values[k]
         k += 1
 

@@ -1,4 +1,4 @@
-"""Random numbers in compiled loops: the same bits as `flatstore.noise` draws, at the speed of memory.
+"""Random numbers in compiled loops: the same bits as `flatstore.philox`, at the speed of memory.
 
 A loop becomes vector instructions if it is plain arithmetic over arrays. So each step fills a small array that stays in
 the processor's first caches: words, then numbers of the wanted width, then what is done with them.
