@@ -244,6 +244,7 @@ MEASURES: tuple[Callable[[bool], Iterator[Row]], ...] = (
     small,
     orders,
     linear,
+    beside_perturbation,
     beside_the_roof,
 )
 
