@@ -44,7 +44,7 @@ from flatstore.table import Leaf
 
 Seed = int | Sequence[int]
 
-NORMAL, RADEMACHER, CROSSOVER, SPARSE, ROUNDING = range(5)
+NORMAL, RADEMACHER, CROSSOVER, SPARSE = range(4)
 """Kinds of draw, each with a stream of its own."""
 
 _SIGNS = np.array([-1, 1], np.float32)

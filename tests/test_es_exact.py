@@ -1,5 +1,6 @@
 """Law 9: undo is exact. Perturb, then take it back: the same bits as before."""
 
+import threading
 import tracemalloc
 
 import ml_dtypes
@@ -250,3 +251,25 @@ def test_it_takes_no_memory_that_grows_with_the_store():
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert max(peaks) < 1 << 20
+
+
+def test_threads_may_be_set_while_a_store_is_perturbed():
+    store, before, stop = snapped(NOISES[0], size=100_000), threads(), threading.Event()
+    bits = store.buffer.tobytes()
+
+    def change():
+        while not stop.is_set():
+            for n in (1, 3, 2):
+                set_threads(n)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        for seed in range(60):
+            with es.perturbed(store, NOISES[0], seed):
+                pass
+    finally:
+        stop.set()
+        changing.join()
+        set_threads(before)
+    assert store.buffer.tobytes() == bits

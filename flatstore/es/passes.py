@@ -13,9 +13,10 @@ from flatstore.kernels.threads import each
 from flatstore.layout import Layout
 from flatstore.noise import Noise, spans
 from flatstore.store import Store
+from flatstore.table import Leaf
 
 TASK = 1 << 20
-"""Parameters, times seeds, that a thread takes on at a time: about a millisecond."""
+"""Parameters that a thread takes on at a time: about a millisecond."""
 
 
 class Pass(NamedTuple):
@@ -34,11 +35,16 @@ Item = tuple[Pass, int, int]
 """A range of the parameters in a pass: the first index and the end."""
 
 
+def moved(store: Store, noise: Noise) -> list[Leaf]:
+    """The leaves that noise is added to."""
+    return [leaf for leaf in store.layout.homes if leaf.trainable and leaf.size and noise.scale_of(leaf.path)]
+
+
 def passes(store: Store, noise: Noise) -> list[Pass]:
     """A pass for each dtype. Raises `ValueError` for one that cannot be computed with, or a scale without a grid."""
     noise.check_grid(store.layout)
-    moved = [leaf for leaf in store.layout.homes if leaf.trainable and leaf.size and noise.scale_of(leaf.path)]
-    for leaf in moved:
+    leaves = moved(store, noise)
+    for leaf in leaves:
         if leaf.dtype.name not in STORAGE:
             raise ValueError(
                 f"{leaf.path!r}: expected a leaf of {', '.join(STORAGE)} to add noise to, got {leaf.spec}; "
@@ -46,7 +52,7 @@ def passes(store: Store, noise: Noise) -> list[Pass]:
             )
     still = frozenset(leaf.path for leaf in store.layout.homes if leaf.trainable and not noise.scale_of(leaf.path))
     found: list[Pass] = []
-    for name in dict.fromkeys(leaf.dtype.name for leaf in moved):
+    for name in dict.fromkeys(leaf.dtype.name for leaf in leaves):
         stored, real, _, _ = STORAGE[name]
         grid = 0.0 if stored is np.uint16 else noise.grid(real)
         found.append(Pass(name, real, store.raw(stored), store.runs(name, still), grid))

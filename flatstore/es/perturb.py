@@ -15,14 +15,16 @@ from flatstore.es.passes import (
     Pass,
     blocks,
     draw_of,
+    moved,
     moving_scratch,
     multipliers,
     passes,
     random_scratch,
     there_and_back,
 )
+from flatstore.kernels.generation import ranges
 from flatstore.kernels.moving import perturbation
-from flatstore.kernels.threads import Interrupts, threads
+from flatstore.kernels.threads import Interrupts
 from flatstore.noise import Noise, Seed, as_keys, seeds
 from flatstore.store import Store
 
@@ -33,8 +35,8 @@ WIDTH = 1024
 def snap(store: Store, noise: Noise) -> None:
     """Round the parameters that `noise` moves to its grid, in place: to the nearest multiple, minus zero to zero.
 
-    Once, before the first `perturb`; what `perturb` and `update` leave is on the grid. float32 parameters move by at
-    most `noise.step / 2`.
+    Once, before the first `perturb`, which leaves parameters on the grid; `update` does not. float32 parameters move by
+    at most `noise.step / 2`.
 
     >>> import flatstore as fs
     >>> store = fs.Store.from_tree({"w": np.array([0.1, -0.0], "f4")})
@@ -47,7 +49,7 @@ def snap(store: Store, noise: Noise) -> None:
     """
     todo = passes(store, noise)
     _refuse_16_bit(todo)
-    views = [(leaf, *store.columns(leaf)) for leaf in _moved(store, noise)]
+    views = [(leaf, *store.columns(leaf)) for leaf in moved(store, noise)]
     with store.memory.writing():
         for _, values in views:
             grid = noise.grid(values.dtype)
@@ -94,14 +96,16 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
         _refuse_16_bit(todo)
     key = key_of(seed)
     spans, draw = multipliers(store.layout, noise), draw_of(noise)
-    scratch = [{p.dtype: _scratch(p) for p in todo} for _ in range(threads())]
+    scratch: dict[tuple[int, str], Any] = {}
 
     def move(item: Item, end: int, sign: int, bound: float, worker: int) -> int | None:
         p, start, _ = item
         size = p.real(p.grid or 1.0)
         bits: Any = np.uint64 if p.real is np.float64 else np.uint32
         grid = p.real(sign * noise.step), p.real(1) / size, size, p.real(bound).view(bits)
-        rows, found = scratch[worker][p.dtype]
+        if (worker, p.dtype) not in scratch:
+            scratch[worker, p.dtype] = _scratch(p)
+        rows, found = scratch[worker, p.dtype]
         found[1] = 0
         perturbation(p.dtype)(start, end, p.raw, p.runs, spans, grid, key, draw, rows, found)
         return int(found[0]) if found[1] else None
@@ -112,7 +116,12 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
     def back(item: Item, end: int, worker: int) -> None:
         move(item, end, -sign, 0.0, worker)
 
-    items: list[Item] = [(p, *block) for p in todo for block in blocks(store.layout.size, TASK)]
+    items: list[Item] = [
+        (p, begin + start, begin + stop)
+        for p in todo
+        for begin, end in ranges(p.runs)
+        for start, stop in blocks(end - begin, TASK)
+    ]
     with store.memory.writing():
         stopped = there_and_back(items, forth, back)
         if stopped:
@@ -125,14 +134,14 @@ def perturbed(store: Store, noise: Noise, seed: Seed, *, sign: int = 1) -> Gener
 
     Takes and raises what `perturb` does; `LentError` at the end if the store is still lent then.
     """
-    moved = False
+    done = False
     try:
         with Interrupts():  # what is raised by Ctrl-C finds the store perturbed, and so given back
             perturb(store, noise, seed, sign=sign)
-            moved = True
+            done = True
         yield store
     finally:
-        if moved:
+        if done:
             perturb(store, noise, seed, sign=-sign)
 
 
@@ -152,10 +161,6 @@ def _scratch(p: Pass) -> Any:
     return rows, np.zeros(2, np.int64)
 
 
-def _moved(store: Store, noise: Noise) -> list[Any]:
-    return [leaf for leaf in store.layout.homes if leaf.trainable and leaf.size and noise.scale_of(leaf.path)]
-
-
 def _refuse_16_bit(todo: list[Pass]) -> None:
     narrow = [p.dtype for p in todo if not p.grid]
     if narrow:
@@ -168,7 +173,7 @@ def _refuse_16_bit(todo: list[Pass]) -> None:
 def _refused(store: Store, noise: Noise, verb: str) -> ValueError:
     """The error for a store that is off the grid or reaches the bound: the leaf at fault, and its largest magnitude."""
     worst, off = ("", -1.0), None
-    for leaf in _moved(store, noise):
+    for leaf in moved(store, noise):
         (values,) = store.columns(leaf)
         grid = values.dtype.type(noise.grid(values.dtype))
         parts = [values[start:stop] for start, stop in blocks(values.size, TASK)]

@@ -10,7 +10,7 @@ import numpy as np
 from flatstore.arrays import Array
 from flatstore.ga.crossover import Crossover
 from flatstore.ga.mutation import Mutation, plan
-from flatstore.kernels.generation import BROOD, first_run, generation, writer
+from flatstore.kernels.generation import BROOD, first_run, generation, ranges, writer
 from flatstore.kernels.storage import STORAGE
 from flatstore.kernels.threads import each, threads
 from flatstore.population import Population
@@ -23,9 +23,6 @@ ROOM = 544
 
 TASK = 1 << 20
 """Genes of all members that a thread takes on at a time: about a millisecond."""
-
-GAP = 1 << 10
-"""Indices without a gene to be made that are passed over in a block, rather than begin a new range."""
 
 Left = tuple[str, int, int]
 """Genes that a generation has left to do: the name of their dtype, the first index, and the end."""
@@ -122,16 +119,8 @@ def run(pop: Population, passes: dict[str, Pass], left: Iterable[Left] | None) -
 
 
 def genes_of(passes: dict[str, Pass]) -> list[Left]:
-    """The ranges of the index that hold genes, dtype by dtype; short gaps between runs are passed over."""
-    todo: list[Left] = []
-    for name, p in passes.items():
-        for begin, end, *_ in p.runs.tolist():
-            last = todo[-1] if todo and todo[-1][0] == name else None
-            if last and begin - last[2] <= GAP:
-                todo[-1] = (name, last[1], end)
-            else:
-                todo.append((name, begin, end))
-    return todo
+    """The ranges of the index that hold genes, dtype by dtype."""
+    return [(name, begin, end) for name, p in passes.items() for begin, end in ranges(p.runs)]
 
 
 def _checked(passes: dict[str, Pass], todo: list[Left]) -> list[Left]:

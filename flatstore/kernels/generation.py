@@ -21,12 +21,28 @@ from typing import Any
 
 import numpy as np
 
+from flatstore.arrays import Array
 from flatstore.kernels.compiler import compiled
 from flatstore.kernels.mutation import mutate
 from flatstore.kernels.storage import STORAGE
 
 BROOD = 16
 """Children that are made at a time: few enough to stay in the first cache."""
+
+
+GAP = 1 << 10
+"""Indices of no run that are passed over in a block, rather than begin a new range."""
+
+
+def ranges(runs: Array) -> list[tuple[int, int]]:
+    """The ranges of the index that hold runs, first index and end; short gaps between runs are passed over."""
+    found: list[tuple[int, int]] = []
+    for begin, end, *_ in runs.tolist():
+        if found and begin - found[-1][1] <= GAP:
+            found[-1] = (found[-1][0], end)
+        else:
+            found.append((begin, end))
+    return found
 
 
 @compiled
