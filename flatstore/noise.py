@@ -17,12 +17,12 @@ every parameter once `es.snap` has rounded it to its dtype's *grid*. As long as 
 
 ```
 step      bound (rounded up to a power of two) * 2 ** -24
-delta     step * rint(scale / step * draw)            the product in float32, rounded to even: the same for all dtypes
+delta     step * rint(scale / step * value)           for each value of a draw, once: a table of what is added
 grid      multiples of step in float32; of bound * 2 ** -53 in float64; 16-bit leaves have none
 ```
 
-One multiplication, one rounding to an integer, one multiplication by a power of two, one exact addition: no compiler
-can fuse or re-order these to another result.
+What a draw adds is thus looked up, not computed: an exact addition is all that is left, which no compiler can fuse or
+re-order to another result.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from flatstore.table import Leaf
 
 Seed = int | Sequence[int]
 
-NORMAL, RADEMACHER, CROSSOVER, SPARSE = range(4)
+NORMAL, RADEMACHER, CROSSOVER, SPARSE, ROUNDING = range(5)
 """Kinds of draw, each with a stream of its own."""
 
 _SIGNS = np.array([-1, 1], np.float32)
@@ -176,17 +176,21 @@ class Noise:
         """
         return self.values.take(numbers(self.kind, self.width, keys, start, stop))
 
+    def steps(self, scale: float) -> Array:
+        """How many steps each of `values` adds at a scale: int32, as many as `values`, read-only."""
+        return _steps(self, scale)
+
     def multiples(self, leaf: Leaf, keys: Array, start: int, stop: int) -> Array:
         """How many steps are added for each seed and the elements start .. stop - 1 of a leaf.
 
-        Shape (len(keys), stop - start), float32: whole numbers.
+        Shape (len(keys), stop - start), int32.
         """
-        draws = self.draw(keys, leaf.index + start, leaf.index + stop)
-        return np.rint(np.float32(self.scale_of(leaf.path) / self.step) * draws)
+        index = numbers(self.kind, self.width, keys, leaf.index + start, leaf.index + stop)
+        return self.steps(self.scale_of(leaf.path)).take(index)
 
     def delta(self, leaf: Leaf, keys: Array, start: int, stop: int) -> Array:
         """What is added for each seed and the elements start .. stop - 1 of a leaf, by row: float32."""
-        return self.multiples(leaf, keys, start, stop) * np.float32(self.step)
+        return self.multiples(leaf, keys, start, stop).astype(np.float32) * np.float32(self.step)
 
     def check_grid(self, layout: Layout) -> None:
         """Raise `ValueError` as `check` does, and unless scales are 16 steps or more, and no draw reaches the bound."""
@@ -199,6 +203,13 @@ class Noise:
                     f"{leaf.path!r}: expected a scale of {16 * self.step:.3g} .. {most:.3g} for the bound "
                     f"{self.bound:g}, got {scale:g}; fix: a {'smaller' if scale < most else 'larger'} bound="
                 )
+
+
+@lru_cache(maxsize=32)
+def _steps(noise: Noise, scale: float) -> Array:
+    steps = np.rint(np.float32(scale / noise.step) * noise.values).astype(np.int32)
+    steps.flags.writeable = False
+    return steps
 
 
 class Normal(Noise):

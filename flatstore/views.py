@@ -31,7 +31,7 @@ class Views:
     """What `Store` and `Population` have in common: a memory, a layout, and a view for each path."""
 
     __slots__ = (
-        "_alias", "_count", "_first", "_memory", "_plan", "_runs", "_tree", "_views", "_whole", "_wholes", "layout"
+        "_alias", "_count", "_first", "_memory", "_plan", "_planned", "_tree", "_views", "_whole", "_wholes", "layout"
     )  # fmt: skip
 
     layout: Layout
@@ -43,7 +43,7 @@ class Views:
     _count: int | None
     _views: dict[str, Array]
     _wholes: dict[str, Array]
-    _runs: dict[tuple[str, frozenset[str]], Array]
+    _planned: dict[Any, Any]
     _tree: Any
     _alias: tuple[tuple[str, ...] | None, list[jax.Array], Any] | None
     _whole: bool
@@ -58,7 +58,7 @@ class Views:
         self._count = count
         self._views = {}
         self._wholes = {}
-        self._runs = {}
+        self._planned = {}
         self._tree = None
         self._alias = None
         self._whole = False
@@ -232,27 +232,36 @@ class Views:
         shape, strides = (self._count or 1, leaf.size), (step or 0, leaf.dtype.itemsize)
         return np.ndarray(shape, leaf.dtype, self._memory.bytes, self.start_of(leaf), strides)
 
-    def runs(self, dtype: str, leave: frozenset[str] = frozenset()) -> Array:
+    def planned(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make()` gave for a key before: for what kernels need to know of this layout in this memory."""
+        found = self._planned.get(key)
+        if found is None:
+            if len(self._planned) >= 16:  # a strength that fades is a new key each generation
+                self._planned.clear()
+            found = self._planned[key] = make()
+        return found
+
+    def runs(self, dtype: str) -> Array:
         """The trainable leaves of a dtype as runs: neighbours in the index that are neighbours in memory.
 
         Shape (runs, 4), int64, in elements: the first index, the end, the place of the first in the memory, and the
-        places from one member to the next; without the paths to leave. For the compiled kernels.
+        places from one member to the next. For the compiled kernels.
         """
-        found = self._runs.get((dtype, leave))
-        if found is None:
-            rows: list[list[int]] = []
-            for leaf in self.layout.homes:
-                if not (leaf.trainable and leaf.size and leaf.dtype.name == dtype) or leaf.path in leave:
-                    continue
-                place = self.start_of(leaf) // leaf.dtype.itemsize
-                step = (self._plan.places[leaf.path].step or 0) // leaf.dtype.itemsize
-                last = rows[-1] if rows else None
-                if last and last[1] == leaf.index and last[3] == step and last[2] + last[1] - last[0] == place:
-                    last[1] += leaf.size
-                else:
-                    rows.append([leaf.index, leaf.index + leaf.size, place, step])
-            found = self._runs[dtype, leave] = np.array(rows, np.int64).reshape(-1, 4)
-        return found
+        return self.planned(dtype, lambda: self._find_runs(dtype))
+
+    def _find_runs(self, dtype: str) -> Array:
+        rows: list[list[int]] = []
+        for leaf in self.layout.homes:
+            if not (leaf.trainable and leaf.size and leaf.dtype.name == dtype):
+                continue
+            place = self.start_of(leaf) // leaf.dtype.itemsize
+            step = (self._plan.places[leaf.path].step or 0) // leaf.dtype.itemsize
+            last = rows[-1] if rows else None
+            if last and last[1] == leaf.index and last[3] == step and last[2] + last[1] - last[0] == place:
+                last[1] += leaf.size
+            else:
+                rows.append([leaf.index, leaf.index + leaf.size, place, step])
+        return np.array(rows, np.int64).reshape(-1, 4)
 
     def raw(self, dtype: Any) -> Array:
         """The memory as a vector of numbers of a dtype, as far as it goes: what the places of `runs` count in."""

@@ -51,7 +51,7 @@ def beside(store, noise, seed, sign):
 
 
 @pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("sign", [1, -1, 2, -2])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_perturb_adds_the_noise_of_the_seed_and_the_other_sign_takes_it_back(noise, sign, dtype):
     store = snapped(noise, dtype=dtype)
@@ -205,7 +205,7 @@ def test_perturbed_gives_the_store_back_also_after_an_exception_and_nests():
 
 
 BAD = [
-    ({"sign": 2}, "expected sign 1 or -1, got 2; fix"),
+    ({"sign": 3}, "expected sign 1, -1, 2 or -2, got 3; fix"),
     ({"seed": -1}, r"expected a seed in 0 .. 2\*\*64 - 1, got -1; fix"),
     ({"seed": 2**64}, r"expected a seed in 0 .. 2\*\*64 - 1, got 18446744073709551616; fix: fs.seeds"),
     (

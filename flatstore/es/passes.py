@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flatstore.arrays import Array
+from flatstore.kernels.generation import ranges
 from flatstore.kernels.storage import STORAGE
 from flatstore.kernels.threads import each
 from flatstore.layout import Layout
 from flatstore.noise import Noise, spans
 from flatstore.store import Store
 from flatstore.table import Leaf
+from flatstore.views import Views
+
+WIDTH = 1024
+"""Parameters in a block: what a thread has in its first cache."""
 
 TASK = 1 << 20
 """Parameters that a thread takes on at a time: about a millisecond."""
+
+ROOM = 512
+"""Random numbers beyond a block's width that scratch has room for: whole blocks of 128 at both ends."""
 
 
 class Pass(NamedTuple):
@@ -26,7 +35,7 @@ class Pass(NamedTuple):
     real: Any
     """The dtype that is computed with."""
     raw: Array
-    runs: Array
+    pieces: Array
     grid: float
     """What the parameters are multiples of; 0 where there is no grid."""
 
@@ -35,52 +44,89 @@ Item = tuple[Pass, int, int]
 """A range of the parameters in a pass: the first index and the end."""
 
 
-def moved(store: Store, noise: Noise) -> list[Leaf]:
+def moved(store: Views, noise: Noise) -> list[Leaf]:
     """The leaves that noise is added to."""
     return [leaf for leaf in store.layout.homes if leaf.trainable and leaf.size and noise.scale_of(leaf.path)]
 
 
 def passes(store: Store, noise: Noise) -> list[Pass]:
     """A pass for each dtype. Raises `ValueError` for one that cannot be computed with, or a scale without a grid."""
+    return store.planned(noise, lambda: _passes(store, noise))
+
+
+def _passes(store: Store, noise: Noise) -> list[Pass]:
     noise.check_grid(store.layout)
     leaves = moved(store, noise)
+    refuse_other_dtypes(leaves)
+    lines = lines_of(store.layout, noise)
+    noisy = Lines(lines.bounds[lines.line >= 0], lines.line[lines.line >= 0], lines.scales)
+    found: list[Pass] = []
+    for name in dict.fromkeys(leaf.dtype.name for leaf in leaves):
+        stored, real, _, _ = STORAGE[name]
+        grid = 0.0 if stored is np.uint16 else noise.grid(real)
+        found.append(Pass(name, real, store.raw(stored), pieces(noisy, store.runs(name)), grid))
+    return found
+
+
+def refuse_other_dtypes(leaves: list[Leaf]) -> None:
+    """Raise `ValueError` for a leaf that cannot be computed with."""
     for leaf in leaves:
         if leaf.dtype.name not in STORAGE:
             raise ValueError(
                 f"{leaf.path!r}: expected a leaf of {', '.join(STORAGE)} to add noise to, got {leaf.spec}; "
                 "fix: give it the scale 0, or leave it out of trainable="
             )
-    still = frozenset(leaf.path for leaf in store.layout.homes if leaf.trainable and not noise.scale_of(leaf.path))
-    found: list[Pass] = []
-    for name in dict.fromkeys(leaf.dtype.name for leaf in leaves):
-        stored, real, _, _ = STORAGE[name]
-        grid = 0.0 if stored is np.uint16 else noise.grid(real)
-        found.append(Pass(name, real, store.raw(stored), store.runs(name, still), grid))
-    return found
 
 
-def multipliers(layout: Layout, noise: Noise) -> tuple[Array, Array]:
-    """First indices and ends, and what a draw is multiplied by in each span to be a number of steps: float32."""
-    bounds, scales = spans(layout, noise)
-    return bounds, (scales / noise.step).astype(np.float32)
+class Lines(NamedTuple):
+    """What noise is added where: a line of the tables of `deltas` and `steps` for each strength."""
+
+    bounds: Array
+    """First indices and ends, shape (spans, 2)."""
+    line: Array
+    """For each span; -1 for no noise."""
+    scales: tuple[float, ...]
+    """For each line."""
 
 
-def draw_of(noise: Noise) -> tuple[int, int, Array]:
-    """The stream, the bits of a draw, and the values that it is looked up in."""
-    return noise.kind, noise.width, np.array(noise.values)
+@lru_cache(maxsize=8)
+def lines_of(layout: Layout, noise: Noise) -> Lines:
+    """The spans of one strength."""
+    bounds, strengths = spans(layout, noise)
+    scales = sorted({float(scale) for scale in strengths if scale})
+    return Lines(bounds, np.searchsorted([0.0, *scales], strengths) - 1, tuple(scales))
 
 
-def random_scratch(rows: int, width: int) -> tuple[Array, Array, Array]:
-    """Room for the random numbers of a block of `width` parameters under so many keys."""
-    room = -(-width // 8) * 8 + 272
-    return np.zeros((rows, room), np.uint32), np.zeros((rows, room), np.uint8), np.zeros((rows, room), np.uint32)
+@lru_cache(maxsize=8)
+def steps(noise: Noise, scales: tuple[float, ...]) -> Array:
+    """How many steps each value of a draw adds, a line for each scale: int32."""
+    return np.stack([noise.steps(scale) for scale in scales])
 
 
-def moving_scratch(real: Any, width: int) -> tuple[Any, ...]:
-    """Room for a block of the parameters before and after a move, as numbers and as bits, and for what moves them."""
-    bits = np.uint64 if real is np.float64 else np.uint32
-    old, new = np.zeros((1, width), real), np.zeros((1, width), real)
-    return old, new, old.view(bits), new.view(bits), np.zeros(width, np.float32), np.zeros(width + 272, np.float32)
+@lru_cache(maxsize=8)
+def deltas(noise: Noise, scales: tuple[float, ...]) -> Array:
+    """What each value of a draw adds, a line for each scale: float32."""
+    return steps(noise, scales).astype(np.float32) * np.float32(noise.step)
+
+
+def pieces(lines: Lines, *runs: Array) -> Array:
+    """Where spans and runs meet: first index, end, line, and for each of the runs the place and the member's step.
+
+    Shape (pieces, 3 + 2 * len(runs)), int64.
+    """
+    edges = np.unique(np.concatenate([lines.bounds.reshape(-1), *(run[:, :2].reshape(-1) for run in runs)]))
+    begin = edges[:-1]
+    columns, inside = [begin, edges[1:]], np.ones(len(begin), bool)
+    for i, rows in enumerate((lines.bounds, *runs)):
+        at = np.maximum(np.searchsorted(rows[:, 0], begin, side="right") - 1, 0)
+        inside &= (rows[at, 0] <= begin) & (begin < rows[at, 1])
+        columns += [lines.line[at]] if i == 0 else [rows[at, 2] + begin - rows[at, 0], rows[at, 3]]
+    return np.stack(columns, axis=1)[inside].astype(np.int64)
+
+
+def random_words(width: int, keys: int, size: int) -> Array:
+    """Room for the random words of a block of numbers of `width` bits, for so many keys."""
+    return np.zeros((keys, -(-(size + ROOM) * width // 32)), np.uint32)
 
 
 def blocks(size: int, chunk: int) -> list[tuple[int, int]]:
@@ -88,21 +134,29 @@ def blocks(size: int, chunk: int) -> list[tuple[int, int]]:
     return [(start, min(start + chunk, size)) for start in range(0, size, chunk)]
 
 
-def there_and_back(
-    todo: list[Item], forth: Callable[[Item, int], int | None], back: Callable[[Item, int, int], None]
-) -> bool:
-    """Call `forth(item, worker)` for all, over the threads: it returns where it had to stop, or None if it did not.
+def items(todo: list[Pass], task: int) -> list[Item]:
+    """The passes, cut into ranges of at most `task` parameters."""
+    return [
+        (p, begin + start, begin + stop)
+        for p in todo
+        for begin, end in ranges(p.pieces)
+        for start, stop in blocks(end - begin, task)
+    ]
 
-    If any had to stop, all that was done is undone by `back(item, end, worker)`. Returns whether that was so.
+
+def there_and_back(todo: list[Item], forth: Callable[[Item, int], int], back: Callable[[Item, int, int], None]) -> bool:
+    """Call `forth(item, worker)` for all, over the threads: it returns how far it came.
+
+    If any did not come to its end, all that was done is undone by `back(item, end, worker)`. Returns whether that was
+    so.
     """
     ends: dict[int, int] = {}
     stopped: list[int] = []
 
     def go(i: int, worker: int) -> None:
         if not stopped:
-            end = forth(todo[i], worker)
-            ends[i] = todo[i][2] if end is None else end
-            if end is not None:
+            ends[i] = forth(todo[i], worker)
+            if ends[i] < todo[i][2]:
                 stopped.append(i)
 
     each(go, len(todo))

@@ -10,26 +10,24 @@ import numpy as np
 
 from flatstore.arrays import Array
 from flatstore.es.passes import (
+    ROOM,
     TASK,
+    WIDTH,
     Item,
     Pass,
     blocks,
-    draw_of,
+    deltas,
+    items,
+    lines_of,
     moved,
-    moving_scratch,
-    multipliers,
     passes,
-    random_scratch,
+    random_words,
     there_and_back,
 )
-from flatstore.kernels.generation import ranges
 from flatstore.kernels.moving import perturbation
 from flatstore.kernels.threads import Interrupts
 from flatstore.noise import Noise, Seed, as_keys, seeds
 from flatstore.store import Store
-
-WIDTH = 1024
-"""Parameters in a block."""
 
 
 def snap(store: Store, noise: Noise) -> None:
@@ -48,14 +46,14 @@ def snap(store: Store, noise: Noise) -> None:
     grid; `LentError` while the store is lent. Nothing is written then.
     """
     todo = passes(store, noise)
-    _refuse_16_bit(todo)
+    refuse_16_bit(todo)
     views = [(leaf, *store.columns(leaf)) for leaf in moved(store, noise)]
     with store.memory.writing():
         for _, values in views:
             grid = noise.grid(values.dtype)
             for start, stop in blocks(values.size, TASK):
                 if not (np.abs(np.rint(values[start:stop] / grid) * grid) < noise.bound).all():
-                    raise _refused(store, noise, "snap")
+                    raise refused(store, noise, "snap")
         for _, values in views:
             grid = values.dtype.type(noise.grid(values.dtype))
             for start, stop in blocks(values.size, TASK):
@@ -64,7 +62,7 @@ def snap(store: Store, noise: Noise) -> None:
 
 
 def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: bool = True) -> None:
-    """Add `sign` times the noise of a seed to the store, in place. The other sign takes it back, to the bit.
+    """Add `sign` times the noise of a seed to the store, in place. The opposite sign takes it back, to the bit.
 
     On the noise's grid (see `snap`) every sum is exact, so any number of perturbations may be nested and undone in any
     order. Frozen leaves and leaves of scale 0 are not touched. It takes no memory that grows with the store.
@@ -82,50 +80,38 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
         store: the parameters, on the grid of the noise.
         noise: `fs.Normal` or `fs.Rademacher`, with the bound that no parameter may reach.
         seed: an integer below 2**64, or several that are hashed to one.
-        sign: 1 or -1.
+        sign: 1 or -1; 2 or -2 goes from one side of the centre to the other in one pass.
         exact: False for float sums: no grid, no bound, and no exact way back. The only way for 16-bit leaves, whose
             sums are rounded: every there-and-back may leave them elsewhere.
 
     Raises `ValueError` for parameters off the grid or past the bound, now or afterwards, with the leaf and its largest
     magnitude; for 16-bit leaves, unless `exact=False`; `LentError` while the store is lent. It is as it was then.
     """
-    if sign not in (1, -1):
-        raise ValueError(f"expected sign 1 or -1, got {sign}; fix: the strength belongs to the noise")
+    if sign not in (1, -1, 2, -2):
+        raise ValueError(f"expected sign 1, -1, 2 or -2, got {sign}; fix: the strength belongs to the noise")
     todo = passes(store, noise)
     if exact:
-        _refuse_16_bit(todo)
-    key = key_of(seed)
-    spans, draw = multipliers(store.layout, noise), draw_of(noise)
+        refuse_16_bit(todo)
+    table = deltas(noise, lines_of(store.layout, noise).scales)
+    draw = noise.kind, noise.width, key_of(seed), table
     scratch: dict[tuple[int, str], Any] = {}
 
-    def move(item: Item, end: int, sign: int, bound: float, worker: int) -> int | None:
+    def move(item: Item, end: int, sign: int, bound: float, worker: int) -> int:
         p, start, _ = item
-        size = p.real(p.grid or 1.0)
-        bits: Any = np.uint64 if p.real is np.float64 else np.uint32
-        grid = p.real(sign * noise.step), p.real(1) / size, size, p.real(bound).view(bits)
         if (worker, p.dtype) not in scratch:
-            scratch[worker, p.dtype] = _scratch(p)
-        rows, found = scratch[worker, p.dtype]
-        found[1] = 0
-        perturbation(p.dtype)(start, end, p.raw, p.runs, spans, grid, key, draw, rows, found)
-        return int(found[0]) if found[1] else None
+            scratch[worker, p.dtype] = random_words(noise.width, 1, WIDTH), *number_rows(p.real)
+        rows = scratch[worker, p.dtype]
+        return perturbation(p.dtype)(start, end, p.raw, p.pieces, draw, p.real(sign), grid_of(p, bound), rows)
 
-    def forth(item: Item, worker: int) -> int | None:
+    def forth(item: Item, worker: int) -> int:
         return move(item, item[2], sign, noise.bound if exact else 0.0, worker)
 
     def back(item: Item, end: int, worker: int) -> None:
         move(item, end, -sign, 0.0, worker)
 
-    items: list[Item] = [
-        (p, begin + start, begin + stop)
-        for p in todo
-        for begin, end in ranges(p.runs)
-        for start, stop in blocks(end - begin, TASK)
-    ]
     with store.memory.writing():
-        stopped = there_and_back(items, forth, back)
-        if stopped:
-            raise _refused(store, noise, "perturb")
+        if there_and_back(items(todo, TASK), forth, back):
+            raise refused(store, noise, "perturb")
 
 
 @contextlib.contextmanager
@@ -156,12 +142,20 @@ def key_of(seed: Seed) -> Array:
     return as_keys(seeds(seed, 1))
 
 
-def _scratch(p: Pass) -> Any:
-    rows = (*moving_scratch(p.real, WIDTH), random_scratch(1, WIDTH), np.zeros(1, np.int64))
-    return rows, np.zeros(2, np.int64)
+def grid_of(p: Pass, bound: float) -> tuple[Any, Any, Any]:
+    """What the compiled check compares with: the grid, its reciprocal, and the bits of the bound."""
+    size = p.real(p.grid or 1.0)
+    bits: Any = np.int64 if p.real is np.float64 else np.int32
+    return size, p.real(1) / size, p.real(bound).view(bits)
 
 
-def _refuse_16_bit(todo: list[Pass]) -> None:
+def number_rows(real: Any) -> tuple[Array, Array]:
+    """Room for what a block's draws find in a table, and for the parameters after the move."""
+    return np.zeros(WIDTH + ROOM, np.float32), np.zeros(WIDTH, real)
+
+
+def refuse_16_bit(todo: list[Pass]) -> None:
+    """Raise `ValueError` if there are leaves without a grid."""
     narrow = [p.dtype for p in todo if not p.grid]
     if narrow:
         raise ValueError(
@@ -170,7 +164,7 @@ def _refuse_16_bit(todo: list[Pass]) -> None:
         )
 
 
-def _refused(store: Store, noise: Noise, verb: str) -> ValueError:
+def refused(store: Store, noise: Noise, verb: str) -> ValueError:
     """The error for a store that is off the grid or reaches the bound: the leaf at fault, and its largest magnitude."""
     worst, off = ("", -1.0), None
     for leaf in moved(store, noise):

@@ -6,13 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from flatstore.es.passes import ROOM, TASK, WIDTH, deltas, lines_of, pieces, random_words, refuse_other_dtypes
+from flatstore.kernels.generation import ranges
+from flatstore.kernels.moving import sampling
+from flatstore.kernels.storage import STORAGE
+from flatstore.kernels.threads import each
 from flatstore.noise import Noise, as_keys
 from flatstore.population import Population
 from flatstore.store import Store
 from flatstore.structure import Difference, StructureError
 
-SCRATCH = 1 << 18
-"""Numbers drawn at once: a block of members and columns; with its temporaries it stays well below 32 MiB."""
+BROOD = 16
+"""Seeds whose random words a thread draws at a time."""
 
 
 def sample(
@@ -20,8 +25,17 @@ def sample(
 ) -> None:
     """Write `store + sign * noise(seed)` into `out`, a store, or a population with a seed for each member.
 
-    With `antithetic` there is a seed for each pair: member 2 i is the store plus noise number i, member 2 i + 1 the
-    store minus it. Shared leaves of `out` are not touched.
+    With `antithetic` there is a seed for each pair: member 2 i is the store plus `sign` times noise number i, member
+    2 i + 1 the store minus it. Sums are rounded to the dtype; where the store is on the noise's grid they are exact,
+    and the bits are those of `perturb`. Shared leaves of `out` are not touched. The store may be `out`, or one of its
+    members.
+
+    >>> import flatstore as fs
+    >>> store = fs.Store.from_tree({"w": np.zeros(3, "f4")})
+    >>> pop = fs.Population.zeros(store.layout, 4)
+    >>> sample(pop, store, fs.Normal(0.02), fs.seeds(7, 2), antithetic=True)
+    >>> bool((pop["w"][0] == -pop["w"][1]).all())
+    True
 
     Raises `ValueError` for layouts that differ, another number of seeds, or trainable leaves that are not floating;
     `LentError` while `out` is lent. Nothing is written then.
@@ -39,21 +53,31 @@ def sample(
     if sign not in (1, -1):
         raise ValueError(f"expected sign 1 or -1, got {sign}; fix: the strength belongs to the noise")
     noise.check_grid(out.layout)
-    rows = max(1, min(len(keys), SCRATCH // 128))
-    width = max(1, SCRATCH // rows)
+    trainable = [leaf for leaf in out.layout.homes if leaf.trainable and leaf.size]
+    refuse_other_dtypes(trainable)
+    lines = lines_of(out.layout, noise)
+    draw = noise.kind, noise.width, keys, deltas(noise, lines.scales)
+    signs = np.array([sign, -sign] if antithetic else [sign], np.float64)
+    tasks: list[tuple[str, int, int]] = []
+    loops: dict[str, tuple[Any, ...]] = {}
+    for name in dict.fromkeys(leaf.dtype.name for leaf in trainable):
+        stored, real, _, _ = STORAGE[name]
+        places = pieces(lines, out.runs(name), store.runs(name))
+        loops[name] = sampling(name), out.raw(stored), store.raw(stored), places, real
+        chunk = WIDTH * max(1, TASK // (WIDTH * size))
+        tasks += [(name, at, min(at + chunk, end)) for begin, end in ranges(places) for at in range(begin, end, chunk)]
+    scratch: dict[Any, Any] = {}
+
+    def task(i: int, worker: int) -> None:
+        name, start, stop = tasks[i]
+        loop, to, centre, places, real = loops[name]
+        if (worker, real) not in scratch:
+            words = random_words(noise.width, min(BROOD, len(keys)), WIDTH)
+            scratch[worker, real] = words, np.zeros(WIDTH + ROOM, np.float32), np.zeros(WIDTH, real)
+        loop(start, stop, to, centre, places, draw, signs, scratch[worker, real])
+
     with out.memory.writing():
-        for leaf in (leaf for leaf in out.layout.homes if leaf.trainable):
-            columns, centre = out.columns(leaf), store[leaf.path].reshape(leaf.size)
-            for start in range(0, leaf.size, width):
-                stop = min(start + width, leaf.size)
-                middle = centre[start:stop].copy()  # the store may be one of the members
-                for row in range(0, len(keys), rows):
-                    delta = noise.delta(leaf, keys[row : row + rows], start, stop)
-                    if antithetic:
-                        block = columns[2 * row : 2 * (row + rows), start:stop]
-                        block[0::2], block[1::2] = middle + delta, middle - delta
-                    else:
-                        columns[row : row + rows, start:stop] = middle + sign * delta
+        each(task, len(tasks))
 
 
 def layouts_differ(name: str, got: Any, expected: Any) -> StructureError:

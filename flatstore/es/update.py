@@ -6,36 +6,118 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.es.sample import SCRATCH
-from flatstore.noise import Noise, as_keys
+from flatstore.arrays import Array
+from flatstore.es.fixed import fixed_point
+from flatstore.es.passes import (
+    ROOM,
+    TASK,
+    Item,
+    Pass,
+    items,
+    lines_of,
+    passes,
+    random_words,
+    steps,
+    there_and_back,
+)
+from flatstore.es.perturb import grid_of, refused
+from flatstore.kernels.moving import updating
+from flatstore.kernels.threads import each
+from flatstore.noise import Noise
 from flatstore.store import Store
 
+WIDTH = 256
+"""Parameters in a block: the words of a brood of seeds stay in the second cache."""
 
-def update(store: Store, noise: Noise, seeds: Any, weights: Any) -> None:
-    """Add `sum_i weights[i] * noise(seeds[i])` to the trainable leaves, in place: what `sample` adds, weighted.
+BROOD = 64
+"""Seeds whose random words a thread draws at a time."""
 
-    The noise is made again from its seeds, block by block. The sum is taken in float64 and rounded once. It is a float
-    sum: taking an update back does not give the same bits.
 
-    Raises `ValueError` for a weight that is not finite or another number of them, `LentError` while lent. Nothing is
-    written then.
+def update(
+    store: Store, noise: Noise, seeds: Any, weights: Any, *, sign: int = 1, exact: bool = True, perturbed: int = 0
+) -> None:
+    """Add `sum_i weights[i] * noise(seeds[i])` to the store, in place: what `perturb` adds, weighted.
+
+    The noise is made again from its seeds, block by block: no matrix of it is ever held. Weights become whole numbers
+    (of 30 bits for the largest), so that the sum is one of integers, the same on every machine. It is rounded once, to
+    the noise's grid: up or down at random, by how near each is. So an update far below a step of the grid is not lost
+    in the mean, and the parameters stay on the grid. The random bits come from the seeds and weights; an update that
+    is repeated with the same ones is rounded in the same way.
+
+    >>> import flatstore as fs
+    >>> store, noise = fs.Store.from_tree({"w": np.linspace(-1, 1, 5, dtype="f4")}), fs.Normal(0.02)
+    >>> snap = fs.es.snap(store, noise)
+    >>> before = store.flat.tobytes()
+    >>> update(store, noise, fs.seeds(1, 3), [0.5, -0.25, 0.125])
+    >>> update(store, noise, fs.seeds(1, 3), [0.5, -0.25, 0.125], sign=-1)
+    >>> store.flat.tobytes() == before
+    True
+
+    16-bit leaves have no grid: their sum is taken in float32, and rounded at random to the dtype.
+
+    Args:
+        store: the parameters, on the grid of the noise.
+        noise: `fs.Normal` or `fs.Rademacher`, with the bound that no parameter may reach.
+        seeds: integers below 2**64, shape (n,).
+        weights: a real number for each, finite.
+        sign: 1, or -1 to take an update back, to the bit; not for 16-bit leaves.
+        exact: False for a float sum, rounded to the dtype: no grid, no bound, no way back. For what is not on a grid,
+            such as a gradient.
+        perturbed: how the store stands: 0, as it is; 1 or -1, perturbed by the first seed with that sign, which is
+            taken back in the same pass.
+
+    Raises `ValueError` for a weight that is not finite or another number of them, for parameters off the grid or past
+    the bound, now or afterwards, and for what 16-bit leaves cannot do; `LentError` while lent. The store is as it was
+    then.
     """
-    keys, w = as_keys(seeds), np.asarray(weights, np.float64)
-    if w.shape != keys.shape:
-        raise ValueError(f"expected a weight for each seed, got shapes {w.shape} and {keys.shape}; fix: match them")
-    if not np.isfinite(w).all():
-        raise ValueError(f"expected finite weights, got {w[~np.isfinite(w)][:3]}; fix: centred_ranks are finite")
-    noise.check_grid(store.layout)
-    width = max(128, SCRATCH // max(1, len(keys)))
-    rows = max(1, SCRATCH // width)
+    keys, fixed = fixed_point(noise, seeds, weights)
+    for name, value, allowed in (("sign", sign, (1, -1)), ("perturbed", perturbed, (0, 1, -1))):
+        if value not in allowed:
+            raise ValueError(f"expected {name} in {allowed}, got {value}; fix: the strength belongs to the weights")
+    todo = passes(store, noise)
+    narrow = [p.dtype for p in todo if not p.grid]
+    if (perturbed or sign < 0) and (narrow or not exact):
+        raise ValueError(
+            f"expected float32 or float64 leaves on a grid to take back to the bit, got "
+            f"{', '.join(narrow) or 'exact=False'}; fix: es.sample into a second store instead"
+        )
+    if perturbed and not len(keys):
+        raise ValueError("expected the seed that the store is perturbed by, got none; fix: perturbed=0")
+    table = steps(noise, lines_of(store.layout, noise).scales)
+    scratch: dict[tuple[int, str], Any] = {}
+
+    def move(item: Item, end: int, whole: Array, sign: int, back: int, checked: bool, worker: int) -> int:
+        p, start, _ = item
+        if (worker, p.dtype) not in scratch:
+            scratch[worker, p.dtype] = (
+                random_words(noise.width, min(BROOD, max(1, len(keys))), WIDTH),
+                np.zeros(WIDTH + ROOM, np.int32),
+                np.zeros(WIDTH, p.real),
+                np.zeros(WIDTH, np.int64),
+                random_words(32, 1, WIDTH),
+            )
+        on_grid = exact and p.grid > 0
+        # A float64 grid is 2**29 times as fine as a step.
+        drop = max(0, fixed.point - round(np.log2(noise.step / p.grid))) if on_grid else 0
+        unit = p.real(noise.step * 2.0 ** (drop - fixed.point))
+        how = p.real(sign), drop, unit, fixed.key, p.real(back), p.real(noise.step)
+        draw = noise.kind, noise.width, keys, table
+        grid = grid_of(p, noise.bound if on_grid and checked else 0.0)
+        loop = updating(p.dtype, on_grid)
+        return loop(start, end, p.raw, p.pieces, draw, whole, how, grid, scratch[worker, p.dtype])
+
+    def forth(item: Item, worker: int) -> int:
+        return move(item, item[2], fixed.whole, sign, perturbed, True, worker)
+
+    def back(item: Item, end: int, worker: int) -> None:
+        move(item, end, fixed.whole, -sign, 0, False, worker)
+        if perturbed:
+            move(item, end, np.zeros_like(fixed.whole), 1, -perturbed, False, worker)
+
+    gridded: list[Pass] = [p for p in todo if exact and p.grid]
     with store.memory.writing():
-        for leaf in store.layout.homes:
-            if not leaf.trainable or not noise.scale_of(leaf.path):
-                continue
-            (values,) = store.columns(leaf)
-            for start in range(0, leaf.size, width):
-                stop = min(start + width, leaf.size)
-                total = np.zeros(stop - start)
-                for row in range(0, len(keys), rows):
-                    total += w[row : row + rows] @ noise.delta(leaf, keys[row : row + rows], start, stop)
-                values[start:stop] = values[start:stop] + total
+        if there_and_back(items(gridded, TASK), forth, back):
+            raise refused(store, noise, "update")
+        # What cannot be taken back comes last: it cannot fail.
+        rest = items([p for p in todo if not (exact and p.grid)], TASK)
+        each(lambda i, worker: forth(rest[i], worker), len(rest))

@@ -1,8 +1,12 @@
 """Evolution strategies in compiled loops: parameters moved along noise that is made again from its seeds.
 
-Like a generation, all loops run over blocks of the packed index: a block of the centre is read into scratch, moved, and
-written where it belongs. `spans` are (first indices and ends, multipliers): a draw times the multiplier, rounded to an
-integer, is how many steps are added.
+All loops run over blocks of the packed index. The random words of a block are drawn first; then come its *pieces*,
+neighbours in the index that are neighbours in memory and take noise of one strength. What a number adds is looked up in
+that strength's line of a table:
+
+```
+piece     first index | end | line of the table | place of the first in memory | places from one member to the next
+```
 """
 
 from __future__ import annotations
@@ -13,59 +17,225 @@ from typing import Any
 import numpy as np
 
 from flatstore.kernels.compiler import compiled
-from flatstore.kernels.generation import first_run, reader, scales_of, writer
-from flatstore.kernels.storage import STORAGE
-from flatstore.kernels.words import draws, looked_up
+from flatstore.kernels.storage import DITHERED, STORAGE
+from flatstore.kernels.words import blocks_of
+from flatstore.noise import ROUNDING
 
 
 @compiled
-def covered(runs: Any, run: int, start: int, stop: int) -> bool:
-    """Whether every parameter of a block is in one run."""
-    return run < runs.shape[0] and runs[run, 0] <= start and stop <= runs[run, 1]
+def first_piece(pieces: Any, start: int) -> Any:
+    """The first piece that ends behind the index `start`."""
+    return np.searchsorted(pieces[:, 1], start, side="right")
+
+
+@compiled
+def found_in(row: int, first: int, count: int, width: int, table: Any, line: int, words: Any, out: Any) -> int:
+    """What `count` numbers of `width` bits (16 or 1) find in a line of a table, from number `first` of a row of words.
+
+    Whole words are looked up: returns the place in `out` of the first that was asked for.
+    """
+    per = 32 // width
+    begin = first // per
+    if width == 16:
+        for w in range(np.uint64((first + count + 1) // 2 - begin)):
+            word = words[row, np.uint64(begin) + w]
+            out[np.uint64(2) * w] = table[line, word & np.uint32(0xFFFF)]
+            out[np.uint64(2) * w + np.uint64(1)] = table[line, word >> np.uint32(16)]
+    else:
+        zero, one = table[line, 0], table[line, 1]
+        for w in range(np.uint64((first + count + 31) // 32 - begin)):
+            word = words[row, np.uint64(begin) + w]
+            for bit in range(np.uint32(per)):  # a constant 32 would be unrolled, not turned into vectors
+                out[np.uint64(32) * w + np.uint64(bit)] = one if (word >> bit) & np.uint32(1) else zero
+    return first - per * begin
 
 
 @cache
 def perturbation(dtype: str) -> Any:
     """The compiled loop that adds the noise of one seed in place, or takes it back."""
-    read, write, real = reader(dtype), writer(dtype), STORAGE[dtype][1]
-    bits = np.uint64 if real is np.float64 else np.uint32
-    magnitude = bits(2 ** (63 if real is np.float64 else 31) - 1)
+    _, real, load, store = STORAGE[dtype]
+    wrong = checker(dtype)
 
     @compiled
-    def perturb(
-        begin: int, end: int, raw: Any, runs: Any, spans: Any, grid: Any, keys: Any, draw: Any, rows: Any, found: Any
-    ) -> None:  # fmt: skip
-        """Move the parameters begin .. end - 1 by `grid`'s (step times sign), unless they are off its grid.
+    def perturb(begin: int, end: int, raw: Any, pieces: Any, draw: Any, sign: Any, grid: Any, rows: Any) -> int:
+        """Add `sign` times the noise to the parameters begin .. end - 1; `draw` is (kind, width, keys, table).
 
-        Stops before a block that is off the grid, or has reached the bound, or would: `found` is (where the block at
-        work starts, 0 or what is wrong). A bound of 0 checks nothing.
+        Stops before a piece that is off the grid, or has reached the bound, or would; returns where. A bound of 0
+        checks nothing.
         """
-        kind, width, table = draw
-        move, per, size, bound = grid
-        old, new, old_bits, new_bits, scale, drawn, random, alone = rows
-        for start in range(begin, end, scale.size):
-            found[0] = start
-            stop, run = min(start + scale.size, end), first_run(runs, start)
-            if start + scale.size > end or not covered(runs, run, start, stop):
-                old[:] = 0
-            read(start, stop, run, old, alone, raw, runs)
-            scales_of(start, spans, scale)
-            skip = draws(kind, width, keys, start, scale.size, random)
-            looked_up(0, skip + scale.size, width, table, random, drawn)
-            for i in range(scale.size):
-                new[0, i] = old[0, i] + real(np.rint(scale[i] * drawn[np.uint64(skip + i)])) * move
-            if bound > 0:
-                # As integers: NaN and minus zero are not what the grid makes of them.
-                differ, largest = bits(0), bits(0)
-                for i in range(scale.size):
-                    snapped = real(np.rint(old[0, i] * per) * size + real(0))
-                    differ = bits(differ | (snapped.view(bits) ^ old_bits[0, i]))
-                for i in range(scale.size):
-                    largest = max(largest, max(old_bits[0, i] & magnitude, new_bits[0, i] & magnitude))
-                if differ != 0 or largest >= bound:
-                    found[1] = 1
-                    return
-            write(start, stop, run, new, alone, raw, runs)
-        found[0] = end
+        kind, width, keys, table = draw
+        words, drawn, new = rows
+        for start in range(begin, end, new.size):
+            stop, k = min(start + new.size, end), first_piece(pieces, start)
+            if k == pieces.shape[0] or pieces[k, 0] >= stop:
+                continue
+            skip = blocks_of(kind, width, keys, start, stop - start, words)
+            while k < pieces.shape[0] and pieces[k, 0] < stop:
+                low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
+                place, count = pieces[k, 3] + low - pieces[k, 0], high - low
+                shift = found_in(0, skip + low - start, count, width, table, pieces[k, 2], words, drawn)
+                for i in range(count):
+                    new[i] = load(raw[np.uint64(place + i)]) + sign * real(drawn[np.uint64(shift + i)])
+                if grid[2] > 0 and wrong(count, place, raw, new, grid):
+                    return low
+                for i in range(count):
+                    raw[np.uint64(place + i)] = store(new[i])
+                k += 1
+        return end
 
     return perturb
+
+
+@cache
+def checker(dtype: str) -> Any:
+    """The compiled check that no parameter is off the grid, has reached the bound, or would."""
+    _, real, load, _ = STORAGE[dtype]
+    bits = np.int64 if real is np.float64 else np.int32
+    magnitude, top = bits(np.iinfo(bits).max), bits(np.iinfo(bits).bits - 1)
+
+    @compiled
+    def wrong(count: int, place: int, raw: Any, new: Any, grid: Any) -> bool:
+        """Look at so many parameters in memory and after the move; `grid` is (size, 1 / size, the bits of the bound).
+
+        As integers: NaN and minus zero are not what the grid makes of them, and where the bound is reached the
+        difference is negative.
+        """
+        size, per, bound = grid
+        found = bits(0)
+        for i in range(count):
+            old = real(load(raw[np.uint64(place + i)]))
+            snapped = real(np.rint(old * per) * size + real(0))
+            before, after = old.view(bits) & magnitude, real(new[i]).view(bits) & magnitude
+            reached = bits(bits(bound - bits(1) - before) | bits(bound - bits(1) - after)) >> top
+            found = bits(found | reached | (snapped.view(bits) ^ old.view(bits)))
+        return found != 0
+
+    return wrong
+
+
+@cache
+def sampling(dtype: str) -> Any:
+    """The compiled loop that writes a store plus noise into the members of a population."""
+    _, real, load, store = STORAGE[dtype]
+
+    @compiled
+    def sample(
+        begin: int, end: int, out: Any, centre: Any, pieces: Any, draw: Any, signs: Any, rows: Any
+    ) -> None:  # fmt: skip
+        """Write the parameters begin .. end - 1: member len(signs) * i + j is the centre + signs[j] * noise number i.
+
+        The first place in a piece is that in `out`, the second that in `centre`; a line of -1 is no noise.
+        """
+        kind, width, keys, table = draw
+        words, drawn, middle = rows
+        for start in range(begin, end, middle.size):
+            stop, first = min(start + middle.size, end), first_piece(pieces, start)
+            k = first
+            while k < pieces.shape[0] and pieces[k, 0] < stop:  # all of it, for it may be one of the members
+                low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
+                place = pieces[k, 5] + low - pieces[k, 0]
+                for i in range(high - low):
+                    middle[np.uint64(low - start + i)] = load(centre[np.uint64(place + i)])
+                k += 1
+            if k == first:
+                continue
+            for brood in range(0, keys.size, words.shape[0]):
+                some = keys[brood : brood + words.shape[0]]
+                skip = blocks_of(kind, width, some, start, stop - start, words)
+                for row in range(some.size):
+                    k = first
+                    while k < pieces.shape[0] and pieces[k, 0] < stop:
+                        low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
+                        offset, line, shift = low - start, pieces[k, 2], 0
+                        if line >= 0:
+                            shift = found_in(row, skip + offset, high - low, width, table, line, words, drawn)
+                        else:
+                            drawn[: high - low] = 0
+                        for j in range(signs.size):
+                            sign, member = real(signs[j]), (brood + row) * signs.size + j
+                            place = pieces[k, 3] + low - pieces[k, 0] + member * pieces[k, 4]
+                            for i in range(high - low):
+                                out[np.uint64(place + i)] = store(
+                                    middle[np.uint64(offset + i)] + sign * real(drawn[np.uint64(shift + i)])
+                                )
+                        k += 1
+
+    return sample
+
+
+@cache
+def updating(dtype: str, exact: bool) -> Any:
+    """The compiled loop that adds the weighted noise of many seeds, rounded once: to the grid, or to the dtype."""
+    _, real, load, store = STORAGE[dtype]
+    wrong, dithered = checker(dtype), DITHERED.get(dtype)
+
+    @compiled
+    def nearest(gene: Any, word: Any) -> Any:
+        return store(gene)
+
+    rounded = dithered or nearest
+
+    @compiled
+    def update(
+        begin: int, end: int, raw: Any, pieces: Any, draw: Any, weights: Any, move: Any, grid: Any, rows: Any
+    ) -> int:
+        """Move the parameters begin .. end - 1; stops before a piece that is wrong, and returns where.
+
+        `weights` are whole numbers (int32), `move` is (sign, bits to round off, unit of what is left, key of the
+        rounding, what is taken back first: times of the first seed's noise, a step of it). The sum of weights times
+        steps is one of integers: the same in any order.
+        """
+        kind, width, keys, table = draw
+        sign, drop, unit, key, back, step = move
+        words, drawn, new, total, dither = rows
+        for start in range(begin, end, new.size):
+            stop, first = min(start + new.size, end), first_piece(pieces, start)
+            if first == pieces.shape[0] or pieces[first, 0] >= stop:
+                continue
+            total[:] = 0
+            skip = 0
+            for brood in range(0, keys.size, words.shape[0]):
+                some = keys[brood : brood + words.shape[0]]
+                skip = blocks_of(kind, width, some, start, stop - start, words)
+                for row in range(some.size):
+                    weight, k = weights[brood + row], first
+                    while k < pieces.shape[0] and pieces[k, 0] < stop:
+                        low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
+                        offset = low - start
+                        shift = found_in(row, skip + offset, high - low, width, table, pieces[k, 2], words, drawn)
+                        for i in range(high - low):
+                            total[np.uint64(offset + i)] += np.int64(weight) * np.int64(drawn[np.uint64(shift + i)])
+                        k += 1
+            ahead = blocks_of(ROUNDING, 32, key, start, stop - start, dither)
+            if back != 0:
+                skip = blocks_of(kind, width, keys[:1], start, stop - start, words)
+            k = first
+            while k < pieces.shape[0] and pieces[k, 0] < stop:
+                low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
+                offset, place, count = low - start, pieces[k, 3] + low - pieces[k, 0], high - low
+                if exact:
+                    for i in range(count):
+                        word = np.uint64(dither[0, np.uint64(ahead + offset + i)])
+                        if drop <= 32:
+                            random = np.int64(word >> np.uint64(32 - drop))
+                        else:
+                            random = np.int64((np.uint64(2) * word + np.uint64(1)) << np.uint64(drop - 33))
+                        total[np.uint64(offset + i)] = (total[np.uint64(offset + i)] + random) >> drop
+                for i in range(count):
+                    new[i] = load(raw[np.uint64(place + i)])
+                if back != 0:
+                    shift = found_in(0, skip + offset, count, width, table, pieces[k, 2], words, drawn)
+                    for i in range(count):
+                        new[i] -= back * real(drawn[np.uint64(shift + i)]) * step
+                    if grid[2] > 0 and wrong(count, place, raw, new, grid):
+                        return low
+                for i in range(count):
+                    new[i] += sign * (real(total[np.uint64(offset + i)]) * unit)
+                if grid[2] > 0 and wrong(count, place, raw, new, grid):
+                    return low
+                for i in range(count):
+                    raw[np.uint64(place + i)] = rounded(new[i], dither[0, np.uint64(ahead + offset + i)])
+                k += 1
+        return end
+
+    return update

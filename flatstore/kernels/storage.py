@@ -76,3 +76,26 @@ STORAGE = {
     "bfloat16": (np.uint16, np.float32, from_bfloat16, to_bfloat16),
 }
 """By the dtype's name: what stands in memory, what is computed with, load, store."""
+
+
+@compiled
+def dithered_bfloat16(gene: Any, word: Any) -> Any:
+    """Rounded up or down at random, by how near each is: the mean is the number itself. `word` has 32 random bits."""
+    bits = np.float32(gene).view(np.uint32)
+    up = bits + (_U(word) & _U(0xFFFF))
+    return np.uint16(up >> _U(16)) if (bits & ~_SIGN) < _INFINITY else to_bfloat16(gene)
+
+
+@compiled
+def dithered_float16(gene: Any, word: Any) -> Any:
+    """The same for float16."""
+    bits = np.float32(gene).view(np.uint32)
+    x, random = bits & ~_SIGN, _U(word) & _U(0x1FFF)
+    normal = (x - _REBIAS + random) >> _U(13)
+    small = np.float32(np.uint32(x).view(np.float32) / _SUBNORMAL_UNIT) + np.float32(random) / np.float32(8192)
+    half = np.uint32(small) if x < _SMALLEST_NORMAL else normal
+    return np.uint16(half | ((bits & _SIGN) >> _U(16))) if x < _TOO_LARGE else to_float16(gene)
+
+
+DITHERED = {"float16": dithered_float16, "bfloat16": dithered_bfloat16}
+"""The stores of 16-bit floats that round at random."""

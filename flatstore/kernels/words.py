@@ -61,6 +61,16 @@ def philox_block(kind: int, keys: Any, first: int, last: int, block: int, sub: i
 
 
 @compiled
+def combined(counters: Any, key: Any) -> Any:
+    """The XOR of the blocks of many counters, uint32 of shape (n, 4): its first two words, as 64 bits."""
+    low, high = np.uint32(0), np.uint32(0)
+    for i in range(counters.shape[0]):
+        a, b, _, _ = _rounds_called(counters[i, 0], counters[i, 1], counters[i, 2], counters[i, 3], key)
+        low, high = np.uint32(low ^ a), np.uint32(high ^ b)
+    return np.uint64(low) | np.uint64(high) << _HALF
+
+
+@compiled
 def blocks_of(kind: int, width: int, keys: Any, start: int, size: int, words: Any) -> int:
     """The words that hold a number of `width` bits for each key and each index from `start` on, in rows of `words`.
 
