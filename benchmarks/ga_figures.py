@@ -4,25 +4,12 @@
     python benchmarks/ga_figures.py --quick             # smaller sizes, under 30 s
     python benchmarks/ga_figures.py --only memory       # one part
 
-A report, not a test, like `figures.py`. Each peer lives in a process of its own, which times its own generations; the
-processes take turns. A peer that is not installed is a line that says so. The peak of a generation is what the process
-holds at the most while it makes one, less what it held before there was a population (after a generation of a tiny
-one, so that libraries are imported and kernels compiled); the population itself counts 1.
+A report, not a test, like `figures.py`; how peers are measured stands in `race.py`.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import ctypes
-import gc
-import importlib.metadata
-import multiprocessing
-import os
-import platform
-import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -30,98 +17,22 @@ import numpy as np
 import flatstore as fs
 
 if __package__:  # asv imports this folder as a package
-    from .figures import MIB, Row, at_most, beside, interleaved, resident, seconds, yes_no
-    from .ga_peers import PEERS, SCALE, Flatstore, Peer, fitness, leaves, step, zeros
+    from .figures import MIB, Row, at_most, beside, interleaved, yes_no
+    from .ga_peers import PEERS, SCALE, Flatstore, fitness, leaves, step, zeros
+    from .race import at_least, race, ratio, report, scaled, slower
 else:
-    from figures import MIB, Row, at_most, beside, interleaved, resident, seconds, yes_no
-    from ga_peers import PEERS, SCALE, Flatstore, Peer, fitness, leaves, step, zeros
+    from figures import MIB, Row, at_most, beside, interleaved, yes_no
+    from ga_peers import PEERS, SCALE, Flatstore, fitness, leaves, step, zeros
+    from race import at_least, race, ratio, report, scaled, slower
 
 TARGETS = {"numpy": 25, "evosax": 25, "evosax (scan)": 25, "evotorch": 40}
 """How many times as fast as each peer."""
 
 
-def at_least(figure: str, target: float, measured: float, unit: str, digits: int = 2) -> Row:
-    """A figure that is to be at least `target`."""
-    return Row(figure, f">= {target:g} {unit}", f"{measured:.{digits}f} {unit}", yes_no(measured >= target))
-
-
-def ratio(taken: dict[Any, Any], of: Any, to: Any) -> float:
-    """The median over the rounds of one call's seconds as a multiple of another's."""
-    return float(np.median(taken[of] / taken[to]))
-
-
-def slower(taken: dict[Any, Any], one: Any, two: Any) -> float:
-    """The slower of two calls as a multiple of the faster."""
-    return max(ratio(taken, one, two), ratio(taken, two, one))
-
-
-def tidy() -> int:
-    """The bytes that are resident once what is free has gone back to the system; the peak starts again from there."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # else a compiler's freed memory would pass for memory in use
-    with open("/proc/self/clear_refs", "w") as clear:
-        clear.write("5")  # 'VmHWM' is forgotten
-    return resident("VmRSS")
-
-
-class Resident:
-    """A peer and what its process held before the population was there."""
-
-    def __init__(self, make: type[Peer], members: int, genes: int, generations: int) -> None:
-        make(4, 10_000).run(1)
-        self.before = tidy()
-        self.peer, self.generations = make(members, genes), max(generations, make.fewest)
-        self.peer.run(self.generations)  # compiles for this size
-
-    def turn(self) -> float:
-        """The seconds of each of so many generations."""
-        gc.collect()
-        return seconds(lambda: self.peer.run(self.generations)) / self.generations
-
-    def peak(self) -> int:
-        """Bytes that a generation adds at the most to what was held before the population was there."""
-        self.peer.run(1)
-        tidy()
-        self.peer.run(1)
-        return resident("VmHWM") - self.before
-
-
-_here: list[Resident] = []  # the peer of a worker process
-
-
-def settle(*arguments: Any) -> None:
-    """In a worker: make the peer."""
-    _here.append(Resident(*arguments))
-
-
-def turn() -> float:
-    """In a worker: the seconds of a generation."""
-    return _here[0].turn()
-
-
-def peak() -> int:
-    """In a worker: the bytes added at the most."""
-    return _here[0].peak()
-
-
-def race(
-    names: list[str], members: int, genes: int, rounds: int, generations: int
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """Seconds of a generation per round, and peak bytes, of each peer."""
-    spawn = multiprocessing.get_context("spawn")
-    with contextlib.ExitStack() as stack:
-        workers = {name: stack.enter_context(ProcessPoolExecutor(1, spawn)) for name in names}
-        for name, worker in workers.items():
-            worker.submit(settle, PEERS[name], members, genes, generations).result()
-        taken = np.array([[worker.submit(turn).result() for worker in workers.values()] for _ in range(rounds)])
-        peaks = {name: worker.submit(peak).result() for name, worker in workers.items()}
-    return dict(zip(names, taken.T, strict=True)), peaks
-
-
 def compare(members: int, genes: int, rounds: int, generations: int, targets: dict[str, int]) -> Iterator[Row]:
     """Genes per second and peak of each peer at one size."""
-    names = [name for name, peer in PEERS.items() if peer.installed()]
-    taken, peaks = race(names, members, genes, rounds, generations)
+    found = {name: peer for name, peer in PEERS.items() if peer.installed()}
+    taken, peaks = race(found, members, genes, rounds, generations)
     size, population = f"{members:,} x {genes:,}", 4 * members * genes
     for name in PEERS:
         measured = "not installed"
@@ -130,7 +41,7 @@ def compare(members: int, genes: int, rounds: int, generations: int, targets: di
             if population > 32 * MIB:
                 measured += f", peak {peaks[name] / population:.2f} populations"
         yield beside(f"{name}, {size}", measured)
-    for name in names[1:]:
+    for name in list(found)[1:]:
         figure, measured = f"flatstore's rate / that of {name}, {size}", ratio(taken, name, "flatstore")
         yield (
             at_least(figure, targets[name], measured, "x", 1)
@@ -152,7 +63,7 @@ def small(quick: bool) -> Iterator[Row]:
 def memory(quick: bool) -> Iterator[Row]:
     """The peak of a generation, few large members and many small."""
     for members, genes in ((64, 200_000), (4, 3_200_000)) if quick else ((512, 500_000), (16, 16_000_000)):
-        _, peaks = race(["flatstore"], members, genes, 1, 1)
+        _, peaks = race({"flatstore": Flatstore}, members, genes, 1, 1)
         beyond = peaks["flatstore"] - 1.02 * 4 * members * genes
         yield at_most(f"peak - 1.02 populations, {members} x {genes:,}", 32, beyond / MIB, "MiB", 1)
         yield beside("the peak", f"{peaks['flatstore'] / (4 * members * genes):.3f} populations")
@@ -200,14 +111,6 @@ def linear(quick: bool) -> Iterator[Row]:
     yield beside("G genes/s by members x genes", ", ".join(rates))
 
 
-def scaled(array: Any) -> Callable[[], None]:
-    """A call that is the roof: `np.multiply` in place, a part of the array for each core."""
-    parts = np.array_split(array, os.cpu_count() or 1)
-    threads = ThreadPoolExecutor(len(parts))
-    one = np.float32(1)
-    return lambda: list(threads.map(lambda part: np.multiply(part, one, out=part), parts)).clear()
-
-
 def beside_the_roof(quick: bool) -> Iterator[Row]:
     """Operators that need no number per gene, against the bandwidth of the machine."""
     members, genes = (64, 50_000) if quick else (512, 500_000)
@@ -249,29 +152,5 @@ MEASURES: tuple[Callable[[bool], Iterator[Row]], ...] = (
 )
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="Measure the figures of the genetic algorithm, and print them.")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds, under 30 s")
-    parser.add_argument("--only", choices=[x.__name__ for x in MEASURES], action="append", help="this part alone")
-    arguments = parser.parse_args()
-    rows = [Row("figure", "target", "measured", "reaches it")]
-    for measure in MEASURES:
-        if arguments.only is None or measure.__name__ in arguments.only:
-            print(f"measuring {measure.__name__} ...", file=sys.stderr)
-            rows += measure(arguments.quick)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, Row(*("-" * width for width in widths)))
-    for row in rows:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
-    names = ("jax", "numpy", "numba", "evosax", "evotorch", "torch")
-    found: list[str] = []
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{name} {importlib.metadata.version(name)}")
-    print(f"\nPython {platform.python_version()}, {', '.join(found)}; {os.cpu_count()} cores", end="")
-    print("; --quick" * arguments.quick)
-
-
 if __name__ == "__main__":
-    main()
+    report("Measure the figures of the genetic algorithm, and print them.", MEASURES)

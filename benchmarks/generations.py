@@ -6,8 +6,8 @@ when one changes.
 
 from typing import Any
 
-from .ga_figures import Resident
 from .ga_peers import PEERS
+from .race import Resident
 
 NAMES = ["flatstore", "numpy", "evosax (scan)", "evotorch"]
 

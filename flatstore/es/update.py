@@ -11,6 +11,7 @@ from flatstore.es.fixed import fixed_point
 from flatstore.es.passes import (
     ROOM,
     TASK,
+    WIDTH,
     Item,
     Pass,
     items,
@@ -26,10 +27,7 @@ from flatstore.kernels.threads import each
 from flatstore.noise import Noise
 from flatstore.store import Store
 
-WIDTH = 256
-"""Parameters in a block: the words of a brood of seeds stay in the second cache."""
-
-BROOD = 64
+BROOD = 16
 """Seeds whose random words a thread draws at a time."""
 
 

@@ -21,6 +21,9 @@ from flatstore.kernels.storage import DITHERED, STORAGE
 from flatstore.kernels.words import blocks_of
 from flatstore.noise import ROUNDING
 
+BITS = {np.float32: np.int32, np.float64: np.int64}
+"""By what is computed with: the integers of its width."""
+
 
 @compiled
 def first_piece(pieces: Any, start: int) -> Any:
@@ -51,10 +54,33 @@ def found_in(row: int, first: int, count: int, width: int, table: Any, line: int
 
 
 @cache
+def checker(dtype: str) -> Any:
+    """The compiled check of one parameter: 0, unless it is off the grid, has reached the bound, or would."""
+    real = STORAGE[dtype][1]
+    bits = BITS[real]
+    magnitude, top = bits(np.iinfo(bits).max), bits(np.iinfo(bits).bits - 1)
+
+    @compiled
+    def fault(old: Any, new: Any, grid: Any) -> Any:
+        """Before and after the move; `grid` is (size, 1 / size, the bits of the bound).
+
+        As integers: NaN and minus zero are not what the grid makes of them, and where the bound is reached the
+        difference is negative.
+        """
+        size, per, bound = grid
+        snapped = real(np.rint(old * per) * size + real(0))
+        before, after = real(old).view(bits), real(new).view(bits)
+        inside = bits(bound - bits(1) - (before & magnitude)) | bits(bound - bits(1) - (after & magnitude))
+        return bits((snapped.view(bits) ^ before) | (bits(inside) >> top))
+
+    return fault
+
+
+@cache
 def perturbation(dtype: str) -> Any:
     """The compiled loop that adds the noise of one seed in place, or takes it back."""
     _, real, load, store = STORAGE[dtype]
-    wrong = checker(dtype)
+    fault, bits = checker(dtype), BITS[real]
 
     @compiled
     def perturb(begin: int, end: int, raw: Any, pieces: Any, draw: Any, sign: Any, grid: Any, rows: Any) -> int:
@@ -74,9 +100,12 @@ def perturbation(dtype: str) -> Any:
                 low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
                 place, count = pieces[k, 3] + low - pieces[k, 0], high - low
                 shift = found_in(0, skip + low - start, count, width, table, pieces[k, 2], words, drawn)
+                faults = bits(0)
                 for i in range(count):
-                    new[i] = load(raw[np.uint64(place + i)]) + sign * real(drawn[np.uint64(shift + i)])
-                if grid[2] > 0 and wrong(count, place, raw, new, grid):
+                    old = load(raw[np.uint64(place + i)])
+                    new[i] = old + sign * real(drawn[np.uint64(shift + i)])
+                    faults = bits(faults | fault(old, new[i], grid))
+                if grid[2] > 0 and faults != 0:
                     return low
                 for i in range(count):
                     raw[np.uint64(place + i)] = store(new[i])
@@ -84,33 +113,6 @@ def perturbation(dtype: str) -> Any:
         return end
 
     return perturb
-
-
-@cache
-def checker(dtype: str) -> Any:
-    """The compiled check that no parameter is off the grid, has reached the bound, or would."""
-    _, real, load, _ = STORAGE[dtype]
-    bits = np.int64 if real is np.float64 else np.int32
-    magnitude, top = bits(np.iinfo(bits).max), bits(np.iinfo(bits).bits - 1)
-
-    @compiled
-    def wrong(count: int, place: int, raw: Any, new: Any, grid: Any) -> bool:
-        """Look at so many parameters in memory and after the move; `grid` is (size, 1 / size, the bits of the bound).
-
-        As integers: NaN and minus zero are not what the grid makes of them, and where the bound is reached the
-        difference is negative.
-        """
-        size, per, bound = grid
-        found = bits(0)
-        for i in range(count):
-            old = real(load(raw[np.uint64(place + i)]))
-            snapped = real(np.rint(old * per) * size + real(0))
-            before, after = old.view(bits) & magnitude, real(new[i]).view(bits) & magnitude
-            reached = bits(bits(bound - bits(1) - before) | bits(bound - bits(1) - after)) >> top
-            found = bits(found | reached | (snapped.view(bits) ^ old.view(bits)))
-        return found != 0
-
-    return wrong
 
 
 @cache
@@ -167,7 +169,7 @@ def sampling(dtype: str) -> Any:
 def updating(dtype: str, exact: bool) -> Any:
     """The compiled loop that adds the weighted noise of many seeds, rounded once: to the grid, or to the dtype."""
     _, real, load, store = STORAGE[dtype]
-    wrong, dithered = checker(dtype), DITHERED.get(dtype)
+    fault, bits, dithered = checker(dtype), BITS[real], DITHERED.get(dtype)
 
     @compiled
     def nearest(gene: Any, word: Any) -> Any:
@@ -221,17 +223,20 @@ def updating(dtype: str, exact: bool) -> Any:
                         else:
                             random = np.int64((np.uint64(2) * word + np.uint64(1)) << np.uint64(drop - 33))
                         total[np.uint64(offset + i)] = (total[np.uint64(offset + i)] + random) >> drop
+                faults = bits(0)
                 for i in range(count):
                     new[i] = load(raw[np.uint64(place + i)])
                 if back != 0:
                     shift = found_in(0, skip + offset, count, width, table, pieces[k, 2], words, drawn)
                     for i in range(count):
-                        new[i] -= back * real(drawn[np.uint64(shift + i)]) * step
-                    if grid[2] > 0 and wrong(count, place, raw, new, grid):
-                        return low
+                        before = new[i]
+                        new[i] = before - back * real(drawn[np.uint64(shift + i)]) * step
+                        faults = bits(faults | fault(before, new[i], grid))
                 for i in range(count):
-                    new[i] += sign * (real(total[np.uint64(offset + i)]) * unit)
-                if grid[2] > 0 and wrong(count, place, raw, new, grid):
+                    before = new[i]
+                    new[i] = before + sign * (real(total[np.uint64(offset + i)]) * unit)
+                    faults = bits(faults | fault(before, new[i], grid))
+                if grid[2] > 0 and faults != 0:
                     return low
                 for i in range(count):
                     raw[np.uint64(place + i)] = rounded(new[i], dither[0, np.uint64(ahead + offset + i)])

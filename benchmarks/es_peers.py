@@ -1,0 +1,128 @@
+"""Evolution strategies that are compared: one table, each with one verb, `run(generations)`, as in `ga_peers.py`.
+
+All draw `members` / 2 antithetic pairs of normal noise around a centre of `genes` float32, and move the centre by
+centred ranks of the same fixed fitness. Evaluation is left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import flatstore as fs
+
+if __package__:  # asv imports this folder as a package
+    from .ga_peers import SCALE, Peer, leaves, zeros
+else:
+    from ga_peers import SCALE, Peer, leaves, zeros
+
+RATE = 0.01
+"""The learning rate."""
+
+
+class Flatstore(Peer):
+    """`fs.es.sample` into a population of 10 leaves, `fs.es.update` of the centre on the grid."""
+
+    def __init__(self, members: int, genes: int) -> None:
+        super().__init__(members, genes)
+        self.population = zeros(10, members, genes)
+        self.centre = fs.Store.zeros(fs.Layout.from_tree(leaves(10, genes)))
+        self.noise, self.generation = fs.Normal(SCALE), 0
+
+    def run(self, generations: int) -> None:
+        for _ in range(generations):
+            self.generation += 1
+            seeds = fs.seeds((1, self.generation), self.members // 2)
+            fs.es.sample(self.population, self.centre, self.noise, seeds, antithetic=True)
+            ranks = fs.es.centred_ranks(self.fitness)
+            weights = RATE * (ranks[0::2] - ranks[1::2]) / (self.members * SCALE**2)
+            fs.es.update(self.centre, self.noise, seeds, weights)
+
+
+class NumPy(Peer):
+    """What is written by hand: the noise is kept, and multiplied by the ranks."""
+
+    def __init__(self, members: int, genes: int) -> None:
+        super().__init__(members, genes)
+        self.centre = np.zeros(genes, np.float32)
+        self.rng = np.random.default_rng(0)
+
+    def run(self, generations: int) -> None:
+        for _ in range(generations):
+            noise = np.float32(SCALE) * self.rng.standard_normal((self.members // 2, self.genes), dtype=np.float32)
+            self.population = np.concatenate([self.centre + noise, self.centre - noise])
+            ranks = fs.es.centred_ranks(self.fitness).astype(np.float32)
+            half = self.members // 2
+            self.centre += RATE / (self.members * SCALE**2) * ((ranks[:half] - ranks[half:]) @ noise)
+
+
+class Evosax(Peer):
+    """`Open_ES` by ask and tell, each jitted by evosax, as in its README; antithetic, its own centred ranks and SGD."""
+
+    library = "evosax"
+
+    def __init__(self, members: int, genes: int) -> None:
+        super().__init__(members, genes)
+        import optax
+        from evosax.algorithms import Open_ES
+
+        schedule = optax.constant_schedule(SCALE)
+        self.algorithm = Open_ES(members, jnp.zeros(genes), optimizer=optax.sgd(RATE), std_schedule=schedule)
+        self.params = self.algorithm.default_params
+        self.costs = jnp.asarray(-self.fitness)
+        self.key = jax.random.key(0)
+        self.state = jax.block_until_ready(self.algorithm.init(self.key, jnp.zeros(genes), self.params))
+
+    def generation(self, state: Any, key: Any) -> Any:
+        """The state after one more."""
+        ask, tell = jax.random.split(key)
+        population, state = self.algorithm.ask(ask, state, self.params)
+        state, _ = self.algorithm.tell(tell, population, self.costs, state, self.params)
+        return state
+
+    def run(self, generations: int) -> None:
+        self.key, key = jax.random.split(self.key)
+        for each in jax.random.split(key, generations):
+            self.state = self.generation(self.state, each)
+        jax.block_until_ready(self.state)
+
+
+class EvoTorch(Peer):
+    """`PGPE`, symmetric, centred ranks, plain gradient ascent; its spread is not learned."""
+
+    library = "evotorch"
+
+    def __init__(self, members: int, genes: int) -> None:
+        super().__init__(members, genes)
+        import torch
+        from evotorch import Problem
+        from evotorch.algorithms import PGPE
+
+        logging.getLogger("evotorch").setLevel(logging.WARNING)
+        problem = Problem(
+            "max",
+            lambda values: values[:, 0],
+            vectorized=True,
+            solution_length=genes,
+            initial_bounds=(-1.0, 1.0),
+            dtype=torch.float32,
+        )
+        self.search = PGPE(
+            problem,
+            popsize=members,
+            center_learning_rate=RATE,
+            stdev_learning_rate=0.0,
+            stdev_init=SCALE,
+            optimizer="sgd",
+            ranking_method="centered",
+        )
+
+    def run(self, generations: int) -> None:
+        self.search.run(generations)
+
+
+PEERS: dict[str, type[Peer]] = {"flatstore": Flatstore, "numpy": NumPy, "evosax": Evosax, "evotorch": EvoTorch}
