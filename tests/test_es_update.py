@@ -265,6 +265,23 @@ def test_a_lent_store_is_not_updated():
     assert store.buffer.tobytes() == before
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_centre_that_is_not_finite_is_an_error_and_nothing_is_written(dtype, value):
+    store = a_store(dtype=dtype)
+    store["c/kernel"][1_000] = value
+    out, noise = fs.Population.zeros(store.layout, 2), NOISES[0]
+    before = store.buffer.tobytes(), out.buffer.tobytes()
+    for verb in (
+        lambda: es.sample(out, store, noise, fs.seeds(1, 2)),
+        lambda: es.update(store, noise, fs.seeds(1, 2), [1.0, 2.0], exact=False),
+        lambda: es.perturb(store, noise, 1, exact=False),
+    ):
+        with pytest.raises(ValueError, match=rf"'c/kernel': expected finite parameters, got {value} at 1000 of 1,501"):
+            verb()
+        assert (store.buffer.tobytes(), out.buffer.tobytes()) == before
+
+
 def test_no_seeds_move_nothing():
     store = a_store(NOISES[0])
     before = store.buffer.tobytes()

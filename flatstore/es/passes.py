@@ -78,6 +78,20 @@ def refuse_other_dtypes(leaves: list[Leaf]) -> None:
             )
 
 
+def refuse_unknown(store: Store, leaves: list[Leaf]) -> None:
+    """Raise `ValueError` for a leaf that holds NaN or an infinity."""
+    for leaf in leaves:
+        (values,) = store.columns(leaf)
+        for start, stop in blocks(leaf.size, TASK):
+            finite = np.isfinite(values[start:stop])
+            if not finite.all():
+                at = start + int(finite.argmin())
+                raise ValueError(
+                    f"{leaf.path!r}: expected finite parameters, got {values[at]} at {at} of {leaf.size:,}; "
+                    "fix: go back to the last good ones"
+                )
+
+
 class Lines(NamedTuple):
     """What noise is added where: a line of the tables of `deltas` and `steps` for each strength."""
 

@@ -22,6 +22,7 @@ from flatstore.es.passes import (
     moved,
     passes,
     random_words,
+    refuse_unknown,
     there_and_back,
 )
 from flatstore.kernels.moving import perturbation
@@ -92,6 +93,8 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
     todo = passes(store, noise)
     if exact:
         refuse_16_bit(todo)
+    else:
+        refuse_unknown(store, moved(store, noise))
     table = deltas(noise, lines_of(store.layout, noise).scales)
     draw = noise.kind, noise.width, key_of(seed), table
     scratch: dict[tuple[int, str], Any] = {}

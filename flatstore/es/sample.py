@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.es.passes import ROOM, TASK, WIDTH, deltas, lines_of, pieces, random_words, refuse_other_dtypes
+from flatstore.es.passes import (
+    ROOM,
+    TASK,
+    WIDTH,
+    deltas,
+    lines_of,
+    pieces,
+    random_words,
+    refuse_other_dtypes,
+    refuse_unknown,
+)
 from flatstore.kernels.generation import ranges
 from flatstore.kernels.moving import sampling
 from flatstore.kernels.storage import STORAGE
@@ -37,8 +47,8 @@ def sample(
     >>> bool((pop["w"][0] == -pop["w"][1]).all())
     True
 
-    Raises `ValueError` for layouts that differ, another number of seeds, or trainable leaves that are not floating;
-    `LentError` while `out` is lent. Nothing is written then.
+    Raises `ValueError` for layouts that differ, another number of seeds, trainable leaves that are not floating, or
+    parameters that are not finite; `LentError` while `out` is lent. Nothing is written then.
     """
     if out.layout != store.layout:
         raise layouts_differ("out", out, store)
@@ -55,6 +65,7 @@ def sample(
     noise.check_grid(out.layout)
     trainable = [leaf for leaf in out.layout.homes if leaf.trainable and leaf.size]
     refuse_other_dtypes(trainable)
+    refuse_unknown(store, trainable)
     lines = lines_of(out.layout, noise)
     draw = noise.kind, noise.width, keys, deltas(noise, lines.scales)
     signs = np.array([sign, -sign] if antithetic else [sign], np.float64)

@@ -16,8 +16,10 @@ from flatstore.es.passes import (
     Pass,
     items,
     lines_of,
+    moved,
     passes,
     random_words,
+    refuse_unknown,
     steps,
     there_and_back,
 )
@@ -64,9 +66,9 @@ def update(
         perturbed: how the store stands: 0, as it is; 1 or -1, perturbed by the first seed with that sign, which is
             taken back in the same pass.
 
-    Raises `ValueError` for a weight that is not finite or another number of them, for parameters off the grid or past
-    the bound, now or afterwards, and for what 16-bit leaves cannot do; `LentError` while lent. The store is as it was
-    then.
+    Raises `ValueError` for a weight that is not finite or another number of them, for parameters that are not finite,
+    off the grid or past the bound, now or afterwards, and for what 16-bit leaves cannot do; `LentError` while lent.
+    The store is as it was then.
     """
     keys, fixed = fixed_point(noise, seeds, weights)
     for name, value, allowed in (("sign", sign, (1, -1)), ("perturbed", perturbed, (0, 1, -1))):
@@ -81,6 +83,8 @@ def update(
         )
     if perturbed and not len(keys):
         raise ValueError("expected the seed that the store is perturbed by, got none; fix: perturbed=0")
+    rough = [p for p in todo if not (exact and p.grid)]
+    refuse_unknown(store, [leaf for leaf in moved(store, noise) if leaf.dtype.name in {p.dtype for p in rough}])
     table = steps(noise, lines_of(store.layout, noise).scales)
     scratch: dict[tuple[int, str], Any] = {}
 
@@ -117,5 +121,5 @@ def update(
         if there_and_back(items(gridded, TASK), forth, back):
             raise refused(store, noise, "update")
         # What cannot be taken back comes last: it cannot fail.
-        rest = items([p for p in todo if not (exact and p.grid)], TASK)
+        rest = items(rough, TASK)
         each(lambda i, worker: forth(rest[i], worker), len(rest))
