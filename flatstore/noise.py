@@ -9,7 +9,9 @@ sign      128 numbers of one bit: parameter i takes bit i % 128 of block i // 12
 ```
 
 A normal draw looks its 16 bits up in a table of 65,536 equally likely values: the mean of N(0, 1) within each of as
-many slices of equal probability. Range ±4.39, every draw one of 65,536 values, variance 0.9999, kurtosis 2.9998.
+many slices of equal probability. Range ±4.3875; none is 0; they are 3.8e-5 apart in the middle and 0.31 at the ends.
+Mean, third and fifth moment are 0, the variance is 0.9999985, the fourth moment 2.9998, the sixth 14.991. The
+distribution function is within 1e-5 of the normal one.
 
 **The grid.** What an evolution strategy adds to a parameter is a multiple of a power of two, the noise's *step*. So is
 every parameter once `es.snap` has rounded it to its dtype's *grid*. As long as no parameter reaches the noise's
