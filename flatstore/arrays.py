@@ -83,6 +83,8 @@ def spec_of(value: Any, path: str) -> Spec | None:
     `jax.Array` or a Python integer that does not fit.
     """
     if isinstance(value, np.ndarray):
+        if value.dtype == _jax_dtypes.float0:  # pyright: ignore[reportUnknownMemberType]
+            return None  # what JAX gives as the gradient of an integer
         return _numeric_spec(value.shape, value.dtype, path)  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
     if isinstance(value, (bool, int, float, complex)) and not isinstance(value, np.generic):
         return _python_spec(value, path)
@@ -100,7 +102,7 @@ def spec_of(value: Any, path: str) -> Spec | None:
         if hasattr(value, "named_parameters"):
             raise TypeError(
                 f"{path!r}: expected a tree of arrays, got the torch module {type(value).__name__}; "
-                "fix: pass dict(module.named_parameters())"
+                "fix: fs.adopt(module), or pass dict(module.named_parameters())"
             )
     dtype = getattr(value, "dtype", None)
     shape = getattr(value, "shape", None)

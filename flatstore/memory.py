@@ -29,6 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flatstore.arrays import Array, as_numpy, is_torch_tensor
+from flatstore.dlpack import import_view
 
 HUGE_PAGE = 2 << 20
 
@@ -257,8 +258,8 @@ def _huge(nbytes: int, align: int) -> Array:
 def _as_bytes(buffer: Any) -> Array:
     if isinstance(buffer, np.ndarray) or is_torch_tensor(buffer):
         array = as_numpy(buffer, "buffer")
-    elif hasattr(buffer, "__dlpack__"):
-        array = np.from_dlpack(buffer)
+    elif hasattr(buffer, "__dlpack_device__"):
+        array = import_view(buffer)
     else:
         try:
             array = np.frombuffer(buffer, np.uint8)

@@ -178,7 +178,8 @@ class Population(Verbs):
                 "expected a population in order='member', got order='leaf', whose members do not lie in rows; "
                 "fix: pop.copy(order='member').matrix or pop.to_vector(), which copy"
             )
-        leaves = [leaf for leaf in self.layout.homes if leaf.trainable]
+        homes = sorted(self.layout.homes, key=lambda leaf: (self.start_of(leaf), leaf.size))
+        leaves = [leaf for leaf in homes if leaf.trainable]
         starts = [self.start_of(leaf) for leaf in leaves]
         if any(a + leaf.nbytes != b for a, b, leaf in zip(starts, starts[1:], leaves, strict=False)) or not leaves:
             raise ValueError(

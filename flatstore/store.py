@@ -113,7 +113,7 @@ class Store(Verbs, Mapping[str, Array]):
     def flats(self) -> dict[str, Array]:
         """{dtype name: 1-D vector of the trainable leaves of that dtype}: views, as `flat`."""
         groups: dict[str, list[Leaf]] = {}
-        for leaf in self.layout.homes:
+        for leaf in sorted(self.layout.homes, key=lambda leaf: (leaf.offset, leaf.nbytes)):
             if leaf.trainable:
                 groups.setdefault(leaf.dtype.name, []).append(leaf)
         return {name: self._vector(name, leaves) for name, leaves in groups.items()}

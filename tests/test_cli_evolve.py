@@ -40,7 +40,17 @@ def test_a_short_run_learns_says_what_it_took_and_writes_champion_and_curve(tmp_
     assert np.isfinite(champion.flat).all()
 
 
-@pytest.mark.parametrize("algo", ["es", "ga"])
+def test_a_short_run_of_mezo_learns_with_one_network_and_no_population(tmp_path):
+    short = ["--algo", "mezo", "--generations", "2000", "--hidden", "16"]
+    status, out, err = flatstore("evolve", *short, "--out", str(tmp_path))
+    assert (status, err) == (0, "")
+    assert float(re.search(r"test accuracy +([\d.]+) %", out)[1]) > 50
+    assert "model              4,864 bytes: 1,210 parameters\n" in out
+    assert fs.load(tmp_path / "champion.safetensors").layout.size == 1210
+    assert matplotlib.image.imread(tmp_path / "curve.png").shape[0] > 300
+
+
+@pytest.mark.parametrize("algo", ["es", "ga", "mezo"])
 def test_the_same_seed_gives_the_same_champion_to_the_bit_and_another_seed_another(tmp_path, algo):
     runs = [("a", "7"), ("b", "7"), ("c", "8")]
     for name, seed in runs:
@@ -49,7 +59,7 @@ def test_the_same_seed_gives_the_same_champion_to_the_bit_and_another_seed_anoth
                 "evolve",
                 "--algo",
                 algo,
-                *SHORT[:2],
+                *(SHORT[:2] if algo != "mezo" else []),
                 "--generations",
                 "12",
                 "--seed",
@@ -81,6 +91,8 @@ def test_inspect_shows_what_evolve_wrote(tmp_path):
         (["--seed", "-1"], "expected --seed >= 0, got -1; fix"),
         (["--task", "cartpole", "--population", "3"], "expected --population >= 4, got 3; fix"),
         (["--task", "cartpole", "--algo", "es", "--population", "5"], "expected an even --population for --algo es"),
+        (["--algo", "mezo", "--population", "64"], "expected no --population for --algo mezo, got 64; fix"),
+        (["--task", "cartpole", "--algo", "mezo"], "expected --algo ga, es for --task cartpole, got mezo; fix"),
         (["--out", "/dev/null/x"], "expected a folder to write to, got '/dev/null/x'"),
         (["--out", "/proc"], "expected a folder to write to, got '/proc'"),
     ],

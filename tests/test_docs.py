@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/evolving.md", "docs/views-and-copies.md"]
+PAGES = [
+    "README.md",
+    "docs/coming-from.md",
+    "docs/destructure.md",
+    "docs/evolving.md",
+    "docs/model-surgery.md",
+    "docs/views-and-copies.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

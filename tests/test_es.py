@@ -106,21 +106,6 @@ def test_centred_ranks_are_shares_of_the_order_and_sum_to_zero():
         es.centred_ranks([np.nan, np.nan])
 
 
-def test_adam_is_the_published_rule():
-    store = a_store()
-    x = store.flat.astype("f8")
-    m = v = np.zeros_like(x)
-    adam, gradient = es.Adam(store), fs.Store.zeros(store.layout)
-    rng = np.random.default_rng(2)
-    for t in range(1, 6):
-        gradient["a/kernel"] = rng.standard_normal((5, 9)).astype("f4")
-        g = gradient.flat.astype("f8")
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-        x = x + 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-        adam.step(gradient, 0.01)
-    assert np.allclose(store.flat, x, rtol=1e-4, atol=1e-6)
-
-
 BAD = [
     (lambda s, p: es.sample(p, s, fs.Normal(0.1), fs.seeds(1, 3)), r"expected 4 seeds for 4 members, got shape \(3,\)"),
     (lambda s, p: es.sample(p, s, fs.Normal(0.1), fs.seeds(1, 4), antithetic=True), "expected 2 seeds for 4 members"),
@@ -179,14 +164,3 @@ def test_float_seeds_are_refused_not_truncated():
 def test_nan_ranks_below_minus_infinity():
     assert es.centred_ranks([np.nan, -np.inf, 1.0]).tolist() == [-0.5, 0.0, 0.5]
     assert es.centred_ranks([np.nan, 2.0, np.nan, 1.0]).tolist() == pytest.approx([-1 / 3, 0.5, -1 / 3, 1 / 6])
-
-
-def test_adam_refuses_a_gradient_of_another_layout_and_counts_only_the_steps_it_makes():
-    store = fs.Store.from_tree({"w": np.zeros(4, "f4")})
-    adam = es.Adam(store)
-    with pytest.raises(fs.StructureError, match="of the gradient unlike the store's layout"):
-        adam.step(fs.Store.from_tree({"w": np.ones(1, "f4")}), 0.1)
-    with store.lend(), pytest.raises(fs.LentError):
-        adam.step(fs.Store.zeros(store.layout), 0.1)
-    assert adam.count == 0
-    assert not store.flat.any()

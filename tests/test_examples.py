@@ -4,7 +4,10 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -53,5 +56,12 @@ def test_simulated_binary_crossover_makes_children_around_their_parents():
     ]
 
 
+@pytest.mark.skipif(find_spec("evosax") is None, reason="evosax is not installed")
+def test_a_strategy_of_evosax_asks_into_a_population():
+    text = shown("evosax_snes")
+    assert number(r"loss (\S+)", text) < 1e-6
+    assert number(r"largest error of the best: (\S+)", text) < 0.01
+
+
 def test_every_example_is_run_here():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"cma_es", "nsga2", "lexicase", "sbx"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"cma_es", "evosax_snes", "nsga2", "lexicase", "sbx"}

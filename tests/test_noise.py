@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flatstore as fs
-from flatstore.noise import CROSSOVER, NORMAL, RADEMACHER, normal_table
+from flatstore.noise import CROSSOVER, NORMAL, as_keys, normal_table
 from flatstore.philox import numbers, philox4x32, words
 
 # The known answers that the authors of Philox publish with it (Random123, kat_vectors): counter, key, words.
@@ -117,3 +117,10 @@ def test_noise_is_not_added_to_integers():
     with pytest.raises(ValueError, match=r"'n': expected a floating leaf to add noise to, got int64\[2\]; fix"):
         fs.Normal(1.0).check(layout)
     fs.Normal({"n": 0, "*": 1.0}).check(layout)
+
+
+def test_a_list_of_small_and_large_seeds_is_taken_as_integers():
+    assert as_keys([5, 2**64 - 1]).tolist() == [5, 2**64 - 1]
+    for bad in ([5, 2**64], [-1, 5], [0.5], 5, "ab"):
+        with pytest.raises(ValueError, match="expected a vector of seeds in 0 .. 2..64 - 1"):
+            as_keys(bad)

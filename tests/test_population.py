@@ -289,3 +289,12 @@ def test_zero_sized_and_0d_leaves_are_members_too(order: Any) -> None:
     assert pop["e"].shape == (3, 0, 2) and pop["s"].shape == (3,) and pop[1]["s"].shape == ()
     pop[1]["s"][...] = 4
     assert pop["s"].tolist() == [1, 4, 1] and pop.to_vector().tolist() == [[1, 1, 1], [4, 1, 1], [1, 1, 1]]
+
+
+def test_the_matrix_of_a_layout_in_another_order_is_one_row_per_member():
+    layout = fs.Layout.from_tree({"a": np.zeros(2, "f4"), "b": np.zeros(3, "f4"), "c": np.zeros((), "f4")})
+    pop = fs.Population.zeros(fs.replan(layout, order=["c", "b", "*"]), 2, order="member")
+    pop["a"][:], pop["b"][:], pop["c"][:] = 1, 2, 3
+    assert pop.matrix.shape == (2, 6)
+    pop.matrix[0] = 7
+    assert (pop["a"].tolist(), pop["c"].tolist()) == ([[7, 7], [1, 1]], [7, 3])

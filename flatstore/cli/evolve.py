@@ -16,18 +16,20 @@ from flatstore.cli.cartpole import CartPole
 from flatstore.cli.curve import Curve
 from flatstore.cli.digits import Digits
 from flatstore.cli.progress import progress
-from flatstore.cli.strategies import EvolutionStrategy, GeneticAlgorithm, Strategy
+from flatstore.cli.strategies import EvolutionStrategy, GeneticAlgorithm, Mezo, Strategy
 from flatstore.cli.task import Settings, Task
 from flatstore.extras import require
 from flatstore.files import save
+from flatstore.population import Population
 
 _TASKS: dict[str, type[Task]] = {"digits": Digits, "cartpole": CartPole}
-_ALGORITHMS = {"es": "Evolution strategy", "ga": "Genetic algorithm"}
+_ALGORITHMS = {"es": "Evolution strategy", "ga": "Genetic algorithm", "mezo": "MeZO"}
 # The first algorithm of a task is its default.
 _DEFAULTS: dict[str, dict[str, tuple[Callable[[Task, Settings], Strategy], Settings]]] = {
     "digits": {
         "es": (partial(EvolutionStrategy, sigma=0.1, rate=0.008), Settings(256, 3000, 64, 0)),
         "ga": (partial(GeneticAlgorithm, share=0.2, sigma=0.02, last_sigma=0.003), Settings(320, 2000, 32, 0)),
+        "mezo": (partial(Mezo, sigma=0.01, rate=70.0), Settings(1, 12_000, 32, 0)),
     },
     "cartpole": {
         "ga": (partial(GeneticAlgorithm, share=0.2, sigma=0.2, last_sigma=0.02), Settings(64, 50, 16, 0)),
@@ -49,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=list(_TASKS), default="digits", help="what to learn (default %(default)s)")
     first = ", ".join(f"{task}: {next(iter(of))}" for task, of in _DEFAULTS.items())
     parser.add_argument(
-        "--algo", choices=list(_ALGORITHMS), help=f"evolution strategy or genetic algorithm (default {first})"
+        "--algo",
+        choices=list(_ALGORITHMS),
+        help=f"evolution strategy, genetic algorithm, or one network perturbed in its place (default {first})",
     )
     for name, what in (
         ("population", "members"),
@@ -71,6 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Evolve, print what came out, and write the champion and the learning curve; returns the exit status."""
     algorithms, task_type = _DEFAULTS[arguments.task], _TASKS[arguments.task]
     algo = arguments.algo or next(iter(algorithms))
+    if algo not in algorithms:
+        have = ", ".join(algorithms)
+        return _refused(f"expected --algo {have} for --task {arguments.task}, got {algo}; fix: one of these")
     strategy_type, defaults = algorithms[algo]
     chosen = {
         name: default if getattr(arguments, name) is None else getattr(arguments, name)
@@ -79,8 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = Settings(**chosen)
     problem = _problem(settings, algo) or _cannot_write(arguments.out)
     if problem is not None:
-        print(f"flatstore evolve: {problem}", file=sys.stderr)
-        return 2
+        return _refused(problem)
     for module in (task_type.NEEDS, "safetensors", "matplotlib", "rich"):
         require(module, "demo")
     start, prepared, scratch, curve = time.perf_counter(), 0.0, 0, Curve()
@@ -108,21 +114,29 @@ def run(arguments: argparse.Namespace) -> int:
     seconds = time.perf_counter() - start
     save(arguments.out / _CHAMPION, champion)
     curve.write(arguments.out / _CURVE, f"{_ALGORITHMS[algo]} on {task.TITLE}", task)
-    pop = strategy.pop
-    population = pop.buffer.nbytes
-    extra = strategy.state + max(scratch, strategy.temporaries, task.temporaries)
+    evolved, extra = strategy.evolved, strategy.state + max(scratch, task.temporaries)
+    what, members = ("population", f"{evolved.size:,} members x ") if isinstance(evolved, Population) else ("model", "")
+    size = evolved.buffer.nbytes
     print(f"{result:<18} {value}")
     print(f"generations        {settings.generations:,}")
     print(f"time               {seconds:.1f} s, of which {prepared:.1f} s until the first generation")
-    print(f"population         {population:,} bytes: {pop.size:,} members x {pop.layout.size:,} parameters")
-    print(f"peak extra memory  {extra / population:.2f} x the population ({extra:,} bytes)")
+    print(f"{what:<18} {size:,} bytes: {members}{evolved.layout.size:,} parameters")
+    print(f"peak extra memory  {extra / size:.2f} x the {what} ({extra:,} bytes)")
     print(f"written            {arguments.out / _CHAMPION}, {arguments.out / _CURVE}")
     return 0
 
 
+def _refused(problem: str) -> int:
+    """Say what is wrong; returns the exit status."""
+    print(f"flatstore evolve: {problem}", file=sys.stderr)
+    return 2
+
+
 def _problem(settings: Settings, algo: str) -> str | None:
     """What is wrong with the settings, if anything."""
-    for name, least in (("population", 4), ("generations", 1), ("hidden", 1), ("seed", 0)):
+    if algo == "mezo" and settings.population != 1:
+        return f"expected no --population for --algo mezo, got {settings.population}; fix: it perturbs one network"
+    for name, least in (("population", 1 if algo == "mezo" else 4), ("generations", 1), ("hidden", 1), ("seed", 0)):
         if getattr(settings, name) < least:
             return f"expected --{name} >= {least}, got {getattr(settings, name)}; fix: give a larger number"
     if algo == "es" and settings.population % 2:

@@ -1,4 +1,4 @@
-"""The two ways in which `flatstore evolve` finds a network, over the verbs of `es` and `ga`."""
+"""The three ways in which `flatstore evolve` finds a network, over the verbs of `es` and `ga`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flatstore import es, ga
 from flatstore.arrays import Array
@@ -23,11 +22,15 @@ _jax: Any = jax
 
 
 class Strategy(Protocol):
-    """A population, its generations, and the network that it has found."""
+    """What it evolves, generation by generation, and the network that it has found."""
 
-    pop: Population
     state: int
-    """Bytes that it holds for the whole run beside the population."""
+    """Bytes that it holds for the whole run beside what it evolves."""
+
+    @property
+    def evolved(self) -> Population | Store:
+        """What it evolves, in one memory for the whole run."""
+        ...
 
     def run(self) -> Iterator[Array]:
         """The generations: the fitness of the members of each."""
@@ -37,65 +40,92 @@ class Strategy(Protocol):
         """The network found so far."""
         ...
 
-    @property
-    def temporaries(self) -> int:
-        """The most bytes that its own compiled programs took."""
-        ...
-
 
 class EvolutionStrategy:
-    """OpenAI-ES: antithetic pairs around a centre, centred ranks, Adam."""
+    """OpenAI-ES: antithetic pairs around a centre, centred ranks, Adam at a rate that fades."""
 
     def __init__(self, task: Task, settings: Settings, *, sigma: float, rate: float) -> None:
         """Draw the first centre."""
-        self.task, self.settings, self.noise, self.rate = task, settings, Rademacher(sigma), rate
-        self.pop = Population.zeros(task.layout, settings.population)
-        self.centre, self.gradient = Store.zeros(task.layout), Store.zeros(task.layout)
-        es.update(self.centre, task.initial, seeds(settings.seed, 1), [1.0])
-        self.adam = es.Adam(self.centre)
+        self.task, self.settings, self.sigma, self.rate = task, settings, sigma, rate
+        self.evolved = Population.zeros(task.layout, settings.population)
+        self.centre = first(task, settings)
         self.state = 4 * task.layout.nbytes
-        self._sum = Program(weighted_sum)
 
     def run(self) -> Iterator[Array]:
         """Sample around the centre, evaluate, and move the centre up."""
-        for number in range(self.settings.generations):
-            keys = seeds((self.settings.seed, number), self.pop.size // 2)
-            es.sample(self.pop, self.centre, self.noise, keys, antithetic=True)
-            with self.pop.lend() as stacked:
-                scores = self.task.evaluate(stacked, number)
-                # The noise still stands in the members, and centred ranks sum to zero: the centre drops out.
-                ranks = es.centred_ranks(scores).astype(np.float32)
-                self.gradient.assign(self._sum(stacked, ranks))
-            fade = 0.5 * (1 + math.cos(math.pi * number / self.settings.generations))
-            self.adam.step(self.gradient, self.rate * fade)
-            yield scores
+        for move in es.evolve(
+            self.centre,
+            self.task.evaluate,
+            seed=self.settings.seed,
+            noise=Rademacher(self.sigma),
+            members=self.evolved,
+            rate=lambda number: self.rate * faded(number, self.settings),
+            optimiser=es.Adam(self.centre),
+            generations=self.settings.generations,
+        ):
+            yield move.fitness
 
     def champion(self) -> Store:
         """The centre."""
         return self.centre
 
-    @property
-    def temporaries(self) -> int:
-        """The most bytes that its own compiled programs took."""
-        return self._sum.temporaries
+
+class Mezo:
+    """MeZO: one network, perturbed to both sides in its place, at a rate that fades."""
+
+    state = 0
+
+    def __init__(self, task: Task, settings: Settings, *, sigma: float, rate: float) -> None:
+        """Draw the first network."""
+        self.task, self.settings, self.sigma, self.rate = task, settings, sigma, rate
+        self.evolved = first(task, settings)
+        self._stacked = Program(stacked)
+
+    def run(self) -> Iterator[Array]:
+        """Evaluate the network on either side, and move it along the difference."""
+        for move in es.mezo(
+            self.evolved,
+            lambda params, number: self.task.evaluate(self._stacked(params), number)[0],
+            seed=self.settings.seed,
+            noise=Rademacher(self.sigma),
+            rate=lambda number: self.rate * faded(number, self.settings),
+            steps=self.settings.generations,
+        ):
+            yield move.fitness
+
+    def champion(self) -> Store:
+        """The network."""
+        return self.evolved
 
 
-def weighted_sum(stacked: Any, weights: Any) -> Any:
-    """The members, each times its weight, summed leaf by leaf: a tree of one member's shapes."""
-    return _jax.tree.map(partial(jnp.tensordot, weights, axes=1), stacked)
+def first(task: Task, settings: Settings) -> Store:
+    """A new network: on the grid of all noise of the default bound."""
+    store = Store.zeros(task.layout)
+    es.update(store, task.initial, seeds(settings.seed, 1), [1.0])
+    return store
+
+
+def faded(number: int, settings: Settings) -> float:
+    """What is left of a rate at a generation: half a wave of a cosine, from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * number / settings.generations))
+
+
+def stacked(params: Any) -> Any:
+    """One network as a population of one."""
+    return _jax.tree.map(partial(jnp.expand_dims, axis=0), params)
 
 
 class GeneticAlgorithm:
     """Truncation selection, uniform crossover, a mutation that fades, one elite."""
 
-    state = temporaries = 0
+    state = 0
 
     def __init__(self, task: Task, settings: Settings, *, share: float, sigma: float, last_sigma: float) -> None:
         """Draw the first population."""
         self.task, self.settings, self.share = task, settings, share
         self.sigma, self.last_sigma = sigma, last_sigma
-        self.pop = Population.zeros(task.layout, settings.population)
-        es.sample(self.pop, Store.zeros(task.layout), task.initial, seeds(settings.seed, settings.population))
+        self.evolved = Population.zeros(task.layout, settings.population)
+        es.sample(self.evolved, Store.zeros(task.layout), task.initial, seeds(settings.seed, settings.population))
 
     def mutation(self, number: int) -> Normal:
         """The noise that makes generation `number + 1`."""
@@ -104,7 +134,7 @@ class GeneticAlgorithm:
     def run(self) -> Iterator[Array]:
         """Evaluate the population, and replace it by its children before the next."""
         for record in ga.evolve(
-            self.pop,
+            self.evolved,
             self.task.evaluate,
             seed=self.settings.seed,
             mutate=self.mutation,
@@ -115,4 +145,4 @@ class GeneticAlgorithm:
 
     def champion(self) -> Store:
         """The member that the task chooses."""
-        return self.pop[self.task.choose(self.pop)].copy()
+        return self.evolved[self.task.choose(self.evolved)].copy()

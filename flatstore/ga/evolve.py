@@ -126,7 +126,7 @@ def evolve(
     if not 0 <= elite < pop.size:
         raise ValueError(f"expected elite in 0 .. {pop.size - 1}, got {elite}; fix: leave a slot for a child")
     record = resume if isinstance(resume, Generation) else None
-    number = record.number if record else _number(resume)
+    number = record.number if record else number_of(resume)
     if record and record.fitness.shape != (pop.size,):
         raise ValueError(
             f"expected a record of {pop.size} members to resume from, got one of {len(record.fitness)}; "
@@ -138,7 +138,7 @@ def evolve(
     first: Any = mutate(number) if callable(mutate) and not isinstance(mutate, type) else mutate
     check_operators(first, select, crossover)
     check_layout(pop, first, crossover)
-    with next(_chunks(pop, chunk)).lend():
+    with next(chunks_of(pop, chunk)).lend():
         pass
 
     def breed(record: Generation) -> tuple[Array, Array]:
@@ -160,7 +160,7 @@ def evolve(
                 if last is not None:
                     with Interrupts():  # what is raised by Ctrl-C finds the step done
                         parents, kept = breed(last)
-                fitness = _fitness(pop, evaluate, n, chunk)
+                fitness = fitness_of(pop, evaluate, n, chunk)
             except BaseException as error:
                 if last is None or parents is not None:
                     error.add_note(
@@ -177,7 +177,7 @@ def evolve(
     return loop()
 
 
-def _number(resume: Any) -> int:
+def number_of(resume: Any) -> int:
     """The number of the generation to begin with, checked."""
     if resume is None:
         return 0
@@ -187,14 +187,15 @@ def _number(resume: Any) -> int:
     return int(resume)
 
 
-def _chunks(pop: Population, chunk: int | None) -> Iterator[Population]:
+def chunks_of(pop: Population, chunk: int | None) -> Iterator[Population]:
+    """The population, or chunks of at most so many members that JAX can take."""
     return iter([pop]) if chunk is None else pop.chunks(chunk)
 
 
-def _fitness(pop: Population, evaluate: Callable[[Any, int], Any], number: int, chunk: int | None) -> Array:
+def fitness_of(pop: Population, evaluate: Callable[[Any, int], Any], number: int, chunk: int | None) -> Array:
     """The fitness of all members, shape (size,), float64, evaluated chunk by chunk."""
     out, start = np.empty(pop.size), 0
-    for part in _chunks(pop, chunk):
+    for part in chunks_of(pop, chunk):
         stop = start + part.size
         with part.lend() as stacked:
             out[start:stop] = as_fitness(

@@ -1,0 +1,1 @@
+"""Other libraries' objects over a store's bytes. Whatever is a pytree, or takes NumPy arrays, needs nothing here."""

@@ -1,0 +1,241 @@
+"""torch: a module whose parameters and buffers are views of a store.
+
+torch writes what it trains, so that a module is not lent, as to JAX, but *adopted*: its Parameter objects stay the
+same, and their data move into the store. Optimisers, `state_dict` and tied weights go on as before:
+
+```
+module.weight (Parameter) -- .data --> torch.Tensor --> store["weight"], the same bytes
+optimiser -------'
+```
+
+flatstore cannot fence what torch writes. While the store is lent, and between a forward pass and its backward pass,
+leave the parameters to those who read them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flatstore.arrays import Array, as_numpy
+from flatstore.extras import require
+from flatstore.layout import Layout
+from flatstore.paths import by_path
+from flatstore.store import Store
+from flatstore.structure import Difference, StructureError, listing
+from flatstore.table import Leaf
+
+
+def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
+    """Make the parameters and buffers of a torch module views of one store, and return it: copies them, once.
+
+    The paths are torch's names ('0.weight'), parameters first, then buffers; `store.tree` is an ordered dict like
+    `module.state_dict()`, with the buffers that torch does not save. Tied weights have one home; `requires_grad`, as it
+    is now, says what trains. Every Parameter stays the object it was: an optimiser made before writes the store.
+
+    With `store`, one that the module had before, say, the values go into that one and it is returned: what had left it
+    is back. Its layout must be the module's. A new store takes the module's size once more, until this returns.
+
+    >>> import torch
+    >>> module = torch.nn.Linear(2, 1)
+    >>> store = adopt(module)
+    >>> store["weight"][:] = 3
+    >>> module.weight.tolist(), list(store)
+    ([[3.0, 3.0]], ['weight', 'bias'])
+
+    Args:
+        module: a `torch.nn.Module` in host memory.
+        store: None for a new one in new memory; or a store, which is written.
+        align: bytes, as for `Layout.from_tree`; of a new store.
+
+    Raises `ValueError` that names every tensor that cannot be a view (another device, sparse, quantised, lazy, not
+    contiguous, memory shared in part), `StructureError` for a module unlike `store`, `LentError` if that one is lent,
+    `TypeError` if it is no module. The module and the store are as before then.
+    """
+    tree = _tree(module)
+    layout = _layout(tree, align if store is None else _checked(store).layout.align)
+    if store is None:
+        store = Store.zeros(layout)
+    else:
+        _refuse_unlike(layout, store.layout)
+    with store.memory.writing():
+        views = {path: store.leaf_view(path) for path in layout.by_path}
+        shared = [path for path, view in views.items() if not view.flags.writeable]
+        if shared:
+            fix = "adopt(module, member.copy())"
+            raise StructureError(
+                [Difference(path, "a leaf of its own", "one that all members share", fix) for path in shared],
+                "that torch must not write",
+            )
+        tensors = by_path(tree)
+        arrays = {leaf.path: as_numpy(tensors[leaf.path], leaf.path) for leaf in layout.homes}
+        store.assign({leaf.path: arrays[leaf.tied or leaf.path] for leaf in layout.leaves})
+        for path, tensor in tensors.items():
+            tensor.data = from_numpy(views[path])
+    return store
+
+
+def verify(module: Any, store: Store) -> None:
+    """Check that the parameters and buffers of an adopted module still are views of `store`.
+
+    Raises `StructureError` that names each one that left (`module.half()`, `param.data = …`), was removed or added;
+    `adopt(module, store)` brings back those that kept their shape and dtype, `adopt(module)` makes a new store.
+
+    >>> import torch
+    >>> module = torch.nn.Linear(2, 1)
+    >>> store = adopt(module)
+    >>> module.bias.data = torch.zeros(1)
+    >>> verify(module, store)
+    Traceback (most recent call last):
+    flatstore.structure.StructureError: 1 leaf of the module not in the store any more:
+      'bias': expected a view of float32[1], got float32[1] elsewhere; fix: adopt(module, store) brings it back
+    """
+    tensors = by_path(_tree(module))
+    rows = _checked(store).layout.by_path
+    differences: list[Difference] = []
+    for path, leaf in rows.items():
+        if path not in tensors:
+            differences.append(Difference(path, "a parameter or buffer", "nothing", "adopt(module) anew"))
+        elif not _is_view(tensors[path], leaf, store.leaf_view(path)):
+            got = _kind(tensors[path])
+            fix = "adopt(module, store) brings it back" if got == str(leaf.spec) else "adopt(module) makes a new store"
+            differences.append(Difference(path, f"a view of {leaf.spec}", f"{got} elsewhere", fix))
+    for path in (path for path in tensors if path not in rows):
+        differences.append(Difference(path, "nothing", f"{_kind(tensors[path])} that was added", "adopt(module) anew"))
+    if differences:
+        raise StructureError(differences, "of the module not in the store any more")
+
+
+def from_numpy(array: Array) -> Any:
+    """A torch tensor over the bytes of a NumPy array, bfloat16 and float8 included: a view.
+
+    >>> import flatstore as fs
+    >>> store = fs.Store.from_tree({"w": np.zeros(2, "bfloat16")})
+    >>> _ = from_numpy(store["w"]).add_(1)
+    >>> store["w"]
+    array([1, 1], dtype=bfloat16)
+
+    Raises `ValueError` for an array that is read-only or steps backwards, and for a dtype that torch does not have.
+    """
+    torch = require("torch", "torch")
+    name = array.dtype.name
+    if not array.flags.writeable:
+        raise ValueError(
+            "expected a writable array, since torch writes read-only ones too, got a read-only one; "
+            "fix: wait for the end of the lend, or copy it"
+        )
+    if any(stride < 0 for stride in array.strides):
+        raise ValueError(f"expected strides >= 0, which torch can view, got {array.strides}; fix: copy the array")
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"expected a dtype that torch has, got {name}; fix: convert it with .astype(...)")
+    # torch reads NumPy's own types only: it takes the others as integers of their width, and is told what they are.
+    with torch.inference_mode(False):  # what is made inside of that mode can never be trained
+        return torch.from_numpy(array if hasattr(np, name) else array.view(f"u{array.itemsize}")).view(dtype)
+
+
+def _checked(store: Any) -> Store:
+    if not isinstance(store, Store):
+        raise TypeError(f"expected a Store, got {type(store).__name__}; fix: adopt(module) makes one")
+    return store
+
+
+def _tree(module: Any) -> OrderedDict[str, Any]:
+    """The parameters, then the buffers, by torch's names; a tied one under each of its names."""
+    torch = require("torch", "torch")
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(
+            f"expected a torch.nn.Module, got {type(module).__name__}; fix: Store.from_tree takes pytrees of arrays"
+        )
+    return OrderedDict(
+        [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    )
+
+
+def _layout(tree: OrderedDict[str, Any], align: int) -> Layout:
+    """The layout of a module's tensors. Raises `ValueError` that names every one that cannot be a view of a store."""
+    tensors = by_path(tree)
+    if not tensors:
+        raise ValueError("expected a module with parameters or buffers, got one without; fix: adopt the whole model")
+    obstacles = [Difference(path, *found) for path, tensor in tensors.items() if (found := _obstacle(tensor))]
+    homes: dict[Any, str] = {}
+    tied: dict[str, str] = {}
+    if not obstacles:
+        for path, tensor in tensors.items():
+            place = tensor.data_ptr() if tensor.nbytes else id(tensor)
+            home = homes.setdefault((place, tensor.shape, tensor.dtype, tensor.requires_grad), path)
+            if home != path:
+                tied[path] = home
+        obstacles = _overlaps({path: tensors[path] for path in homes.values()})
+    if obstacles:
+        raise ValueError(listing(obstacles, "of the module that cannot be a view of a store"))
+    return Layout.from_tree(tree, align=align, tied=tied, trainable=lambda _path, tensor, _node: tensor.requires_grad)
+
+
+def _obstacle(tensor: Any) -> tuple[str, str, str] | None:
+    """Why a tensor cannot be a view of host memory: (expected, got, fix), or None."""
+    torch = require("torch", "torch")
+    name = str(tensor.dtype).removeprefix("torch.")
+    if torch.nn.parameter.is_lazy(tensor):
+        return "an initialised tensor", "a lazy one without a shape", "call the module once with an example"
+    if tensor.device.type != "cpu":
+        fix = "module.cpu(), or module.to_empty(device='cpu') for one without data"
+        return "a tensor in host memory", f"one on {tensor.device}", fix
+    if tensor.layout is not torch.strided:
+        return "a dense tensor", f"one of {tensor.layout}", "replace it by .to_dense()"
+    if tensor.is_quantized or type(tensor.data) is not torch.Tensor:
+        kind = name if tensor.is_quantized else type(tensor.data).__name__
+        return "a plain tensor", f"one of {kind}", "adopt the module before it is quantised or wrapped"
+    if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+        got = f"strides {tuple(tensor.stride())} over shape {tuple(tensor.shape)}"
+        return "contiguous memory", got, "param.data = param.data.resolve_conj().resolve_neg().contiguous()"
+    if not (hasattr(np, name) or name == "bfloat16" or name.startswith("float8_")):
+        return "a dtype that NumPy has", name, "convert the module"
+    return None
+
+
+def _overlaps(homes: Mapping[str, Any]) -> list[Difference]:
+    """Tensors that are neither the same memory nor apart: views of one another."""
+    differences: list[Difference] = []
+    end, owner = 0, ""
+    spans = [(x.data_ptr(), x.data_ptr() + x.nbytes, path) for path, x in homes.items() if x.nbytes]
+    for start, stop, path in sorted(spans):
+        if start < end:
+            fix = "give one of the two its own: param.data = param.data.clone()"
+            differences.append(Difference(path, "memory of its own", f"bytes of {owner!r}", fix))
+        if stop > end:
+            end, owner = stop, path
+    return differences
+
+
+def _refuse_unlike(layout: Layout, other: Layout) -> None:
+    """Raise `StructureError` with every leaf in which the layout of a module is unlike that of a store."""
+
+    def told(leaf: Leaf | None) -> str:
+        if leaf is None:
+            return "nothing"
+        return f"{leaf.spec}{'' if leaf.trainable else ', frozen'}{f', tied to {leaf.tied!r}' if leaf.tied else ''}"
+
+    paths = {**other.by_path, **layout.by_path}
+    pairs = {path: (told(other.by_path.get(path)), told(layout.by_path.get(path))) for path in paths}
+    fix = "adopt(module) makes a new store"
+    differences = [Difference(path, there, got, fix) for path, (there, got) in pairs.items() if there != got]
+    if differences:
+        raise StructureError(differences, "of the module unlike the store")
+
+
+def _is_view(tensor: Any, leaf: Leaf, view: Array) -> bool:
+    if _obstacle(tensor) is not None or _kind(tensor) != str(leaf.spec):
+        return False
+    return not view.size or tensor.data_ptr() == view.__array_interface__["data"][0]
+
+
+def _kind(tensor: Any) -> str:
+    torch = require("torch", "torch")
+    if torch.nn.parameter.is_lazy(tensor):
+        return "a lazy tensor"
+    kind = f"{str(tensor.dtype).removeprefix('torch.')}[{','.join(map(str, tensor.shape))}]"
+    return kind if tensor.device.type == "cpu" else f"{kind} on {tensor.device}"
