@@ -165,6 +165,24 @@ def undo(quick: bool) -> Iterator[Row]:
         yield beside(f"plain addition, {min(cycles, 100)} cycles", f"{share:.0f} % of the elements changed")
 
 
+def far_below_a_step(quick: bool) -> Iterator[Row]:
+    """Updates of a hundredth of a grid step each: what they add up to, and what they should."""
+    times, size = (1_000, 4096) if quick else (100_000, 4096)
+    store, leaf = a_store(size * 10), "layer_00000/w"
+    weight = 0.01 * RADEMACHER.step / SCALE
+    for seed in range(times):
+        # One way for all: each update pushes the first parameter up.
+        up = float(RADEMACHER.draw(np.array([seed], np.uint64), 0, 1)[0, 0])
+        fs.es.update(store, RADEMACHER, [seed], [weight * up])
+    steps = float(store[leaf][0]) / RADEMACHER.step
+    deviation = (times * 0.01 * 0.99) ** 0.5
+    figure = f"a parameter after {times:,} updates of a hundredth of a step"
+    reached = yes_no(abs(steps - 0.01 * times) < 4 * deviation)
+    yield Row(figure, f"{0.01 * times:g} +- {4 * deviation:.0f} steps", f"{steps:g} steps", reached)
+    others = store.flat[1:].astype(float) / RADEMACHER.step
+    yield beside("the others, pushed up and down", f"mean {others.mean():.2f}, deviation {others.std():.1f} steps")
+
+
 def generation(quick: bool) -> Iterator[Row]:
     """A generation of OpenAI-ES, evaluation left out, beside the peers."""
     members, genes = (64, 50_000) if quick else (512, 500_000)
@@ -186,7 +204,13 @@ def generation(quick: bool) -> Iterator[Row]:
         yield Row(f"extra memory, of {name}'s", "<= 1 %", f"{share:.2f} %", "" if quick else yes_no(share <= 1))
 
 
-MEASURES: tuple[Callable[[bool], Iterator[Row]], ...] = (perturb, update, generation, undo)
+MEASURES: tuple[Callable[[bool], Iterator[Row]], ...] = (
+    perturb,
+    update,
+    generation,
+    far_below_a_step,
+    undo,
+)
 
 if __name__ == "__main__":
     report("Measure the figures of the evolution strategies, and print them.", MEASURES)

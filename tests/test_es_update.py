@@ -146,14 +146,14 @@ def test_threads_blocks_and_alignment_do_not_change_an_update(monkeypatch, noise
     assert len(results) == 1
 
 
-def test_a_hundred_thousand_updates_of_a_hundredth_of_a_step_are_not_lost_in_the_mean():
+def test_updates_of_a_hundredth_of_a_step_are_not_lost_in_the_mean():
     noise, n = fs.Rademacher(0.02), 64
     dtypes = {"float32": noise.step, "float64": noise.grid("f8"), "float16": 2.0**-12, "bfloat16": 2.0**-9}
     # Weights so that an update is a hundredth of a step; for 16 bits, of the distance between numbers at 0.25.
     for names, unit in ((("float32", "float64"), noise.step), (("float16",), 2.0**-12), (("bfloat16",), 2.0**-9)):
         store = fs.Store.from_tree({name: np.full(n, 0.25, name) for name in names})
         weight, total = 0.01 * unit / 0.02, {name: np.zeros(n) for name in names}
-        times = 100_000 if "float32" in names else 20_000
+        times = 10_000  # `es_figures.py --only far_below_a_step` makes 100,000
         for seed in range(times):
             es.update(store, noise, [seed], [weight])
         for first in range(0, times, 1000):
@@ -162,10 +162,10 @@ def test_a_hundred_thousand_updates_of_a_hundredth_of_a_step_are_not_lost_in_the
                 total[name] += weight * noise.delta(store.layout.leaf(name), keys, 0, n).sum(axis=0, dtype=float)
         for name in names:
             error = (store[name].astype(float) - 0.25 - total[name]) / dtypes[name]
-            # The variance of each rounding is at most 0.01 of a unit squared: a deviation of 32 units over all.
-            assert np.abs(total[name]).max() > 3 * unit
-            assert np.abs(error).max() < 5 * 33
-            assert np.abs(error.mean()) < 5 * 33 / 8
+            # The variance of each rounding is at most 0.01 of a unit squared: a deviation of 10 units over all.
+            assert np.abs(total[name]).max() > 0.8 * unit
+            assert np.abs(error).max() < 5 * 10
+            assert np.abs(error.mean()) < 5 * 10 / 8
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])

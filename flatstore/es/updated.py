@@ -48,9 +48,10 @@ def updated(
     >>> noise, weights = fs.Normal(0.02), [0.5, -0.25, 0.125]
     >>> store = fs.Store.from_tree({"w": np.zeros(5, "f4")})
     >>> step = jax.jit(lambda params, weighted: updated(params, noise, weighted))
-    >>> after = step(store.tree, fs.es.weighted_seeds(noise, fs.seeds(1, 3), weights))
+    >>> with store.lend() as params:
+    ...     after = np.asarray(step(params, fs.es.weighted_seeds(noise, fs.seeds(1, 3), weights))["w"])
     >>> fs.es.update(store, noise, fs.seeds(1, 3), weights)
-    >>> np.asarray(after["w"]).tobytes() == store["w"].tobytes()
+    >>> after.tobytes() == store["w"].tobytes()
     True
 
     Args:
