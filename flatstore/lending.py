@@ -159,8 +159,9 @@ class Lend:
         """Lend: from here until the exit nothing writes the buffer through the store."""
         if self._lease is not None:
             raise RuntimeError("expected a lend that was not entered before; fix: call lend() again")
-        self._lease = Lease(self._memory)
+        self._lease = Lease(self._memory)  # before it begins: whatever interrupts that finds it, and ends it
         try:
+            self._lease.begin()
             exports, arrays = import_views(self._views())
             self._lease.watch(exports.items())
             self._arrays = list(arrays.values())

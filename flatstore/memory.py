@@ -64,10 +64,12 @@ class Lease:
     """
 
     def __init__(self, memory: Memory) -> None:
-        """Begin to read `memory`: from here on its views are read-only, and it is not written."""
         self.memory = memory  # kept alive: its addresses must not become another's while they are read
         self.start, self.stop = memory.start, memory.stop
         self._exports: list[tuple[str, weakref.ref[Array]]] = []
+
+    def begin(self) -> None:
+        """Begin to read: from here on the memory's views are read-only, and it is not written."""
         with lock:
             settle()
             busy = [span for span, _ in writers if overlap(span, self)]

@@ -126,7 +126,8 @@ class Noise:
             raise ValueError(f"expected a scale > 0 (0 for leaves to leave alone), got {self.scale}; fix: give sigma")
         if isinstance(self.scale, Mapping):
             object.__setattr__(self, "scale", tuple(rules))
-        if not 2.0**-64 <= self.bound <= 2.0**64:
+        real: Any = self.bound
+        if not isinstance(real, (int, float, np.number)) or not 2.0**-64 <= real <= 2.0**64:
             raise ValueError(f"expected a bound in 2 ** -64 .. 2 ** 64, got {self.bound}; fix: 32 suits most networks")
 
     @property
@@ -140,7 +141,8 @@ class Noise:
 
     def grid(self, dtype: Any) -> float:
         """What every parameter of a dtype, float32 or float64, is a multiple of once it is snapped: a power of two."""
-        return 2.0 ** (math.ceil(math.log2(self.bound)) - (53 if np.dtype(dtype) == np.float64 else 24))
+        fraction, exponent = math.frexp(self.bound)
+        return 2.0 ** (exponent - (fraction == 0.5) - (53 if np.dtype(dtype) == np.float64 else 24))
 
     @property
     def rules(self) -> tuple[tuple[str, float], ...]:
@@ -161,6 +163,11 @@ class Noise:
         leaves = [leaf for leaf in layout.homes if leaf.trainable]
         for glob, _ in self.rules:
             refuse_idle_glob("scale", glob, [leaf.path for leaf in leaves])
+        if leaves and not any(self.scale_of(leaf.path) for leaf in leaves):
+            raise ValueError(
+                f"expected a scale > 0 for some leaf, got 0 for all by the first glob that matches of {self.scale}; "
+                "fix: put '*' last"
+            )
         for leaf in leaves:
             if self.scale_of(leaf.path) and not is_floating(leaf.dtype):
                 raise ValueError(

@@ -199,7 +199,7 @@ def test_a_fitness_may_be_any_real_number(value):
 def test_a_step_too_far_is_an_error_and_the_store_taken_back():
     store = a_store()
     before = store.buffer.tobytes()
-    with pytest.raises(ValueError, match="expected parameters below the bound 32, before and after") as caught:
+    with pytest.raises(ValueError, match="expected parameters below the bound 32 after the move") as caught:
         next(run(store, rate=1e7))
     assert store.buffer.tobytes() == before
     assert caught.value.__notes__ == ["the store is as the step found it", "fix: mezo(..., resume=0) goes on"]

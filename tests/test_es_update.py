@@ -201,7 +201,7 @@ def test_an_update_that_reaches_the_bound_is_an_error_and_the_store_as_it_was():
     noise = fs.Normal(0.02, bound=8)
     store = a_store(noise, size=60_000)
     before = store.buffer.tobytes()
-    with pytest.raises(ValueError, match="expected parameters below the bound 8, before and after, .*; fix: a larger"):
+    with pytest.raises(ValueError, match="below the bound 8 after the move, got a largest .*; fix: smaller weights"):
         es.update(store, noise, fs.seeds(1, 3), [90.0, 0, 0])
     assert store.buffer.tobytes() == before
     es.perturb(store, noise, 5, sign=-1)

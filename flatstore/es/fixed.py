@@ -82,7 +82,7 @@ def fixed_point(noise: Noise, seeds: Any, weights: Any) -> tuple[Array, FixedPoi
     if total > 2.0**64:
         raise ValueError(f"expected weights whose magnitudes sum to 2 ** 64 at most, got {total:.3g}; fix: scale them")
     # Down to a unit of 2 ** -120, so that no backend flushes what is left to zero.
-    finest = min(56, 120 + round(math.log2(noise.step)))
+    finest = min(62, 120 + round(math.log2(noise.step)))
     point = min(30 - math.frexp(largest)[1], 37 - math.frexp(total)[1], finest)
     whole = np.rint(np.ldexp(w, point)).astype(np.int32)
     return keys, FixedPoint(whole, point, _key(keys, whole, point))

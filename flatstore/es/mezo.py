@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -12,11 +11,10 @@ import numpy as np
 from flatstore.arrays import Spec, is_floating, is_integer
 from flatstore.es.evolve import Rate, rate_at, started
 from flatstore.es.passes import passes
-from flatstore.es.perturb import perturb
+from flatstore.es.perturb import perturb, take_back
 from flatstore.es.replay import Move, mover
 from flatstore.es.update import update
 from flatstore.kernels.threads import Interrupts
-from flatstore.memory import LentError
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Store
 
@@ -122,7 +120,8 @@ def mezo(
             except BaseException as error:
                 if done is None:
                     with Interrupts():
-                        take_back(store, noise, key, at, error)
+                        if take_back(store, noise, key, at, error):
+                            error.add_note("the store is as the step found it")
                     error.add_note(f"fix: mezo(..., resume={n}) goes on")
                     raise
                 held = error
@@ -135,22 +134,3 @@ def mezo(
             n += 1
 
     return loop()
-
-
-def take_back(store: Store, noise: Noise, key: int, at: int, error: BaseException) -> None:
-    """Take back that the store is perturbed `at` times, because of an error, and say so in a note.
-
-    If views in the frames of the error keep the store lent, they are dropped.
-    """
-    for patient in (True, False):
-        try:
-            if at:
-                perturb(store, noise, key, sign=-at)
-            error.add_note("the store is as the step found it")
-            return
-        except LentError:
-            caught: BaseException | None = error
-            while patient and caught is not None:
-                traceback.clear_frames(caught.__traceback__)
-                caught = caught.__context__
-    error.add_note(f"the store is lent and still perturbed; fix: es.perturb(store, noise, {key}, sign={-at}) then")

@@ -13,7 +13,7 @@ from flatstore.es.passes import TASK, WIDTH, Lines, Pass, items, pieces, random_
 from flatstore.es.sample import layouts_differ
 from flatstore.kernels.optimising import adam, finite, momentum, optimising
 from flatstore.kernels.storage import DITHERED, STORAGE
-from flatstore.kernels.threads import each
+from flatstore.kernels.threads import Interrupts, each
 from flatstore.noise import seeds, spans
 from flatstore.store import Store
 
@@ -37,6 +37,8 @@ class _Ruled:
             low = name.startswith("beta")
             if not (0 <= value < 1 if low else 0 < value < math.inf):
                 raise ValueError(f"expected {name} in {'0 .. 1' if low else '0 .. inf'}, got {value}; fix: the default")
+        if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"expected a Store to move, got {type(store).__name__}; fix: a member is one, pop[i]")
         self.store = store
         """What it moves."""
         self.count = 0
@@ -67,10 +69,11 @@ class _Ruled:
             loop(start, stop, WIDTH, p.pieces, raws, constants, keys, scratch[worker])
 
         with ExitStack() as stack:
+            stack.enter_context(Interrupts())
             for store in (self.store, *self._states):
                 stack.enter_context(store.memory.writing())
-            self.count += 1
             each(task, len(todo))
+            self.count += 1
 
 
 class Adam(_Ruled):

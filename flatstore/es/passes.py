@@ -50,7 +50,12 @@ def moved(store: Views, noise: Noise) -> list[Leaf]:
 
 
 def passes(store: Store, noise: Noise) -> list[Pass]:
-    """A pass for each dtype. Raises `ValueError` for one that cannot be computed with, or a scale without a grid."""
+    """A pass for each dtype.
+
+    Raises `TypeError` for what is no store or no noise, `ValueError` for a dtype that cannot be computed with, or a
+    scale without a grid.
+    """
+    check_types(store, noise)
     return store.planned(noise, lambda: _passes(store, noise))
 
 
@@ -66,6 +71,16 @@ def _passes(store: Store, noise: Noise) -> list[Pass]:
         grid = 0.0 if stored is np.uint16 else noise.grid(real)
         found.append(Pass(name, real, store.raw(stored), pieces(noisy, store.runs(name)), grid))
     return found
+
+
+def check_types(store: Any, noise: Any) -> None:
+    """Raise `TypeError` for what is no store or no noise."""
+    if not isinstance(store, Store):
+        raise TypeError(
+            f"expected a Store to move, got {type(store).__name__}; fix: Store.from_tree(tree), or a member, pop[i]"
+        )
+    if not isinstance(noise, Noise):
+        raise TypeError(f"expected a noise, got {type(noise).__name__}; fix: like fs.Normal(0.02)")
 
 
 def refuse_other_dtypes(leaves: list[Leaf]) -> None:
@@ -158,11 +173,13 @@ def items(todo: list[Pass], task: int) -> list[Item]:
     ]
 
 
-def there_and_back(todo: list[Item], forth: Callable[[Item, int], int], back: Callable[[Item, int, int], None]) -> bool:
+def there_and_back(
+    todo: list[Item], forth: Callable[[Item, int], int], back: Callable[[Item, int, int], None]
+) -> tuple[Pass, int] | None:
     """Call `forth(item, worker)` for all, over the threads: it returns how far it came.
 
-    If any did not come to its end, all that was done is undone by `back(item, end, worker)`. Returns whether that was
-    so.
+    If any did not come to its end, or failed, all that was done is undone by `back(item, end, worker)`. Returns the
+    pass and the place where one stopped, or None.
     """
     ends: dict[int, int] = {}
     stopped: list[int] = []
@@ -173,8 +190,16 @@ def there_and_back(todo: list[Item], forth: Callable[[Item, int], int], back: Ca
             if ends[i] < todo[i][2]:
                 stopped.append(i)
 
-    each(go, len(todo))
-    if stopped:
+    def undo() -> None:
         done = list(ends.items())
         each(lambda j, worker: back(todo[done[j][0]], done[j][1], worker), len(done))
-    return bool(stopped)
+
+    try:
+        each(go, len(todo))
+    except BaseException:
+        undo()
+        raise
+    if not stopped:
+        return None
+    undo()
+    return todo[min(stopped)][0], ends[min(stopped)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+import traceback
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,10 @@ from flatstore.es.passes import (
 )
 from flatstore.kernels.moving import perturbation
 from flatstore.kernels.threads import Interrupts
+from flatstore.memory import LentError
 from flatstore.noise import Noise, Seed, as_keys, seeds
 from flatstore.store import Store
+from flatstore.table import Leaf
 
 
 def snap(store: Store, noise: Noise) -> None:
@@ -49,12 +52,13 @@ def snap(store: Store, noise: Noise) -> None:
     todo = passes(store, noise)
     refuse_16_bit(todo)
     views = [(leaf, *store.columns(leaf)) for leaf in moved(store, noise)]
-    with store.memory.writing():
-        for _, values in views:
-            grid = noise.grid(values.dtype)
-            for start, stop in blocks(values.size, TASK):
-                if not (np.abs(np.rint(values[start:stop] / grid) * grid) < noise.bound).all():
-                    raise refused(store, noise, "snap")
+    with Interrupts(), store.memory.writing():
+        refuse_unknown(store, moved(store, noise))
+        for leaf, values in views:
+            half = noise.grid(values.dtype) / 2
+            largest = max(float(np.abs(values[start:stop]).max()) for start, stop in blocks(values.size, TASK))
+            if largest >= noise.bound - half:  # would be rounded up to it, or lies beyond
+                raise _past_the_bound(noise, leaf.path, largest, "a larger bound=")
         for _, values in views:
             grid = values.dtype.type(noise.grid(values.dtype))
             for start, stop in blocks(values.size, TASK):
@@ -96,7 +100,8 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
     else:
         refuse_unknown(store, moved(store, noise))
     table = deltas(noise, lines_of(store.layout, noise).scales)
-    draw = noise.kind, noise.width, key_of(seed), table
+    key = key_of(seed)
+    draw = noise.kind, noise.width, key, table
     scratch: dict[tuple[int, str], Any] = {}
 
     def move(item: Item, end: int, sign: int, bound: float, worker: int) -> int:
@@ -112,26 +117,57 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
     def back(item: Item, end: int, worker: int) -> None:
         move(item, end, -sign, 0.0, worker)
 
-    with store.memory.writing():
-        if there_and_back(items(todo, TASK), forth, back):
-            raise refused(store, noise, "perturb")
+    def delta(leaf: Leaf, begin: int, end: int) -> Array:
+        return sign * noise.delta(leaf, key, begin, end)[0]
+
+    with Interrupts(), store.memory.writing():
+        stopped = there_and_back(items(todo, TASK), forth, back)
+        if stopped:
+            raise refused(store, noise, *stopped, delta, "a larger bound=")
 
 
 @contextlib.contextmanager
 def perturbed(store: Store, noise: Noise, seed: Seed, *, sign: int = 1) -> Generator[Store]:
     """The store, perturbed for the time of a `with` block, and given back to the bit, also after an exception. Nests.
 
-    Takes and raises what `perturb` does; `LentError` at the end if the store is still lent then.
+    Takes and raises what `perturb` does. Where the store cannot be written at the end, for it is still lent, the
+    exception has a note of how to take it back; that of the block is never replaced.
     """
-    done = False
+    at = 0
     try:
         with Interrupts():  # what is raised by Ctrl-C finds the store perturbed, and so given back
             perturb(store, noise, seed, sign=sign)
-            done = True
+            at = sign
         yield store
-    finally:
-        if done:
+    except BaseException as error:
+        with Interrupts():
+            take_back(store, noise, seed, at, error)
+        raise
+    try:
+        with Interrupts():
             perturb(store, noise, seed, sign=-sign)
+    except LentError as error:
+        error.add_note(f"the store is still perturbed; fix: es.perturb(store, noise, {seed}, sign={-sign}) then")
+        raise
+
+
+def take_back(store: Store, noise: Noise, seed: Seed, at: int, error: BaseException) -> bool:
+    """Take back that the store is perturbed `at` times, because of an error. Returns whether it could be done.
+
+    If views in the frames of the error keep the store lent, they are dropped. Where that is not enough, a note says so.
+    """
+    for patient in (True, False):
+        try:
+            if at:
+                perturb(store, noise, seed, sign=-at)
+            return True
+        except LentError:
+            caught: BaseException | None = error
+            while patient and caught is not None:
+                traceback.clear_frames(caught.__traceback__)
+                caught = caught.__context__
+    error.add_note(f"the store is lent and still perturbed; fix: es.perturb(store, noise, {seed}, sign={-at}) then")
+    return False
 
 
 def key_of(seed: Seed) -> Array:
@@ -167,24 +203,41 @@ def refuse_16_bit(todo: list[Pass]) -> None:
         )
 
 
-def refused(store: Store, noise: Noise, verb: str) -> ValueError:
-    """The error for a store that is off the grid or reaches the bound: the leaf at fault, and its largest magnitude."""
-    worst, off = ("", -1.0), None
-    for leaf in moved(store, noise):
+def refused(
+    store: Store, noise: Noise, p: Pass, index: int, delta: Callable[[Leaf, int, int], Array], fix: str
+) -> ValueError:
+    """The error for a store whose parameters from `index` on are off the grid, or reach the bound: the leaf at fault.
+
+    `delta(leaf, start, stop)` is what they were to be moved by; they stand as before the move.
+    """
+    inside = [leaf for leaf in moved(store, noise) if leaf.dtype.name == p.dtype and index < leaf.index + leaf.size]
+    worst = "", 0.0
+    for leaf in (leaf for leaf in inside if leaf.index < index + WIDTH):
+        start, stop = max(index - leaf.index, 0), min(index - leaf.index + WIDTH, leaf.size)
+        refuse_unknown(store, [leaf])
         (values,) = store.columns(leaf)
-        grid = values.dtype.type(noise.grid(values.dtype))
-        parts = [values[start:stop] for start, stop in blocks(values.size, TASK)]
-        largest = float(np.max([np.abs(part).max() for part in parts]))
-        if not all((np.rint(part / grid) * grid + 0).tobytes() == part.tobytes() for part in parts):
-            off = off or (leaf.path, largest)
-        if not (largest <= worst[1] or np.isnan(worst[1])):
-            worst = leaf.path, largest
-    if off and worst[1] < noise.bound and verb != "snap":
-        return ValueError(
-            f"{off[0]!r}: expected parameters on the grid of the noise (step {noise.step:.3g}), got others, the "
-            f"largest {off[1]:.6g}; fix: es.snap(store, noise) once"
-        )
+        part = values[start:stop]
+        largest = max(float(np.abs(values[a:b]).max()) for a, b in blocks(leaf.size, TASK))
+        if largest >= noise.bound:
+            return _past_the_bound(noise, leaf.path, largest, "a larger bound=")
+        if not is_snapped(part, noise):
+            return ValueError(
+                f"{leaf.path!r}: expected parameters on the grid of the noise (step {noise.step:.3g}), got others, the "
+                f"largest {largest:.6g}; fix: es.snap(store, noise) once"
+            )
+        after = float(np.abs(part + delta(leaf, start, stop)).max())
+        worst = max(worst, (leaf.path, after), key=lambda found: found[1])
+    return _past_the_bound(noise, *worst, fix, " after the move")
+
+
+def _past_the_bound(noise: Noise, path: str, largest: float, fix: str, when: str = "") -> ValueError:
     return ValueError(
-        f"{worst[0]!r}: expected parameters below the bound {noise.bound:g}, before and after, got a largest magnitude "
-        f"of {worst[1]:.6g}; fix: a larger bound="
+        f"{path!r}: expected parameters below the bound {noise.bound:g}{when}, got a largest magnitude of "
+        f"{largest:.6g}; fix: {fix}"
     )
+
+
+def is_snapped(values: Array, noise: Noise) -> bool:
+    """Whether all are multiples of the grid, and none is minus zero."""
+    grid = values.dtype.type(noise.grid(values.dtype))
+    return (np.rint(values / grid) * grid + 0).tobytes() == values.tobytes()

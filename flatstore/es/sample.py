@@ -10,6 +10,7 @@ from flatstore.es.passes import (
     ROOM,
     TASK,
     WIDTH,
+    check_types,
     deltas,
     lines_of,
     pieces,
@@ -50,10 +51,11 @@ def sample(
     Raises `ValueError` for layouts that differ, another number of seeds, trainable leaves that are not floating, or
     parameters that are not finite; `LentError` while `out` is lent. Nothing is written then.
     """
+    check_types(store, noise)
     if out.layout != store.layout:
         raise layouts_differ("out", out, store)
     size = out.size if isinstance(out, Population) else 1
-    keys = as_keys(np.atleast_1d(seeds))
+    keys = as_keys(seeds if np.ndim(seeds) else [seeds])
     expected = size // 2 if antithetic else size
     if keys.shape != (expected,) or (antithetic and size % 2):
         raise ValueError(

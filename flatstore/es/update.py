@@ -25,9 +25,10 @@ from flatstore.es.passes import (
 )
 from flatstore.es.perturb import grid_of, refused
 from flatstore.kernels.moving import updating
-from flatstore.kernels.threads import each
+from flatstore.kernels.threads import Interrupts, each
 from flatstore.noise import Noise
 from flatstore.store import Store
+from flatstore.table import Leaf
 
 BROOD = 16
 """Seeds whose random words a thread draws at a time."""
@@ -53,7 +54,9 @@ def update(
     >>> store.flat.tobytes() == before
     True
 
-    16-bit leaves have no grid: their sum is taken in float32, and rounded at random to the dtype.
+    16-bit leaves have no grid: their sum is taken in float32, and rounded at random to the dtype. There, and with
+    `exact=False`, what is too large becomes infinite, as in any float sum. Of many equal weights the whole numbers have
+    fewer bits, so that their sum has 62; weights below 2 ** -62 count as nothing.
 
     Args:
         store: the parameters, on the grid of the noise.
@@ -117,9 +120,18 @@ def update(
             move(item, end, np.zeros_like(fixed.whole), 1, -perturbed, False, worker)
 
     gridded: list[Pass] = [p for p in todo if exact and p.grid]
-    with store.memory.writing():
-        if there_and_back(items(gridded, TASK), forth, back):
-            raise refused(store, noise, "update")
+
+    def delta(leaf: Leaf, begin: int, end: int) -> Array:
+        moves = [(sign * float(w), key) for w, key in zip(np.asarray(weights, np.float64), keys, strict=True)]
+        if perturbed:
+            moves.append((-float(perturbed), keys[0]))
+        parts = (w * noise.delta(leaf, np.array([key]), begin, end)[0].astype(np.float64) for w, key in moves)
+        return sum(parts, np.zeros(end - begin))
+
+    with Interrupts(), store.memory.writing():
+        stopped = there_and_back(items(gridded, TASK), forth, back)
+        if stopped:
+            raise refused(store, noise, *stopped, delta, "smaller weights, or a larger bound=")
         # What cannot be taken back comes last: it cannot fail.
         rest = items(rough, TASK)
         each(lambda i, worker: forth(rest[i], worker), len(rest))

@@ -151,11 +151,13 @@ def sampling(dtype: str) -> Any:
                         offset, line, shift = low - start, pieces[k, 2], 0
                         if line >= 0:
                             shift = found_in(row, skip + offset, high - low, width, table, line, words, drawn)
-                        else:
-                            drawn[: high - low] = 0
                         for j in range(signs.size):
                             sign, member = real(signs[j]), (brood + row) * signs.size + j
                             place = pieces[k, 3] + low - pieces[k, 0] + member * pieces[k, 4]
+                            if line < 0:  # minus zero plus zero would be zero
+                                for i in range(high - low):
+                                    out[np.uint64(place + i)] = store(middle[np.uint64(offset + i)])
+                                continue
                             for i in range(high - low):
                                 out[np.uint64(place + i)] = store(
                                     middle[np.uint64(offset + i)] + sign * real(drawn[np.uint64(shift + i)])
