@@ -9,12 +9,15 @@ from hypothesis import HealthCheck, settings
 import flatstore as fs
 from tests.trees import tree
 
+SHORT = os.environ.get("FLATSTORE_TESTS") == "short"
+"""Whether the long tests are left out, and Hypothesis draws fewer examples."""
+
 settings.register_profile(
     "flatstore",
     derandomize=True,
     deadline=None,
     database=None,
-    max_examples=30 if os.environ.get("CI") else 100,
+    max_examples=25 if SHORT else 100,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 settings.load_profile("flatstore")
@@ -25,6 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if getattr(config, "cache", None) is not None:
         os.environ.setdefault("FLATSTORE_CACHE_DIR", str(config.cache.mkdir("kernels")))
     jax.config.update("jax_enable_x64", False)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long tests out of the short form."""
+    if SHORT:
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture

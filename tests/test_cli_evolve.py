@@ -50,7 +50,9 @@ def test_a_short_run_of_mezo_learns_with_one_network_and_no_population(tmp_path)
     assert matplotlib.image.imread(tmp_path / "curve.png").shape[0] > 300
 
 
-@pytest.mark.parametrize("algo", ["es", "ga", "mezo"])
+@pytest.mark.parametrize(
+    "algo", ["es", pytest.param("ga", marks=pytest.mark.long), pytest.param("mezo", marks=pytest.mark.long)]
+)
 def test_the_same_seed_gives_the_same_champion_to_the_bit_and_another_seed_another(tmp_path, algo):
     runs = [("a", "7"), ("b", "7"), ("c", "8")]
     for name, seed in runs:

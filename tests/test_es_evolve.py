@@ -209,6 +209,7 @@ def test_it_solves_the_sphere_in_10_dimensions_without_an_optimiser(seed):
     assert np.square(centre["x"] - 1).sum() < 1e-3  # from 10; each member is at about 0.025
 
 
+@pytest.mark.long
 def test_it_solves_rosenbrock_in_10_dimensions_with_adam():
     centre = fs.Store.from_tree({"x": np.zeros(10, "f4")})
     score, noise, n = jax.jit(lambda stacked, n: jax.vmap(rosenbrock)(stacked["x"])), fs.Normal(0.005), 2000

@@ -253,6 +253,7 @@ def test_it_solves_the_sphere_in_10_dimensions():
     assert np.square(store["x"] - 1).sum() < 1e-6
 
 
+@pytest.mark.long
 def test_it_solves_rosenbrock_in_10_dimensions():
     def rosenbrock(params, step):
         x = store["x"].astype("f8")  # the same bytes as the lent leaf

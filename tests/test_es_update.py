@@ -146,6 +146,7 @@ def test_threads_blocks_and_alignment_do_not_change_an_update(monkeypatch, noise
     assert len(results) == 1
 
 
+@pytest.mark.long
 def test_updates_of_a_hundredth_of_a_step_are_not_lost_in_the_mean():
     noise, n = fs.Rademacher(0.02), 64
     dtypes = {"float32": noise.step, "float64": noise.grid("f8"), "float16": 2.0**-12, "bfloat16": 2.0**-9}
