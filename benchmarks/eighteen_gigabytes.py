@@ -20,9 +20,9 @@ import numpy as np
 import flatstore as fs
 
 if __package__:  # asv imports this folder as a package
-    from .figures import MIB, resident
+    from .report import MIB, resident
 else:
-    from figures import MIB, resident
+    from report import MIB, resident
 
 HIDDEN, LAYERS = 500, 4
 """Four layers of 500 x 500 weights and a bias each: 1,002,000 parameters."""

@@ -4,7 +4,7 @@
     python benchmarks/es_figures.py --quick             # smaller sizes, under 30 s
     python benchmarks/es_figures.py --only perturb      # one part
 
-A report, not a test, like `figures.py`; how peers are measured stands in `race.py`.
+How it is measured stands in `report.py`, how peers are in `race.py`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import flatstore as fs
 
 if __package__:  # asv imports this folder as a package
     from .es_peers import PEERS
-    from .figures import MIB, Row, at_most, beside, interleaved, resident, yes_no
     from .ga_peers import SCALE, leaves
-    from .race import at_least, race, ratio, report, scaled, tidy
+    from .race import race, scaled, tidy
+    from .report import MIB, Row, at_least, at_most, beside, interleaved, ratio, report, resident, yes_no
 else:
     from es_peers import PEERS
-    from figures import MIB, Row, at_most, beside, interleaved, resident, yes_no
     from ga_peers import SCALE, leaves
-    from race import at_least, race, ratio, report, scaled, tidy
+    from race import race, scaled, tidy
+    from report import MIB, Row, at_least, at_most, beside, interleaved, ratio, report, resident, yes_no
 
 TARGETS = {"evosax": 10, "evotorch": 20}
 """How many times as fast as each peer."""
@@ -92,7 +92,7 @@ def perturb(quick: bool) -> Iterator[Row]:
         "SFC64": sfc64(np.zeros(size, np.float32)),
         "JAX": InJax(size),
     }
-    taken = interleaved(calls, 5)
+    taken = interleaved(calls, 7, twice=True)
     per = {name: 1e9 * float(np.median(times)) / size for name, times in taken.items()}
     yield at_least("jax.random.normal in place, default keys / perturb", 16, ratio(taken, "JAX", "Normal"), "x", 1)
     yield at_least("NumPy's SFC64 in chunks, same threads / perturb", 8, ratio(taken, "SFC64", "Normal"), "x", 1)
@@ -130,7 +130,7 @@ def update(quick: bool) -> Iterator[Row]:
         "stored": product,
         "JAX": loop,
     }
-    taken = interleaved(calls, 5)
+    taken = interleaved(calls, 7, twice=True)
     per = {name: 1e9 * float(np.median(times)) / size / n for name, times in taken.items()}
     yield at_least(f"a jitted loop of jax.random.normal / update, {n} seeds", 15, ratio(taken, "JAX", "Normal"), "x", 1)
     yield at_most("update / a product with stored noise", 2.5, ratio(taken, "Normal", "stored"), "x")
@@ -213,4 +213,4 @@ MEASURES: tuple[Callable[[bool], Iterator[Row]], ...] = (
 )
 
 if __name__ == "__main__":
-    report("Measure the figures of the evolution strategies, and print them.", MEASURES)
+    report("Measure the figures of the evolution strategies, and print them.", *MEASURES)

@@ -27,6 +27,8 @@ RATE = 0.01
 class Flatstore(Peer):
     """`fs.es.sample` into a population of 10 leaves, `fs.es.update` of the centre on the grid."""
 
+    fewest = 5  # a turn of a second: after the others' turns, the first generation finds the processor asleep
+
     def __init__(self, members: int, genes: int) -> None:
         super().__init__(members, genes)
         self.population = zeros(10, members, genes)

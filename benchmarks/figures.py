@@ -3,25 +3,17 @@
     python benchmarks/figures.py            # a minute or two
     python benchmarks/figures.py --quick    # smaller sizes, under 20 s
 
-A report, not a test: the exit status is 0 when everything could be measured. Times are medians over interleaved
-rounds; a ratio of times is the median of the rounds' own ratios, for a busy machine slows both sides alike. A line
-that begins with '·' has no target: it is a peer, a detail, or the roof of the machine.
+How it is measured stands in `report.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
-import importlib.metadata
 import multiprocessing
-import os
-import platform
-import sys
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,56 +23,10 @@ import flatstore as fs
 
 if __package__:  # asv imports this folder as a package
     from .peers import PEERS, Dlpack, Flatstore, RavelPytree, make_tree
+    from .report import MIB, Row, at_least, at_most, beside, interleaved, ratio, report, resident, seconds
 else:
     from peers import PEERS, Dlpack, Flatstore, RavelPytree, make_tree
-
-MIB = 1 << 20
-Call = Callable[[], Any]
-
-
-class Row(NamedTuple):
-    """A line of the table."""
-
-    figure: str
-    target: str
-    measured: str
-    reached: str = ""
-
-
-def at_most(figure: str, target: float, measured: float, unit: str, digits: int = 2) -> Row:
-    """A figure that is to be at most `target`."""
-    return Row(figure, f"<= {target:g} {unit}", f"{measured:.{digits}f} {unit}", yes_no(measured <= target))
-
-
-def beside(name: str, measured: str) -> Row:
-    """A line without a target."""
-    return Row(f"· {name}", "", measured)
-
-
-def yes_no(reached: bool) -> str:
-    """A word for the last column."""
-    return "yes" if reached else "NO"
-
-
-def seconds(call: Call) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def interleaved(calls: dict[Any, Call], rounds: int) -> dict[Any, Any]:
-    """The seconds of each call in each round; a round makes all calls, one after the other."""
-    for call in calls.values():
-        call()
-    taken = np.array([[seconds(call) for call in calls.values()] for _ in range(rounds)])
-    return dict(zip(calls, taken.T, strict=True))
-
-
-def resident(field: str) -> int:
-    """Bytes of this process: 'VmRSS' now, 'VmHWM' at the peak. Raises `OSError` where there is no /proc."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) << 10 for line in status if line.startswith(field))
+    from report import MIB, Row, at_least, at_most, beside, interleaved, ratio, report, resident, seconds
 
 
 def shapes(leaves: int, size: int) -> Any:
@@ -134,10 +80,9 @@ def conversion(quick: bool) -> Iterator[Row]:
     store, ravel = peers["flatstore"].store, peers["ravel_pytree"]
     first = seconds(ravel.unflatten)
     taken = interleaved({"tree": lambda: read_tree(store, loops), "unravel": ravel.unflatten}, 20 if quick else 60)
-    ratio = float(np.median(taken["unravel"] / taken["tree"])) * loops
     target = 20 * leaves  # 20,000 x for 1,000 leaves, and an unravel grows with them
     figure = f"a warm unravel of {leaves:,} leaves (ravel_pytree) / store.tree"
-    yield Row(figure, f">= {target:,} x", f"{ratio:,.0f} x", yes_no(ratio >= target))
+    yield at_least(figure, target, ratio(taken, "unravel", "tree") * loops, "x", 0)
     yield beside("the first unravel", f"{first:.2f} s")
     for verb in ("flatten", "unflatten"):
         calls = {name: getattr(peer, verb) for name, peer in peers.items() if name not in ("flatstore", "dlpack")}
@@ -196,8 +141,8 @@ def lending(quick: bool) -> Iterator[Row]:
     peer, bare = Flatstore(tree), Dlpack(tree)
     peer.unflatten()  # the views that a lend makes read-only
     taken = interleaved({"lend": peer.lend, "bare": bare.lend}, 100 if quick else 400)
-    ratio = float(np.median(taken["lend"] / taken["bare"]))
-    yield at_most("lend('jax') of 100 leaves / 100 bare from_dlpack + delete", 1.3, ratio, "x")
+    figure = "lend('jax') of 100 leaves / 100 bare from_dlpack + delete"
+    yield at_most(figure, 1.3, ratio(taken, "lend", "bare"), "x")
     yield beside("the two", f"{np.median(taken['lend']) * 1e3:.2f} ms, {np.median(taken['bare']) * 1e3:.2f} ms")
     store = peer.store
     home = store.buffer.__array_interface__["data"][0]
@@ -278,22 +223,6 @@ def roof(quick: bool) -> Iterator[Row]:
     yield beside("the roof: np.multiply in place, read + written", f"{2 * x.nbytes / np.median(times) / 1e9:.1f} GB/s")
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="Measure the figures to reach, and print them as a table.")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds, under 20 s")
-    quick = parser.parse_args().quick
-    rows = [Row("figure", "target", "measured", "reaches it")]
-    for measure in (access, conversion, members, first_build, lending, evaluation, filling, planning, roof):
-        print(f"measuring {measure.__name__} ...", file=sys.stderr)
-        rows += measure(quick)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, Row(*("-" * width for width in widths)))
-    for row in rows:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "numpy"))
-    print(f"\nPython {platform.python_version()}, {versions}; {os.cpu_count()} cores{'; --quick' * quick}")
-
-
 if __name__ == "__main__":
-    main()
+    measures = access, conversion, members, first_build, lending, evaluation, filling, planning, roof
+    report("Measure the figures to reach, and print them as a table.", *measures)

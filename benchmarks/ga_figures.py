@@ -4,7 +4,7 @@
     python benchmarks/ga_figures.py --quick             # smaller sizes, under 30 s
     python benchmarks/ga_figures.py --only memory       # one part
 
-A report, not a test, like `figures.py`; how peers are measured stands in `race.py`.
+How it is measured stands in `report.py`, how peers are in `race.py`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 import flatstore as fs
 
 if __package__:  # asv imports this folder as a package
-    from .figures import MIB, Row, at_most, beside, interleaved, yes_no
     from .ga_peers import PEERS, SCALE, Flatstore, fitness, leaves, step, zeros
-    from .race import at_least, race, ratio, report, scaled, slower
+    from .race import race, scaled
+    from .report import MIB, Row, at_least, at_most, beside, interleaved, ratio, report, slower, yes_no
 else:
-    from figures import MIB, Row, at_most, beside, interleaved, yes_no
     from ga_peers import PEERS, SCALE, Flatstore, fitness, leaves, step, zeros
-    from race import at_least, race, ratio, report, scaled, slower
+    from race import race, scaled
+    from report import MIB, Row, at_least, at_most, beside, interleaved, ratio, report, slower, yes_no
 
 TARGETS = {"numpy": 25, "evosax": 25, "evosax (scan)": 25, "evotorch": 40}
 """How many times as fast as each peer."""
@@ -153,4 +153,4 @@ MEASURES: tuple[Callable[[bool], Iterator[Row]], ...] = (
 
 
 if __name__ == "__main__":
-    report("Measure the figures of the genetic algorithm, and print them.", MEASURES)
+    report("Measure the figures of the genetic algorithm, and print them.", *MEASURES)

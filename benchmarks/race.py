@@ -7,42 +7,23 @@ imported and kernels compiled); the population itself counts 1.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import gc
-import importlib.metadata
 import multiprocessing
 import os
-import platform
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 if __package__:  # asv imports this folder as a package
-    from .figures import Row, resident, seconds, yes_no
     from .ga_peers import Peer
+    from .report import resident, seconds
 else:
-    from figures import Row, resident, seconds, yes_no
     from ga_peers import Peer
-
-
-def at_least(figure: str, target: float, measured: float, unit: str, digits: int = 2) -> Row:
-    """A figure that is to be at least `target`."""
-    return Row(figure, f">= {target:g} {unit}", f"{measured:.{digits}f} {unit}", yes_no(measured >= target))
-
-
-def ratio(taken: dict[Any, Any], of: Any, to: Any) -> float:
-    """The median over the rounds of one call's seconds as a multiple of another's."""
-    return float(np.median(taken[of] / taken[to]))
-
-
-def slower(taken: dict[Any, Any], one: Any, two: Any) -> float:
-    """The slower of two calls as a multiple of the faster."""
-    return max(ratio(taken, one, two), ratio(taken, two, one))
+    from report import resident, seconds
 
 
 def tidy() -> int:
@@ -114,27 +95,3 @@ def scaled(array: Any) -> Callable[[], None]:
     threads = ThreadPoolExecutor(len(parts))
     one = np.float32(1)
     return lambda: list(threads.map(lambda part: np.multiply(part, one, out=part), parts)).clear()
-
-
-def report(description: str, measures: tuple[Callable[[bool], Iterator[Row]], ...]) -> None:
-    """The command line of such a report: measure and print."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds, under 30 s")
-    parser.add_argument("--only", choices=[x.__name__ for x in measures], action="append", help="this part alone")
-    arguments = parser.parse_args()
-    rows = [Row("figure", "target", "measured", "reaches it")]
-    for measure in measures:
-        if arguments.only is None or measure.__name__ in arguments.only:
-            print(f"measuring {measure.__name__} ...", file=sys.stderr)
-            rows += measure(arguments.quick)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, Row(*("-" * width for width in widths)))
-    for row in rows:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
-    names = ("jax", "numpy", "numba", "evosax", "evotorch", "torch")
-    found: list[str] = []
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{name} {importlib.metadata.version(name)}")
-    print(f"\nPython {platform.python_version()}, {', '.join(found)}; {os.cpu_count()} cores", end="")
-    print("; --quick" * arguments.quick)

@@ -3,16 +3,12 @@
     python benchmarks/twin_figures.py            # about a minute
     python benchmarks/twin_figures.py --quick    # smaller
 
-A report, not a test. Ratios are medians over interleaved rounds.
+How it is measured stands in `report.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import importlib.metadata
-import os
-import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,9 +19,9 @@ import numpy as np
 import flatstore as fs
 
 if __package__:  # asv imports this folder as a package
-    from .figures import Row, at_most, beside, interleaved, yes_no
+    from .report import Row, at_least, at_most, beside, interleaved, ratio, report
 else:
-    from figures import Row, at_most, beside, interleaved, yes_no
+    from report import Row, at_least, at_most, beside, interleaved, ratio, report
 
 SIGMA = 0.02
 Step = Callable[[Any, Any], Any]
@@ -43,14 +39,13 @@ def compiled(step: Step, *arguments: Any) -> tuple[Callable[[], None], int]:
 
 
 def beside_jax(
-    name: str, ours: Step, theirs: Step, arguments: tuple[Any, ...], seeds: int, rounds: int
+    name: str, ours: Step, theirs: Step, arguments: tuple[Any, ...], seeds: int, quick: bool
 ) -> Iterator[Row]:
     """How many times as long JAX's own takes, and both their temporaries."""
     (mine, my_bytes), (other, other_bytes) = (compiled(step, *arguments) for step in (ours, theirs))
-    taken = interleaved({"ours": mine, "jax": other}, rounds)
-    ratio = float(np.median(taken["jax"] / taken["ours"]))
+    taken = interleaved({"ours": mine, "jax": other}, 5 if quick else 7)
     size = arguments[0].size
-    yield Row(f"{name}: jax.random.normal / ours", ">= 3 x", f"{ratio:.1f} x", yes_no(ratio >= 3))
+    yield at_least(f"{name}: jax.random.normal / ours", 3, ratio(taken, "jax", "ours"), "x", 1)
     each = (f"{key} {np.median(x) / size / seeds * 1e9:.2f}" for key, x in taken.items())
     yield beside("ns per parameter and seed", ", ".join(each))
     if seeds == 1:
@@ -62,8 +57,9 @@ def beside_jax(
     yield beside("those of jax.random.normal", f"{other_bytes / arguments[0].nbytes:.2f} arrays")
 
 
-def perturbing(size: int, rounds: int) -> Iterator[Row]:
+def perturbing(quick: bool) -> Iterator[Row]:
     """One seed, in place, normal and signs, float32 and bfloat16."""
+    size = 1 << 20 if quick else 1 << 24
 
     def theirs(x: Any, seed: Any) -> Any:
         return x + x.dtype.type(SIGMA) * jax.random.normal(jax.random.wrap_key_data(seed), x.shape, x.dtype)
@@ -73,12 +69,12 @@ def perturbing(size: int, rounds: int) -> Iterator[Row]:
         for dtype in (jnp.float32, jnp.bfloat16):
             ours = functools.partial(lambda noise, x, seed: fs.es.virtual({"w": x}, noise, seed)["w"], noise)
             name = f"perturbing {size:,} {dtype.__name__}, {type(noise).__name__}"
-            yield from beside_jax(name, ours, theirs, (jnp.zeros(size, dtype), seed), 1, rounds)
+            yield from beside_jax(name, ours, theirs, (jnp.zeros(size, dtype), seed), 1, quick)
 
 
-def updating(size: int, seeds: int, rounds: int) -> Iterator[Row]:
+def updating(quick: bool) -> Iterator[Row]:
     """Many seeds, weighted and summed."""
-    noise = fs.Normal(SIGMA)
+    noise, seeds, size = fs.Normal(SIGMA), 16, 1 << 18 if quick else 1 << 22
     weighted = fs.es.weighted_seeds(noise, fs.seeds(1, seeds), np.linspace(-1, 1, seeds))
 
     def theirs(x: Any, weighted: Any) -> Any:
@@ -92,24 +88,8 @@ def updating(size: int, seeds: int, rounds: int) -> Iterator[Row]:
         return fs.es.updated({"w": x}, noise, weighted)["w"]
 
     arguments = jnp.zeros(size), jax.tree.map(jnp.asarray, weighted)
-    yield from beside_jax(f"an update of {size:,} with {seeds} seeds", ours, theirs, arguments, seeds, rounds)
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="Measure the draws inside jit beside jax.random, as a table.")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds")
-    quick = parser.parse_args().quick
-    size, rounds = (1 << 20, 5) if quick else (1 << 24, 7)
-    rows = [Row("figure", "target", "measured", "reaches it")]
-    rows += [*perturbing(size, rounds), *updating(size // 4, 16, rounds)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, Row(*("-" * width for width in widths)))
-    for row in rows:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "numpy"))
-    print(f"\nPython {platform.python_version()}, {versions}; {os.cpu_count()} cores{'; --quick' * quick}")
+    yield from beside_jax(f"an update of {size:,} with {seeds} seeds", ours, theirs, arguments, seeds, quick)
 
 
 if __name__ == "__main__":
-    main()
+    report("Measure the draws inside jit beside jax.random, as a table.", perturbing, updating)

@@ -1,4 +1,4 @@
-"""DLPack, the consumer's side: the bytes of whatever exports them, by the standard's rules.
+"""DLPack: the bytes of whatever exports them, by the standard's rules.
 
 A producer is asked for a view (`copy=False`) in host memory, in a version that says whether it may be written. NumPy
 imports it; types that NumPy cannot name (bfloat16, float8) come as unsigned integers of their width.
@@ -23,8 +23,9 @@ from flatstore.arrays import Array
 HOST = {1, 3, 11, 13}
 """The device types whose memory the host can use: CPU, CUDA pinned, ROCm pinned, CUDA managed."""
 
-VERSIONED = b"dltensor_versioned"
-FLAGS, CODE = 24, 52  # where they stand, in bytes
+PLAIN, VERSIONED = b"dltensor", b"dltensor_versioned"
+FLAGS = 24  # where they stand in a versioned one, in bytes
+CODE = {PLAIN: 20, VERSIONED: 52}  # where the type's code stands
 COPIED = 2  # the bit of the flags
 UNSIGNED, NUMPY_CODES = 1, {0, 1, 2, 5, 6}  # of types: unsigned; all that NumPy knows
 
@@ -34,6 +35,11 @@ _pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 _name = ctypes.pythonapi.PyCapsule_GetName
 _name.restype = ctypes.c_char_p
 _name.argtypes = [ctypes.py_object]
+
+
+def code_of(capsule: Any, name: bytes) -> ctypes.c_uint8:
+    """The code of the type in a capsule of this name: the place itself, which may be written."""
+    return ctypes.c_uint8.from_address(_pointer(capsule, name) + CODE[name])
 
 
 class _Export:
@@ -57,7 +63,7 @@ class _Export:
             raise ValueError(
                 f"expected a view, got a copy that {self.kind} made; fix: wrap the array that owns the bytes"
             )
-        code = ctypes.c_uint8.from_address(start + CODE)
+        code = code_of(capsule, VERSIONED)
         if code.value not in NUMPY_CODES:
             code.value = UNSIGNED
         return capsule

@@ -14,7 +14,6 @@ The source is the DLPack standard: https://dmlc.github.io/dlpack/latest/.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
@@ -23,6 +22,7 @@ import jax
 import numpy as np
 
 from flatstore.arrays import Array
+from flatstore.dlpack import PLAIN, code_of
 from flatstore.memory import Lease, LentError, Memory
 from flatstore.structure import Difference, listing
 
@@ -44,14 +44,9 @@ _UNSIGNED: dict[np.dtype[Any], tuple[int, Any]] = {
         "float8_e8m0fnu": 14,
     }.items()
 }
-# Where `code` stands in a DLManagedTensor: data (8 bytes), device (4 + 4), ndim (4), then code, bits, lanes.
-_CODE_OFFSET = 20
 
 _jnp: Any = jax.numpy
 _dlpack: Any = jax.dlpack
-_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_capsule_pointer.restype = ctypes.c_void_p
-_capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
 class _Renamed:
@@ -65,8 +60,7 @@ class _Renamed:
 
     def __dlpack__(self, **_: Any) -> Any:
         capsule = self.view.__dlpack__()
-        code = ctypes.c_uint8.from_address(_capsule_pointer(capsule, b"dltensor") + _CODE_OFFSET)
-        code.value = self.code
+        code_of(capsule, PLAIN).value = self.code
         return capsule
 
 

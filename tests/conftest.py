@@ -1,6 +1,7 @@
 """Settings of all tests: Hypothesis draws the same examples each time, JAX is as it comes."""
 
 import os
+import sys
 
 import jax
 import pytest
@@ -42,3 +43,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def store() -> fs.Store:
     """A store of the small tree, all threes."""
     return fs.Store.from_tree(tree(3))
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """A call that sets the sizes of the blocks and tasks in which `flatstore.es` goes over parameters."""
+
+    def set_sizes(**sizes):
+        for module in [module for name, module in sys.modules.items() if name.startswith("flatstore.es.")]:
+            for name, value in {"LEAST": 1, "PARTS": 1, **sizes}.items():
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, value)
+
+    return set_sizes

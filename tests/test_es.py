@@ -1,7 +1,5 @@
 """Evolution strategies: sample and update against plain NumPy on arrays of their own."""
 
-import sys
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -18,13 +16,21 @@ def a_store():
     return store
 
 
+def unit_of(scale, step):
+    """The steps of a unit: the largest normal number has 15 bits in it."""
+    unit = 1
+    while scale / step / unit * 4.3875113 >= 2**15 - 1:
+        unit *= 2
+    return unit
+
+
 def noise_of(layout, scale, key):
     """What `Normal(scale)` adds under one seed: a packed vector, zero where nothing trains."""
     vector = np.zeros(layout.size, "f4")
     for leaf in layout.homes:
         if leaf.trainable:
             at = slice(leaf.index, leaf.index + leaf.size)
-            step = 2.0**-19
+            step = 2.0**-19 * unit_of(scale, 2.0**-19)
             vector[at] = np.rint(np.float32(scale / step) * fs.Normal(1.0).draw(key, at.start, at.stop)[0]) * step
     return vector
 
@@ -52,11 +58,10 @@ def test_antithetic_members_come_in_pairs():
 
 
 @pytest.mark.parametrize("noise", [fs.Normal(0.1), fs.Rademacher({"*/kernel": 0.1, "*": 0})])
-def test_blocks_and_threads_do_not_change_a_sample(monkeypatch, noise):
+def test_blocks_and_threads_do_not_change_a_sample(cut, noise):
     results = set()
     for width, task, brood in ((16, 1, 1), (1024, 1 << 20, 16), (7, 100, 5)):
-        for name, value in (("WIDTH", width), ("TASK", task), ("BROOD", brood)):
-            monkeypatch.setattr(sys.modules["flatstore.es.sample"], name, value)
+        cut(WIDTH=width, TASK=task, BROOD=brood)
         pop, store = fs.Population.zeros(a_store().layout, 6), a_store()
         es.sample(pop, store, noise, fs.seeds(1, 6))
         results.add(pop.buffer.tobytes())
@@ -104,6 +109,11 @@ def test_centred_ranks_are_shares_of_the_order_and_sum_to_zero():
     assert es.centred_ranks([7.0]).tolist() == [0]
     with pytest.raises(ValueError, match="expected a vector of fitness with a number in it"):
         es.centred_ranks([np.nan, np.nan])
+    for wrong, got in ((["a"], "<U1 of shape"), ([[1.0]], r"float64 of shape \(1, 1\)"), ([1j], "complex128 of")):
+        with pytest.raises(
+            ValueError, match=f"expected a real vector of fitness, got {got}.*; fix: a number per member"
+        ):
+            es.centred_ranks(wrong)
 
 
 BAD = [

@@ -174,7 +174,7 @@ def test_a_move_that_is_refused_leaves_the_centre():
     moves = run(centre, rate=lambda n: 1.0 if n < 2 else 1e6, seed=0)
     next(moves), next(moves)
     before = centre.buffer.tobytes()
-    with pytest.raises(ValueError, match="expected parameters below the bound 32 after the move") as caught:
+    with pytest.raises(ValueError, match="expected a move below the bound 32") as caught:
         next(moves)
     assert centre.buffer.tobytes() == before
     assert caught.value.__notes__ == ["the centre is as generation 2 found it; fix: evolve(..., resume=2) goes on"]
@@ -236,7 +236,7 @@ def not_finite():
 
 BAD = [
     ({"evaluate": None}, TypeError, "expected a function to evaluate with, got NoneType; fix"),
-    ({"generations": 0}, ValueError, "expected generations >= 1, got 0; fix"),
+    ({"generations": 0}, ValueError, "expected a whole number of generations >= 1, got 0; fix"),
     ({"members": 7}, ValueError, "expected an even number of members, 2 or more, got 7; fix"),
     ({"members": 8.0}, ValueError, "expected an even number of members, 2 or more, got 8.0; fix"),
     ({"members": 0}, ValueError, "expected an even number of members, 2 or more, got 0; fix"),

@@ -199,7 +199,7 @@ def test_a_fitness_may_be_any_real_number(value):
 def test_a_step_too_far_is_an_error_and_the_store_taken_back():
     store = a_store()
     before = store.buffer.tobytes()
-    with pytest.raises(ValueError, match="expected parameters below the bound 32 after the move") as caught:
+    with pytest.raises(ValueError, match="expected a move below the bound 32") as caught:
         next(run(store, rate=1e7))
     assert store.buffer.tobytes() == before
     assert caught.value.__notes__ == ["the store is as the step found it", "fix: mezo(..., resume=0) goes on"]
@@ -207,7 +207,8 @@ def test_a_step_too_far_is_an_error_and_the_store_taken_back():
 
 BAD = [
     ({"evaluate": 3}, TypeError, "expected a function to evaluate with, got int; fix"),
-    ({"steps": 0}, ValueError, "expected steps >= 1, got 0; fix"),
+    ({"steps": 0}, ValueError, "expected a whole number of steps >= 1, got 0; fix"),
+    ({"steps": 2.5}, ValueError, "expected a whole number of steps >= 1, got 2.5; fix"),
     ({"rate": np.nan}, ValueError, "expected a finite rate, got nan; fix"),
     ({"seed": (1, -1)}, ValueError, "expected a seed of non-negative integers"),
     ({"resume": 1.5}, ValueError, "expected resume >= 0, got 1.5; fix"),

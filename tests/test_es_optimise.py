@@ -1,6 +1,5 @@
 """Optimisers: the published rules to the bit, in place, whatever the threads; and what they refuse."""
 
-import sys
 import tracemalloc
 
 import jax
@@ -108,13 +107,12 @@ def test_a_run_is_that_of_optax(ours, theirs):
 
 @pytest.mark.parametrize("name", OPTIMISERS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
-def test_threads_blocks_and_alignment_do_not_change_a_bit(monkeypatch, name, dtype):
+def test_threads_blocks_and_alignment_do_not_change_a_bit(cut, name, dtype):
     results, before = set(), threads()
     try:
         for n, width, task, align in [(2, 1024, 1 << 20, 64), (1, 16, 1, 8), (3, 999, 100, 64)]:
             set_threads(n)
-            for constant, value in (("WIDTH", width), ("TASK", task)):
-                monkeypatch.setattr(sys.modules["flatstore.es.optimise"], constant, value)
+            cut(WIDTH=width, TASK=task)
             store = a_store(dtype, align)
             optimiser = OPTIMISERS[name](store)
             for gradient in gradients(store, 3):
@@ -248,6 +246,7 @@ def test_a_lent_store_or_state_is_not_moved():
     ("make", "message"),
     [
         (lambda s: es.Adam(s, beta1=1.0), "expected beta1 in 0 .. 1, got 1.0; fix"),
+        (lambda s: es.Adam(s, beta1="x"), "expected beta1 in 0 .. 1, got x; fix"),
         (lambda s: es.Adam(s, beta2=-0.1), "expected beta2 in 0 .. 1, got -0.1; fix"),
         (lambda s: es.Adam(s, epsilon=0), "expected epsilon in 0 .. inf, got 0; fix"),
         (lambda s: es.Momentum(s, beta=np.nan), "expected beta in 0 .. 1, got nan; fix"),

@@ -1,6 +1,5 @@
 """Updates: the weighted noise of many seeds, summed in whole numbers, rounded once, against plain Python integers."""
 
-import sys
 from fractions import Fraction
 
 import ml_dtypes
@@ -131,13 +130,12 @@ def test_taking_back_and_updating_is_one_pass_of_the_same_bits(sign, noise, dtyp
 
 
 @pytest.mark.parametrize("noise", NOISES)
-def test_threads_blocks_and_alignment_do_not_change_an_update(monkeypatch, noise):
+def test_threads_blocks_and_alignment_do_not_change_an_update(cut, noise):
     results, before = set(), threads()
     try:
         for n, width, task, brood, align in [(2, 256, 1 << 20, 64, 64), (1, 16, 1, 1, 1), (3, 999, 100, 7, 8)]:
             set_threads(n)
-            for name, value in (("WIDTH", width), ("TASK", task), ("BROOD", brood)):
-                monkeypatch.setattr(sys.modules["flatstore.es.update"], name, value)
+            cut(WIDTH=width, TASK=task, BROOD=brood)
             store = a_store(noise, align=align)
             es.update(store, noise, fs.seeds(6, 20), np.linspace(-1, 1, 20))
             results.add(store.to_vector().tobytes())
@@ -210,6 +208,18 @@ def test_an_update_that_reaches_the_bound_is_an_error_and_the_store_as_it_was():
     with pytest.raises(ValueError, match="below the bound 8"):
         es.update(store, noise, [5], [90.0], perturbed=-1)
     assert store.buffer.tobytes() == perturbed
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_move_past_the_bound_is_an_error_also_where_it_leads_below_it(dtype):
+    noise, store = fs.Rademacher(0.02, bound=8), fs.Store.from_tree({"w": np.zeros(1000, dtype)})
+    store["w"][:] = -3 * np.sign(noise.delta(store.layout.leaf("w"), np.array([5], np.uint64), 0, 1000)[0])
+    before = store.buffer.tobytes()
+    with pytest.raises(
+        ValueError, match="'w': expected a move below the bound 8, got one of 8.99999; fix: smaller weights"
+    ):
+        es.update(store, noise, [5], [450.0])
+    assert store.buffer.tobytes() == before
 
 
 def test_an_update_of_a_store_off_the_grid_is_an_error_and_the_store_as_it_was():

@@ -10,11 +10,12 @@ import numpy as np
 
 from flatstore.arrays import Array
 from flatstore.es.optimise import Optimiser
-from flatstore.es.passes import refuse_other_dtypes
+from flatstore.es.passes import NO_NOISE
 from flatstore.es.ranks import centred_ranks
 from flatstore.es.replay import Move, mover
 from flatstore.es.sample import layouts_differ, sample
 from flatstore.ga.evolve import chunks_of, fitness_of, number_of
+from flatstore.kernels.storage import refuse_others
 from flatstore.kernels.threads import Interrupts
 from flatstore.memory import overlap
 from flatstore.noise import Noise, Seed, seeds
@@ -100,7 +101,7 @@ def evolve(
         raise ValueError(f"expected an even number of members, 2 or more, got {size}; fix: they are pairs")
     move = mover(centre, noise, optimiser)
     trainable = [leaf for leaf in centre.layout.homes if leaf.trainable and leaf.size]
-    refuse_other_dtypes(trainable)
+    refuse_others(trainable, "add noise to", NO_NOISE)
     pop = members if isinstance(members, Population) else Population.zeros(centre.layout, size)
     if pop.layout != centre.layout:
         raise layouts_differ("members", pop, centre)
@@ -131,15 +132,21 @@ def evolve(
                     error.add_note(f"the centre is as generation {n} found it; fix: evolve(..., resume={n}) goes on")
                     raise
                 held = error
-            try:
-                yield done
-            finally:
-                if held is not None:
-                    held.add_note(f"generation {n} has moved the centre; fix: evolve(..., resume={n + 1}) goes on")
-                    raise held
+            note = f"generation {n} has moved the centre; fix: evolve(..., resume={n + 1}) goes on"
+            yield from handed_over(done, held, note)
             n += 1
 
     return loop()
+
+
+def handed_over(done: Move, held: BaseException | None, note: str) -> Generator[Move]:
+    """Yield a record; then raise, with a note, what was held back while it was made."""
+    try:
+        yield done
+    finally:
+        if held is not None:
+            held.add_note(note)
+            raise held
 
 
 def started(
@@ -148,8 +155,9 @@ def started(
     """The number of the first move, and the seed of the run as a tuple: what `evolve` and `mezo` check alike."""
     if not callable(evaluate):
         raise TypeError(f"expected a function to evaluate with, got {type(evaluate).__name__}; fix: (tree, n) -> …")
-    if most is not None and most < 1:
-        raise ValueError(f"expected {unit} >= 1, got {most}; fix: None is for ever")
+    number: Any = most
+    if most is not None and (not isinstance(number, (int, np.integer)) or most < 1):
+        raise ValueError(f"expected a whole number of {unit} >= 1, got {most}; fix: None is for ever")
     start = resume.number + 1 if isinstance(resume, Move) else number_of(resume)
     parts: Any = seed
     run = (parts,) if np.ndim(parts) == 0 else tuple(parts)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.arrays import Spec, is_floating, is_integer
-from flatstore.es.evolve import Rate, rate_at, started
+from flatstore.es.evolve import Rate, handed_over, rate_at, started
 from flatstore.es.passes import passes
 from flatstore.es.perturb import perturb, take_back
 from flatstore.es.replay import Move, mover
@@ -125,12 +125,7 @@ def mezo(
                     error.add_note(f"fix: mezo(..., resume={n}) goes on")
                     raise
                 held = error
-            try:
-                yield done
-            finally:
-                if held is not None:
-                    held.add_note(f"step {n} has moved the store; fix: mezo(..., resume={n + 1}) goes on")
-                    raise held
+            yield from handed_over(done, held, f"step {n} has moved the store; fix: mezo(..., resume={n + 1}) goes on")
             n += 1
 
     return loop()

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from flatstore.arrays import Array
-from flatstore.es.passes import TASK, WIDTH, Lines, Pass, items, pieces, random_words
+from flatstore.es.passes import WIDTH, Lines, Pass, items, passes_over, random_words
 from flatstore.es.sample import layouts_differ
 from flatstore.kernels.optimising import adam, finite, momentum, optimising
-from flatstore.kernels.storage import DITHERED, STORAGE
+from flatstore.kernels.storage import refuse_others
 from flatstore.kernels.threads import Interrupts, each
 from flatstore.noise import seeds, spans
 from flatstore.store import Store
@@ -35,7 +35,8 @@ class _Ruled:
     def __init__(self, store: Store, states: int, **settings: float) -> None:
         for name, value in settings.items():
             low = name.startswith("beta")
-            if not (0 <= value < 1 if low else 0 < value < math.inf):
+            number: Any = value
+            if not isinstance(number, (int, float, np.number)) or not (0 <= value < 1 if low else 0 < value < math.inf):
                 raise ValueError(f"expected {name} in {'0 .. 1' if low else '0 .. inf'}, got {value}; fix: the default")
         if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"expected a Store to move, got {type(store).__name__}; fix: a member is one, pop[i]")
@@ -54,9 +55,9 @@ class _Ruled:
         refuse_not_finite(gradient, "a gradient")
         states = self._states[0], self._states[-1]
         stores = self.store, gradient, *states
-        todo = items(gradient.planned((self.store, *states), lambda: _passes(*stores)), TASK)
+        todo = items(gradient.planned((self.store, *states), lambda: _passes(*stores)))
         keys, scratch = np.zeros(3, np.uint64), dict[int, Array]()
-        if any(p.dtype in DITHERED for p, _, _ in todo):
+        if any(p.raw.dtype != p.real for p, _, _ in todo):  # 16-bit leaves, which are rounded at random
             keys = seeds(self.count, 3)
 
         def task(i: int, worker: int) -> None:
@@ -85,8 +86,9 @@ class Adam(_Ruled):
     >>> store["w"].round(4).tolist()
     [0.009999999776482582, -0.009999999776482582]
 
-    It is computed in one pass, in float32 for 16-bit leaves, whose numbers are then rounded at random. To go on with a
-    run, restore the store, `mean` and `square` (by `assign`) and `count`.
+    It is computed in one pass, in float32 for 16-bit leaves, whose numbers are then rounded at random. Squares of
+    float16 gradients that stay above 255 become infinite there, and their parameters stand still. To go on with a run,
+    restore the store, `mean` and `square` (by `assign`) and `count`.
 
     Source: Kingma and Ba, *Adam: A Method for Stochastic Optimization*, 2015. Raises `ValueError` for settings out of
     range, and leaves that cannot be computed with.
@@ -148,7 +150,7 @@ class Momentum(_Ruled):
 
 def refuse_not_finite(store: Store, name: str) -> None:
     """Raise `ValueError` for a store with a number that is not finite, with the leaf."""
-    todo = items(store.planned("numbers", lambda: _passes(store)), TASK)
+    todo = items(store.planned("numbers", lambda: _passes(store)))
     bad: list[int] = []
 
     def task(i: int, worker: int) -> None:
@@ -165,24 +167,13 @@ def refuse_not_finite(store: Store, name: str) -> None:
         )
 
 
-def _passes(store: Store, *others: Store) -> list[Pass]:
-    """All that trains, dtype by dtype: the pieces say where each index lies in each of the stores."""
-    found: dict[str, Pass] = {}
-    bounds, _ = spans(store.layout, None)
-    lines = Lines(bounds, np.zeros(len(bounds), np.int64), ())
-    for leaf in store.layout.homes:
-        name = leaf.dtype.name
-        if not leaf.trainable or not leaf.size or name in found:
-            continue
-        if name not in STORAGE:
-            raise ValueError(
-                f"{leaf.path!r}: expected a leaf of {', '.join(STORAGE)} to optimise, got {leaf.spec}; "
-                "fix: leave it out of trainable="
-            )
-        stored, real, _, _ = STORAGE[name]
-        places = pieces(lines, *(x.runs(name) for x in (store, *others)))
-        found[name] = Pass(name, real, store.raw(stored), places, 0.0)
-    return list(found.values())
+def _passes(*stores: Store) -> list[Pass]:
+    """All that trains in the first, dtype by dtype; the pieces say where each index lies in each of the stores."""
+    layout = stores[0].layout
+    leaves = [leaf for leaf in layout.homes if leaf.trainable and leaf.size]
+    refuse_others(leaves, "optimise")
+    bounds, _ = spans(layout, None)
+    return passes_over(Lines(bounds, np.zeros(len(bounds), np.int64), ()), leaves, stores)
 
 
 def _power(base: float, exponent: int) -> float:

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from flatstore.arrays import Spec, spec_of
-from flatstore.es.passes import refuse_other_dtypes
+from flatstore.es.passes import NO_NOISE
+from flatstore.kernels.storage import refuse_others
 from flatstore.layout import Layout
 from flatstore.noise import Noise
 from flatstore.paths import flatten, path_of
@@ -92,7 +93,7 @@ def mapped(
     """
     layout = Layout.from_tree(params) if layout is None else layout
     noise.check_grid(layout)
-    refuse_other_dtypes([leaf for leaf in layout.homes if leaf.trainable and noise.scale_of(leaf.path)])
+    refuse_others([x for x in layout.homes if x.trainable and noise.scale_of(x.path)], "add noise to", NO_NOISE)
     flat, treedef = flatten(params)
     named = [("/".join(filter(None, (within, path_of(keys)))), value) for keys, value in flat]
     parts = _parts(named, layout, within, _coordinates(at))

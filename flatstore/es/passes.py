@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from flatstore.arrays import Array
 from flatstore.kernels.generation import ranges
-from flatstore.kernels.storage import STORAGE
+from flatstore.kernels.storage import STORAGE, refuse_others
 from flatstore.kernels.threads import each
 from flatstore.layout import Layout
 from flatstore.noise import Noise, spans
@@ -18,11 +18,14 @@ from flatstore.store import Store
 from flatstore.table import Leaf
 from flatstore.views import Views
 
-WIDTH = 1024
+WIDTH = 2048
 """Parameters in a block: what a thread has in its first cache."""
 
 TASK = 1 << 20
-"""Parameters that a thread takes on at a time: about a millisecond."""
+"""Numbers that a thread takes on at a time, at most: about a millisecond."""
+
+LEAST, PARTS = 1 << 16, 16
+"""Numbers that are worth a task, and how many tasks there are at least if there are so many numbers."""
 
 ROOM = 512
 """Random numbers beyond a block's width that scratch has room for: whole blocks of 128 at both ends."""
@@ -62,14 +65,23 @@ def passes(store: Store, noise: Noise) -> list[Pass]:
 def _passes(store: Store, noise: Noise) -> list[Pass]:
     noise.check_grid(store.layout)
     leaves = moved(store, noise)
-    refuse_other_dtypes(leaves)
+    refuse_others(leaves, "add noise to", NO_NOISE)
     lines = lines_of(store.layout, noise)
     noisy = Lines(lines.bounds[lines.line >= 0], lines.line[lines.line >= 0], lines.scales)
+    return passes_over(noisy, leaves, [store], noise)
+
+
+def passes_over(lines: Lines, leaves: list[Leaf], views: Sequence[Views], noise: Noise | None = None) -> list[Pass]:
+    """A pass for each dtype of the leaves: its pieces say where each index lies in each of the stores or populations.
+
+    With noise they have its grid.
+    """
     found: list[Pass] = []
     for name in dict.fromkeys(leaf.dtype.name for leaf in leaves):
         stored, real, _, _ = STORAGE[name]
-        grid = 0.0 if stored is np.uint16 else noise.grid(real)
-        found.append(Pass(name, real, store.raw(stored), pieces(noisy, store.runs(name)), grid))
+        grid = noise.grid(real) if noise is not None and stored is real else 0.0
+        places = pieces(lines, *(x.runs(name) for x in views))
+        found.append(Pass(name, real, views[0].raw(stored), places, grid))
     return found
 
 
@@ -83,14 +95,8 @@ def check_types(store: Any, noise: Any) -> None:
         raise TypeError(f"expected a noise, got {type(noise).__name__}; fix: like fs.Normal(0.02)")
 
 
-def refuse_other_dtypes(leaves: list[Leaf]) -> None:
-    """Raise `ValueError` for a leaf that cannot be computed with."""
-    for leaf in leaves:
-        if leaf.dtype.name not in STORAGE:
-            raise ValueError(
-                f"{leaf.path!r}: expected a leaf of {', '.join(STORAGE)} to add noise to, got {leaf.spec}; "
-                "fix: give it the scale 0, or leave it out of trainable="
-            )
+NO_NOISE = "give it the scale 0, or leave it out of trainable="
+"""What to do about a leaf that noise cannot be added to."""
 
 
 def refuse_unknown(store: Store, leaves: list[Leaf]) -> None:
@@ -108,7 +114,7 @@ def refuse_unknown(store: Store, leaves: list[Leaf]) -> None:
 
 
 class Lines(NamedTuple):
-    """What noise is added where: a line of the tables of `deltas` and `steps` for each strength."""
+    """What noise is added where: a line of the table of `magnitudes` for each strength."""
 
     bounds: Array
     """First indices and ends, shape (spans, 2)."""
@@ -127,15 +133,9 @@ def lines_of(layout: Layout, noise: Noise) -> Lines:
 
 
 @lru_cache(maxsize=8)
-def steps(noise: Noise, scales: tuple[float, ...]) -> Array:
-    """How many steps each value of a draw adds, a line for each scale: int32."""
-    return np.stack([noise.steps(scale) for scale in scales])
-
-
-@lru_cache(maxsize=8)
-def deltas(noise: Noise, scales: tuple[float, ...]) -> Array:
-    """What each value of a draw adds, a line for each scale: float32."""
-    return steps(noise, scales).astype(np.float32) * np.float32(noise.step)
+def magnitudes(noise: Noise, scales: tuple[float, ...]) -> tuple[Array, Array]:
+    """What draws add, a line for each scale: magnitudes in units (int16), and how many steps a unit has (int64)."""
+    return np.stack([noise.magnitudes(scale) for scale in scales]), np.array([noise.unit(scale) for scale in scales])
 
 
 def pieces(lines: Lines, *runs: Array) -> Array:
@@ -163,8 +163,10 @@ def blocks(size: int, chunk: int) -> list[tuple[int, int]]:
     return [(start, min(start + chunk, size)) for start in range(0, size, chunk)]
 
 
-def items(todo: list[Pass], task: int) -> list[Item]:
-    """The passes, cut into ranges of at most `task` parameters."""
+def items(todo: list[Pass], numbers: int = 1) -> list[Item]:
+    """The passes, cut into ranges for the threads to take on, where each parameter takes so many numbers."""
+    every = numbers * sum(end - begin for p in todo for begin, end in ranges(p.pieces))
+    task = WIDTH * max(1, min(max(LEAST, every // PARTS), TASK) // (WIDTH * max(1, numbers)))
     return [
         (p, begin + start, begin + stop)
         for p in todo

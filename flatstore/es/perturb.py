@@ -17,9 +17,9 @@ from flatstore.es.passes import (
     Item,
     Pass,
     blocks,
-    deltas,
     items,
     lines_of,
+    magnitudes,
     moved,
     passes,
     random_words,
@@ -27,6 +27,7 @@ from flatstore.es.passes import (
     there_and_back,
 )
 from flatstore.kernels.moving import perturbation
+from flatstore.kernels.storage import BITS
 from flatstore.kernels.threads import Interrupts
 from flatstore.memory import LentError
 from flatstore.noise import Noise, Seed, as_keys, seeds
@@ -37,8 +38,8 @@ from flatstore.table import Leaf
 def snap(store: Store, noise: Noise) -> None:
     """Round the parameters that `noise` moves to its grid, in place: to the nearest multiple, minus zero to zero.
 
-    Once, before the first `perturb`, which leaves parameters on the grid; `update` does not. float32 parameters move by
-    at most `noise.step / 2`.
+    Once, before the first `perturb`: that and `update` leave parameters on the grid. float32 parameters move by at most
+    `noise.step / 2`.
 
     >>> import flatstore as fs
     >>> store = fs.Store.from_tree({"w": np.array([0.1, -0.0], "f4")})
@@ -60,10 +61,8 @@ def snap(store: Store, noise: Noise) -> None:
             if largest >= noise.bound - half:  # would be rounded up to it, or lies beyond
                 raise _past_the_bound(noise, leaf.path, largest, "a larger bound=")
         for _, values in views:
-            grid = values.dtype.type(noise.grid(values.dtype))
             for start, stop in blocks(values.size, TASK):
-                part = values[start:stop]
-                part[...] = np.rint(part / grid) * grid + 0  # minus zero plus zero is zero
+                values[start:stop] = to_grid(values[start:stop], noise)
 
 
 def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: bool = True) -> None:
@@ -99,9 +98,9 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
         refuse_16_bit(todo)
     else:
         refuse_unknown(store, moved(store, noise))
-    table = deltas(noise, lines_of(store.layout, noise).scales)
-    key = key_of(seed)
-    draw = noise.kind, noise.width, key, table
+    table, units = magnitudes(noise, lines_of(store.layout, noise).scales)
+    key, deltas = key_of(seed), units * noise.step
+    draw = noise.kind, noise.width, key, table, deltas
     scratch: dict[tuple[int, str], Any] = {}
 
     def move(item: Item, end: int, sign: int, bound: float, worker: int) -> int:
@@ -121,7 +120,7 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
         return sign * noise.delta(leaf, key, begin, end)[0]
 
     with Interrupts(), store.memory.writing():
-        stopped = there_and_back(items(todo, TASK), forth, back)
+        stopped = there_and_back(items(todo), forth, back)
         if stopped:
             raise refused(store, noise, *stopped, delta, "a larger bound=")
 
@@ -172,7 +171,7 @@ def take_back(store: Store, noise: Noise, seed: Seed, at: int, error: BaseExcept
 
 def key_of(seed: Seed) -> Array:
     """A seed as a Philox key, shape (1,): an integer as it is, several hashed to one."""
-    if isinstance(seed, (int, np.integer)):
+    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
         if not 0 <= seed < 1 << 64:
             raise ValueError(
                 f"expected a seed in 0 .. 2**64 - 1, got {seed}; fix: fs.seeds(seed, 1) hashes larger ones"
@@ -184,13 +183,12 @@ def key_of(seed: Seed) -> Array:
 def grid_of(p: Pass, bound: float) -> tuple[Any, Any, Any]:
     """What the compiled check compares with: the grid, its reciprocal, and the bits of the bound."""
     size = p.real(p.grid or 1.0)
-    bits: Any = np.int64 if p.real is np.float64 else np.int32
-    return size, p.real(1) / size, p.real(bound).view(bits)
+    return size, p.real(1) / size, p.real(bound).view(BITS[p.real])
 
 
 def number_rows(real: Any) -> tuple[Array, Array]:
     """Room for what a block's draws find in a table, and for the parameters after the move."""
-    return np.zeros(WIDTH + ROOM, np.float32), np.zeros(WIDTH, real)
+    return np.zeros(WIDTH + ROOM, np.int16), np.zeros(WIDTH, real)
 
 
 def refuse_16_bit(todo: list[Pass]) -> None:
@@ -210,9 +208,10 @@ def refused(
 
     `delta(leaf, start, stop)` is what they were to be moved by; they stand as before the move.
     """
-    inside = [leaf for leaf in moved(store, noise) if leaf.dtype.name == p.dtype and index < leaf.index + leaf.size]
     worst = "", 0.0
-    for leaf in (leaf for leaf in inside if leaf.index < index + WIDTH):
+    for leaf in moved(store, noise):
+        if leaf.dtype.name != p.dtype or not leaf.index - WIDTH < index < leaf.index + leaf.size:
+            continue
         start, stop = max(index - leaf.index, 0), min(index - leaf.index + WIDTH, leaf.size)
         refuse_unknown(store, [leaf])
         (values,) = store.columns(leaf)
@@ -220,13 +219,17 @@ def refused(
         largest = max(float(np.abs(values[a:b]).max()) for a, b in blocks(leaf.size, TASK))
         if largest >= noise.bound:
             return _past_the_bound(noise, leaf.path, largest, "a larger bound=")
-        if not is_snapped(part, noise):
+        if to_grid(part, noise).tobytes() != part.tobytes():
             return ValueError(
                 f"{leaf.path!r}: expected parameters on the grid of the noise (step {noise.step:.3g}), got others, the "
                 f"largest {largest:.6g}; fix: es.snap(store, noise) once"
             )
-        after = float(np.abs(part + delta(leaf, start, stop)).max())
-        worst = max(worst, (leaf.path, after), key=lambda found: found[1])
+        move = delta(leaf, start, stop)
+        if (largest := float(np.abs(move).max())) >= noise.bound:  # it has too many digits, wherever it leads
+            return ValueError(
+                f"{leaf.path!r}: expected a move below the bound {noise.bound:g}, got one of {largest:.6g}; fix: {fix}"
+            )
+        worst = max(worst, (leaf.path, float(np.abs(part + move).max())), key=lambda found: found[1])
     return _past_the_bound(noise, *worst, fix, " after the move")
 
 
@@ -237,7 +240,7 @@ def _past_the_bound(noise: Noise, path: str, largest: float, fix: str, when: str
     )
 
 
-def is_snapped(values: Array, noise: Noise) -> bool:
-    """Whether all are multiples of the grid, and none is minus zero."""
+def to_grid(values: Array, noise: Noise) -> Array:
+    """The nearest multiples of the grid: a copy. Minus zero becomes zero."""
     grid = values.dtype.type(noise.grid(values.dtype))
-    return (np.rint(values / grid) * grid + 0).tobytes() == values.tobytes()
+    return np.rint(values / grid) * grid + 0  # minus zero plus zero is zero

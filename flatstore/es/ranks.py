@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.arrays import Array
+from flatstore.arrays import Array, as_numpy, is_numeric
 
 
 def centred_ranks(fitness: Any) -> Array:
@@ -18,12 +18,18 @@ def centred_ranks(fitness: Any) -> Array:
     [0.0, -0.5, 0.5]
 
     Source: Salimans, Ho, Chen, Sidor and Sutskever, *Evolution Strategies as a Scalable Alternative to Reinforcement
-    Learning*, 2017. Raises `ValueError` for a vector that is empty or all NaN.
+    Learning*, 2017. Raises `ValueError` for what is no real vector, or
+    one that is empty or all NaN.
     """
-    scores = np.asarray(fitness, np.float64)
-    if scores.ndim != 1 or np.isnan(scores).all():
+    given = as_numpy(fitness, "fitness")
+    if given.ndim != 1 or not is_numeric(given.dtype) or given.dtype.kind == "c":
         raise ValueError(
-            f"expected a vector of fitness with a number in it, got shape {scores.shape} and only NaN; "
+            f"expected a real vector of fitness, got {given.dtype} of shape {given.shape}; fix: a number per member"
+        )
+    scores = given.astype(np.float64)
+    if np.isnan(scores).all():
+        raise ValueError(
+            f"expected a vector of fitness with a number in it, got {len(scores)} that are all NaN; "
             "fix: look at the evaluation"
         )
     # The order is that of the distinct numbers; all NaNs are one more, below them.

@@ -11,14 +11,20 @@ from typing import Any
 import jax
 import numpy as np
 
+from flatstore.kernels.storage import (
+    HALF_INFINITY,
+    HALF_SIGN,
+    INFINITY,
+    ONE_HALF,
+    REBIAS,
+    SIGN,
+    SMALLEST_NORMAL,
+    TOO_LARGE,
+)
+
 jnp: Any = jax.numpy
 _lax: Any = jax.lax
 _U = np.uint32
-_SIGN, _HALF_SIGN = _U(0x80000000), _U(0x8000)
-_INFINITY, _HALF_INFINITY = _U(0x7F800000), _U(0x7C00)
-_REBIAS = _U(112 << 23)  # from float16's exponent to float32's
-_SMALLEST_NORMAL, _TOO_LARGE = _U(113 << 23), _U(143 << 23)  # 2**-14 and 2**16, as float32
-_ONE_HALF = _U(126 << 23)  # 0.5, as float32
 
 
 def bits_of(x: Any) -> Any:
@@ -40,9 +46,9 @@ def loaded(x: Any, nothing: Any) -> Any:
     if x.dtype != np.float16:
         return float_of(half << _U(16))
     magnitude = half & _U(0x7FFF)
-    normal = (magnitude << _U(13)) + jnp.where(magnitude >= _HALF_INFINITY, _U(2) * _REBIAS, _REBIAS)
+    normal = (magnitude << _U(13)) + jnp.where(magnitude >= HALF_INFINITY, _U(2) * REBIAS, REBIAS)
     subnormal = bits_of(magnitude.astype(np.float32) * np.float32(2.0**-24))
-    return float_of(jnp.where(magnitude < _U(0x400), subnormal, normal) | (half & _HALF_SIGN) << _U(16))
+    return float_of(jnp.where(magnitude < _U(0x400), subnormal, normal) | (half & HALF_SIGN) << _U(16))
 
 
 def added(x: Any, delta: Any) -> Any:
@@ -61,15 +67,15 @@ def rounded(y: Any, dtype: Any) -> Any:
     if dtype.itemsize != 2:
         return y
     bits = bits_of(y)
-    x, sign = bits & ~_SIGN, (bits & _SIGN) >> _U(16)
+    x, sign = bits & ~SIGN, (bits & SIGN) >> _U(16)
     if dtype != np.float16:
         nearest = (bits + _U(0x7FFF) + (bits >> _U(16) & _U(1))) >> _U(16)
-        return _stored(jnp.where(x > _INFINITY, sign | _U(0x7FC0), nearest), dtype)
-    normal = (x - _REBIAS + _U(0xFFF) + (x >> _U(13) & _U(1))) >> _U(13)
+        return _stored(jnp.where(x > INFINITY, sign | _U(0x7FC0), nearest), dtype)
+    normal = (x - REBIAS + _U(0xFFF) + (x >> _U(13) & _U(1))) >> _U(13)
     # Next to a half, a float32's last bit is float16's smallest: the addition itself rounds.
-    subnormal = bits_of(float_of(x) + np.float32(0.5)) - _ONE_HALF
-    special = jnp.where(x <= _INFINITY, _HALF_INFINITY, _U(0x7E00) | (x >> _U(13) & _U(0x3FF)))
-    half = jnp.where(x < _TOO_LARGE, jnp.where(x < _SMALLEST_NORMAL, subnormal, normal), special)
+    subnormal = bits_of(float_of(x) + np.float32(0.5)) - ONE_HALF
+    special = jnp.where(x <= INFINITY, HALF_INFINITY, _U(0x7E00) | (x >> _U(13) & _U(0x3FF)))
+    half = jnp.where(x < TOO_LARGE, jnp.where(x < SMALLEST_NORMAL, subnormal, normal), special)
     return _stored(half | sign, dtype)
 
 
@@ -78,16 +84,16 @@ def dithered(y: Any, dtype: Any, word: Any) -> Any:
     if dtype.itemsize != 2:
         return y
     bits = bits_of(y)
-    x, sign = bits & ~_SIGN, (bits & _SIGN) >> _U(16)
+    x, sign = bits & ~SIGN, (bits & SIGN) >> _U(16)
     nearest = _lax.bitcast_convert_type(rounded(y, dtype), np.uint16).astype(_U)
     if dtype != np.float16:
         up = (bits + (word & _U(0xFFFF))) >> _U(16)
-        return _stored(jnp.where(x < _INFINITY, up, nearest), dtype)
+        return _stored(jnp.where(x < INFINITY, up, nearest), dtype)
     random = word & _U(0x1FFF)
-    normal = (x - _REBIAS + random) >> _U(13)
+    normal = (x - REBIAS + random) >> _U(13)
     finer = float_of(x) * np.float32(2.0**24) + random.astype(np.float32) * np.float32(2.0**-13)
-    half = jnp.where(x < _SMALLEST_NORMAL, finer.astype(_U), normal)
-    return _stored(jnp.where(x < _TOO_LARGE, half | sign, nearest), dtype)
+    half = jnp.where(x < SMALLEST_NORMAL, finer.astype(_U), normal)
+    return _stored(jnp.where(x < TOO_LARGE, half | sign, nearest), dtype)
 
 
 def _stored(bits: Any, dtype: Any) -> Any:

@@ -7,27 +7,26 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.passes import (
+    NO_NOISE,
     ROOM,
-    TASK,
     WIDTH,
     check_types,
-    deltas,
+    items,
     lines_of,
-    pieces,
+    magnitudes,
+    passes_over,
     random_words,
-    refuse_other_dtypes,
     refuse_unknown,
 )
-from flatstore.kernels.generation import ranges
 from flatstore.kernels.moving import sampling
-from flatstore.kernels.storage import STORAGE
+from flatstore.kernels.storage import refuse_others
 from flatstore.kernels.threads import each
 from flatstore.noise import Noise, as_keys
 from flatstore.population import Population
 from flatstore.store import Store
 from flatstore.structure import Difference, StructureError
 
-BROOD = 16
+BROOD = 8
 """Seeds whose random words a thread draws at a time."""
 
 
@@ -66,31 +65,25 @@ def sample(
         raise ValueError(f"expected sign 1 or -1, got {sign}; fix: the strength belongs to the noise")
     noise.check_grid(out.layout)
     trainable = [leaf for leaf in out.layout.homes if leaf.trainable and leaf.size]
-    refuse_other_dtypes(trainable)
+    refuse_others(trainable, "add noise to", NO_NOISE)
     refuse_unknown(store, trainable)
     lines = lines_of(out.layout, noise)
-    draw = noise.kind, noise.width, keys, deltas(noise, lines.scales)
+    table, units = magnitudes(noise, lines.scales)
+    draw = noise.kind, noise.width, keys, table, units * noise.step
     signs = np.array([sign, -sign] if antithetic else [sign], np.float64)
-    tasks: list[tuple[str, int, int]] = []
-    loops: dict[str, tuple[Any, ...]] = {}
-    for name in dict.fromkeys(leaf.dtype.name for leaf in trainable):
-        stored, real, _, _ = STORAGE[name]
-        places = pieces(lines, out.runs(name), store.runs(name))
-        loops[name] = sampling(name), out.raw(stored), store.raw(stored), places, real
-        chunk = WIDTH * max(1, TASK // (WIDTH * size))
-        tasks += [(name, at, min(at + chunk, end)) for begin, end in ranges(places) for at in range(begin, end, chunk)]
+    todo = items(passes_over(lines, trainable, [out, store]), size)
     scratch: dict[Any, Any] = {}
 
     def task(i: int, worker: int) -> None:
-        name, start, stop = tasks[i]
-        loop, to, centre, places, real = loops[name]
-        if (worker, real) not in scratch:
+        p, start, stop = todo[i]
+        if (worker, p.real) not in scratch:
             words = random_words(noise.width, min(BROOD, len(keys)), WIDTH)
-            scratch[worker, real] = words, np.zeros(WIDTH + ROOM, np.float32), np.zeros(WIDTH, real)
-        loop(start, stop, to, centre, places, draw, signs, scratch[worker, real])
+            scratch[worker, p.real] = words, np.zeros(WIDTH + ROOM, np.int16), np.zeros(WIDTH, p.real)
+        centre = store.raw(p.raw.dtype)
+        sampling(p.dtype)(start, stop, p.raw, centre, p.pieces, draw, signs, scratch[worker, p.real])
 
     with out.memory.writing():
-        each(task, len(tasks))
+        each(task, len(todo))
 
 
 def layouts_differ(name: str, got: Any, expected: Any) -> StructureError:

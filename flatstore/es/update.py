@@ -10,27 +10,27 @@ from flatstore.arrays import Array
 from flatstore.es.fixed import fixed_point
 from flatstore.es.passes import (
     ROOM,
-    TASK,
-    WIDTH,
     Item,
-    Pass,
     items,
     lines_of,
+    magnitudes,
     moved,
     passes,
     random_words,
     refuse_unknown,
-    steps,
     there_and_back,
 )
 from flatstore.es.perturb import grid_of, refused
-from flatstore.kernels.moving import updating
+from flatstore.kernels.moving import TOGETHER, updating
 from flatstore.kernels.threads import Interrupts, each
 from flatstore.noise import Noise
 from flatstore.store import Store
 from flatstore.table import Leaf
 
-BROOD = 16
+WIDTH = 4096
+"""Parameters in a block: their sums stay in a cache."""
+
+BROOD = 8
 """Seeds whose random words a thread draws at a time."""
 
 
@@ -86,30 +86,30 @@ def update(
         )
     if perturbed and not len(keys):
         raise ValueError("expected the seed that the store is perturbed by, got none; fix: perturbed=0")
-    rough = [p for p in todo if not (exact and p.grid)]
+    on_grid, rough = ([p for p in todo if bool(exact and p.grid) == wanted] for wanted in (True, False))
     refuse_unknown(store, [leaf for leaf in moved(store, noise) if leaf.dtype.name in {p.dtype for p in rough}])
-    table = steps(noise, lines_of(store.layout, noise).scales)
+    table, units = magnitudes(noise, lines_of(store.layout, noise).scales)
     scratch: dict[tuple[int, str], Any] = {}
 
-    def move(item: Item, end: int, whole: Array, sign: int, back: int, checked: bool, worker: int) -> int:
+    def move(item: Item, end: int, weights: Array, sign: int, back: int, checked: bool, worker: int) -> int:
         p, start, _ = item
         if (worker, p.dtype) not in scratch:
             scratch[worker, p.dtype] = (
                 random_words(noise.width, min(BROOD, max(1, len(keys))), WIDTH),
-                np.zeros(WIDTH + ROOM, np.int32),
+                np.zeros((TOGETHER, WIDTH + ROOM), np.int16),
                 np.zeros(WIDTH, p.real),
                 np.zeros(WIDTH, np.int64),
                 random_words(32, 1, WIDTH),
             )
-        on_grid = exact and p.grid > 0
+        gridded = exact and p.grid > 0
         # A float64 grid is 2**29 times as fine as a step.
-        drop = max(0, fixed.point - round(np.log2(noise.step / p.grid))) if on_grid else 0
+        drop = max(0, fixed.point - round(np.log2(noise.step / p.grid))) if gridded else 0
         unit = p.real(noise.step * 2.0 ** (drop - fixed.point))
         how = p.real(sign), drop, unit, fixed.key, p.real(back), p.real(noise.step)
-        draw = noise.kind, noise.width, keys, table
-        grid = grid_of(p, noise.bound if on_grid and checked else 0.0)
-        loop = updating(p.dtype, on_grid)
-        return loop(start, end, p.raw, p.pieces, draw, whole, how, grid, scratch[worker, p.dtype])
+        draw = noise.kind, noise.width, keys, table, units
+        grid = grid_of(p, noise.bound if gridded and checked else 0.0)
+        loop = updating(p.dtype, gridded)
+        return loop(start, end, p.raw, p.pieces, draw, weights, how, grid, scratch[worker, p.dtype])
 
     def forth(item: Item, worker: int) -> int:
         return move(item, item[2], fixed.whole, sign, perturbed, True, worker)
@@ -119,8 +119,6 @@ def update(
         if perturbed:
             move(item, end, np.zeros_like(fixed.whole), 1, -perturbed, False, worker)
 
-    gridded: list[Pass] = [p for p in todo if exact and p.grid]
-
     def delta(leaf: Leaf, begin: int, end: int) -> Array:
         moves = [(sign * float(w), key) for w, key in zip(np.asarray(weights, np.float64), keys, strict=True)]
         if perturbed:
@@ -129,9 +127,9 @@ def update(
         return sum(parts, np.zeros(end - begin))
 
     with Interrupts(), store.memory.writing():
-        stopped = there_and_back(items(gridded, TASK), forth, back)
+        stopped = there_and_back(items(on_grid, len(keys)), forth, back)
         if stopped:
             raise refused(store, noise, *stopped, delta, "smaller weights, or a larger bound=")
         # What cannot be taken back comes last: it cannot fail.
-        rest = items(rough, TASK)
+        rest = items(rough, len(keys))
         each(lambda i, worker: forth(rest[i], worker), len(rest))

@@ -9,7 +9,6 @@ import numpy as np
 
 from flatstore.arrays import spec_of
 from flatstore.es.parts import Part, is_array, mapped
-from flatstore.es.passes import deltas
 from flatstore.es.perturb import key_of
 from flatstore.es.rounding import added, loaded, rounded
 from flatstore.layout import Layout
@@ -104,7 +103,7 @@ def virtual(
     def move(x: Any, part: Part) -> Any:
         scale = part.scale(noise)
         if scale not in tables:  # one constant for all leaves
-            tables[scale] = jnp.asarray(deltas(noise, (scale,))[0])
+            tables[scale] = jnp.asarray(noise.steps(scale) * np.float32(noise.step), np.float32)
         zero = nothing(*filter(is_array, (key[0], *begun, *part.at)))
         drawn = looked_up(tables[scale], numbers(noise.kind, noise.width, key, part.indices(zero)))
         return _perturbed(x, times * drawn, zero)

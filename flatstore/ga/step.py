@@ -13,7 +13,7 @@ from flatstore.ga.crossover import Crossover, Mother, Uniform
 from flatstore.ga.mutation import Mutation, Reset, Sparse
 from flatstore.ga.passes import Left, pass_of, run
 from flatstore.ga.select import Tournament, best_first
-from flatstore.kernels.storage import STORAGE
+from flatstore.kernels.storage import refuse_others
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.population import Population
 
@@ -128,12 +128,7 @@ def _select(select: Any, scores: Array, n: int, seed: int) -> Array:
 def _dtypes(pop: Population) -> list[str]:
     """The dtypes of the leaves that train. Raises `ValueError` for one that cannot be computed with."""
     leaves = [leaf for leaf in pop.layout.homes if leaf.trainable and leaf.size]
-    for leaf in leaves:
-        if leaf.dtype.name not in STORAGE:
-            raise ValueError(
-                f"{leaf.path!r}: expected a leaf of {', '.join(STORAGE)} to evolve, got {leaf.spec}; "
-                "fix: leave it out of trainable="
-            )
+    refuse_others(leaves, "evolve")
     return list(dict.fromkeys(leaf.dtype.name for leaf in leaves))
 
 

@@ -2,7 +2,7 @@
 
 All loops run over blocks of the packed index. The random words of a block are drawn first; then come its *pieces*,
 neighbours in the index that are neighbours in memory and take noise of one strength. What a number adds is looked up in
-that strength's line of a table:
+that strength's line of a table, as a whole number of that line's *units*:
 
 ```
 piece     first index | end | line of the table | place of the first in memory | places from one member to the next
@@ -17,40 +17,36 @@ from typing import Any
 import numpy as np
 
 from flatstore.kernels.compiler import compiled
-from flatstore.kernels.storage import DITHERED, STORAGE
+from flatstore.kernels.generation import first_run
+from flatstore.kernels.storage import BITS, DITHERED, STORAGE
 from flatstore.kernels.words import blocks_of
 from flatstore.noise import ROUNDING
 
-BITS = {np.float32: np.int32, np.float64: np.int64}
-"""By what is computed with: the integers of its width."""
-
-
-@compiled
-def first_piece(pieces: Any, start: int) -> Any:
-    """The first piece that ends behind the index `start`."""
-    return np.searchsorted(pieces[:, 1], start, side="right")
+TOGETHER = 4
+"""Seeds whose noise is added to a sum at a time."""
 
 
 @compiled
 def found_in(row: int, first: int, count: int, width: int, table: Any, line: int, words: Any, out: Any) -> int:
     """What `count` numbers of `width` bits (16 or 1) find in a line of a table, from number `first` of a row of words.
 
-    Whole words are looked up: returns the place in `out` of the first that was asked for.
+    The highest bit is the sign, the others say where the magnitude stands. Of single bits whole words are looked up:
+    returns the place in `out` of the first that was asked for.
     """
-    per = 32 // width
-    begin = first // per
     if width == 16:
-        for w in range(np.uint64((first + count + 1) // 2 - begin)):
-            word = words[row, np.uint64(begin) + w]
-            out[np.uint64(2) * w] = table[line, word & np.uint32(0xFFFF)]
-            out[np.uint64(2) * w + np.uint64(1)] = table[line, word >> np.uint32(16)]
-    else:
-        zero, one = table[line, 0], table[line, 1]
-        for w in range(np.uint64((first + count + 31) // 32 - begin)):
-            word = words[row, np.uint64(begin) + w]
-            for bit in range(np.uint32(per)):  # a constant 32 would be unrolled, not turned into vectors
-                out[np.uint64(32) * w + np.uint64(bit)] = one if (word >> bit) & np.uint32(1) else zero
-    return first - per * begin
+        halves, begin = words.view(np.int16), np.uint64(first)
+        for i in range(np.uint64(count)):
+            out[i] = table[line, np.uint32(halves[row, begin + i]) & np.uint32(0x7FFF)]
+        for i in range(np.uint64(count)):  # apart, for this loop becomes vector instructions
+            minus = halves[row, begin + i] >> np.int16(15)
+            out[i] = np.int16((out[i] ^ minus) - minus)
+        return 0
+    plus, minus, begin = table[line, 0], -table[line, 0], first // 32
+    for w in range(np.uint64((first + count + 31) // 32 - begin)):
+        word = words[row, np.uint64(begin) + w]
+        for bit in range(np.uint32(32 // width)):  # a constant 32 would be unrolled, not turned into vectors
+            out[np.uint64(32) * w + np.uint64(bit)] = minus if (word >> bit) & np.uint32(1) else plus
+    return first - 32 * begin
 
 
 @cache
@@ -84,15 +80,16 @@ def perturbation(dtype: str) -> Any:
 
     @compiled
     def perturb(begin: int, end: int, raw: Any, pieces: Any, draw: Any, sign: Any, grid: Any, rows: Any) -> int:
-        """Add `sign` times the noise to the parameters begin .. end - 1; `draw` is (kind, width, keys, table).
+        """Add `sign` times the noise to the parameters begin .. end - 1.
 
+        `draw` is (kind, width, keys, table, what a unit of each line adds).
         Stops before a piece that is off the grid, or has reached the bound, or would; returns where. A bound of 0
         checks nothing.
         """
-        kind, width, keys, table = draw
+        kind, width, keys, table, units = draw
         words, drawn, new = rows
         for start in range(begin, end, new.size):
-            stop, k = min(start + new.size, end), first_piece(pieces, start)
+            stop, k = min(start + new.size, end), first_run(pieces, start)
             if k == pieces.shape[0] or pieces[k, 0] >= stop:
                 continue
             skip = blocks_of(kind, width, keys, start, stop - start, words)
@@ -100,10 +97,10 @@ def perturbation(dtype: str) -> Any:
                 low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
                 place, count = pieces[k, 3] + low - pieces[k, 0], high - low
                 shift = found_in(0, skip + low - start, count, width, table, pieces[k, 2], words, drawn)
-                faults = bits(0)
+                faults, unit = bits(0), sign * real(units[pieces[k, 2]])
                 for i in range(count):
                     old = load(raw[np.uint64(place + i)])
-                    new[i] = old + sign * real(drawn[np.uint64(shift + i)])
+                    new[i] = old + unit * real(drawn[np.uint64(shift + i)])
                     faults = bits(faults | fault(old, new[i], grid))
                 if grid[2] > 0 and faults != 0:
                     return low
@@ -128,10 +125,10 @@ def sampling(dtype: str) -> Any:
 
         The first place in a piece is that in `out`, the second that in `centre`; a line of -1 is no noise.
         """
-        kind, width, keys, table = draw
+        kind, width, keys, table, units = draw
         words, drawn, middle = rows
         for start in range(begin, end, middle.size):
-            stop, first = min(start + middle.size, end), first_piece(pieces, start)
+            stop, first = min(start + middle.size, end), first_run(pieces, start)
             k = first
             while k < pieces.shape[0] and pieces[k, 0] < stop:  # all of it, for it may be one of the members
                 low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
@@ -152,15 +149,16 @@ def sampling(dtype: str) -> Any:
                         if line >= 0:
                             shift = found_in(row, skip + offset, high - low, width, table, line, words, drawn)
                         for j in range(signs.size):
-                            sign, member = real(signs[j]), (brood + row) * signs.size + j
+                            member = (brood + row) * signs.size + j
                             place = pieces[k, 3] + low - pieces[k, 0] + member * pieces[k, 4]
                             if line < 0:  # minus zero plus zero would be zero
                                 for i in range(high - low):
                                     out[np.uint64(place + i)] = store(middle[np.uint64(offset + i)])
                                 continue
+                            unit = real(signs[j] * units[line])
                             for i in range(high - low):
                                 out[np.uint64(place + i)] = store(
-                                    middle[np.uint64(offset + i)] + sign * real(drawn[np.uint64(shift + i)])
+                                    middle[np.uint64(offset + i)] + unit * real(drawn[np.uint64(shift + i)])
                                 )
                         k += 1
 
@@ -170,14 +168,8 @@ def sampling(dtype: str) -> Any:
 @cache
 def updating(dtype: str, exact: bool) -> Any:
     """The compiled loop that adds the weighted noise of many seeds, rounded once: to the grid, or to the dtype."""
-    _, real, load, store = STORAGE[dtype]
-    fault, bits, dithered = checker(dtype), BITS[real], DITHERED.get(dtype)
-
-    @compiled
-    def nearest(gene: Any, word: Any) -> Any:
-        return store(gene)
-
-    rounded = dithered or nearest
+    _, real, load, _ = STORAGE[dtype]
+    fault, bits, rounded = checker(dtype), BITS[real], DITHERED[dtype]
 
     @compiled
     def update(
@@ -186,14 +178,14 @@ def updating(dtype: str, exact: bool) -> Any:
         """Move the parameters begin .. end - 1; stops before a piece that is wrong, and returns where.
 
         `weights` are whole numbers (int32), `move` is (sign, bits to round off, unit of what is left, key of the
-        rounding, what is taken back first: times of the first seed's noise, a step of it). The sum of weights times
-        steps is one of integers: the same in any order.
+        rounding, what is taken back first: times of the first seed's noise, a step of it). `draw` ends with how many
+        steps a unit of each line has. The sum of weights times steps is one of integers: the same in any order.
         """
-        kind, width, keys, table = draw
+        kind, width, keys, table, units = draw
         sign, drop, unit, key, back, step = move
         words, drawn, new, total, dither = rows
         for start in range(begin, end, new.size):
-            stop, first = min(start + new.size, end), first_piece(pieces, start)
+            stop, first = min(start + new.size, end), first_run(pieces, start)
             if first == pieces.shape[0] or pieces[first, 0] >= stop:
                 continue
             total[:] = 0
@@ -201,14 +193,21 @@ def updating(dtype: str, exact: bool) -> Any:
             for brood in range(0, keys.size, words.shape[0]):
                 some = keys[brood : brood + words.shape[0]]
                 skip = blocks_of(kind, width, some, start, stop - start, words)
-                for row in range(some.size):
-                    weight, k = weights[brood + row], first
+                for row in range(0, some.size, TOGETHER):
+                    at, left, none, k = brood + row, some.size - row, np.int32(0), first
+                    a, b = weights[at], weights[at + 1] if left > 1 else none
+                    c, d = weights[at + 2] if left > 2 else none, weights[at + 3] if left > 3 else none
                     while k < pieces.shape[0] and pieces[k, 0] < stop:
                         low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
-                        offset = low - start
-                        shift = found_in(row, skip + offset, high - low, width, table, pieces[k, 2], words, drawn)
+                        offset, shift = low - start, 0
+                        for j in range(min(TOGETHER, left)):
+                            number, line = skip + offset, pieces[k, 2]
+                            shift = found_in(row + j, number, high - low, width, table, line, words, drawn[j])
                         for i in range(high - low):
-                            total[np.uint64(offset + i)] += np.int64(weight) * np.int64(drawn[np.uint64(shift + i)])
+                            x = np.uint64(shift + i)
+                            one = np.int64(a) * np.int64(drawn[0, x]) + np.int64(b) * np.int64(drawn[1, x])
+                            two = np.int64(c) * np.int64(drawn[2, x]) + np.int64(d) * np.int64(drawn[3, x])
+                            total[np.uint64(offset + i)] += one + two
                         k += 1
             ahead = blocks_of(ROUNDING, 32, key, start, stop - start, dither)
             if back != 0:
@@ -217,6 +216,9 @@ def updating(dtype: str, exact: bool) -> Any:
             while k < pieces.shape[0] and pieces[k, 0] < stop:
                 low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
                 offset, place, count = low - start, pieces[k, 3] + low - pieces[k, 0], high - low
+                steps = units[pieces[k, 2]]
+                for i in range(count):
+                    total[np.uint64(offset + i)] *= steps
                 if exact:
                     for i in range(count):
                         word = np.uint64(dither[0, np.uint64(ahead + offset + i)])
@@ -229,15 +231,16 @@ def updating(dtype: str, exact: bool) -> Any:
                 for i in range(count):
                     new[i] = load(raw[np.uint64(place + i)])
                 if back != 0:
-                    shift = found_in(0, skip + offset, count, width, table, pieces[k, 2], words, drawn)
+                    shift = found_in(0, skip + offset, count, width, table, pieces[k, 2], words, drawn[0])
+                    delta = back * (real(steps) * step)
                     for i in range(count):
                         before = new[i]
-                        new[i] = before - back * real(drawn[np.uint64(shift + i)]) * step
+                        new[i] = before - delta * real(drawn[0, np.uint64(shift + i)])
                         faults = bits(faults | fault(before, new[i], grid))
                 for i in range(count):
-                    before = new[i]
-                    new[i] = before + sign * (real(total[np.uint64(offset + i)]) * unit)
-                    faults = bits(faults | fault(before, new[i], grid))
+                    before, whole = new[i], real(total[np.uint64(offset + i)]) * unit
+                    new[i] = before + sign * whole
+                    faults = bits(faults | fault(before, whole, grid) | fault(before, new[i], grid))
                 if grid[2] > 0 and faults != 0:
                     return low
                 for i in range(count):

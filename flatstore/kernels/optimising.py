@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from flatstore.kernels.compiler import compiled
-from flatstore.kernels.moving import first_piece
-from flatstore.kernels.storage import DITHERED, STORAGE
+from flatstore.kernels.generation import first_run
+from flatstore.kernels.storage import BITS, DITHERED, STORAGE
 from flatstore.kernels.words import blocks_of
 from flatstore.noise import ROUNDING
 
@@ -42,21 +42,15 @@ def momentum(x: Any, gradient: Any, velocity: Any, unused: Any, how: Any) -> Any
 @cache
 def optimising(rule: Any, states: int, dtype: str) -> Any:
     """The compiled loop of a rule with one state or two."""
-    _, real, load, store = STORAGE[dtype]
-    narrow, two = dtype in DITHERED, states == 2
-
-    @compiled
-    def nearest(number: Any, word: Any) -> Any:
-        return store(number)
-
-    rounded = DITHERED.get(dtype, nearest)
+    stored, real, load, _ = STORAGE[dtype]
+    narrow, two, rounded = stored is not real, states == 2, DITHERED[dtype]
 
     @compiled
     def optimise(begin: int, end: int, width: int, pieces: Any, raws: Any, how: Any, keys: Any, words: Any) -> None:
         """Move the parameters begin .. end - 1; places in `pieces` and `raws` are store, gradient, state, state."""
         to, slope, one, other = raws
         for start in range(begin, end, width):
-            stop, k, first = min(start + width, end), first_piece(pieces, start), 0
+            stop, k, first = min(start + width, end), first_run(pieces, start), 0
             if narrow:
                 first = blocks_of(ROUNDING, 32, keys, start, stop - start, words)
             while k < pieces.shape[0] and pieces[k, 0] < stop:
@@ -84,13 +78,13 @@ def optimising(rule: Any, states: int, dtype: str) -> Any:
 def finite(dtype: str) -> Any:
     """The compiled check that all numbers are finite."""
     _, real, load, _ = STORAGE[dtype]
-    bits = np.int64 if real is np.float64 else np.int32
+    bits = BITS[real]
     magnitude, infinity = bits(np.iinfo(bits).max), bits(real(np.inf).view(bits))
 
     @compiled
     def are_finite(begin: int, end: int, raw: Any, pieces: Any) -> Any:
         """Look at the parameters begin .. end - 1. As integers: from infinity on the difference is negative."""
-        found, k = bits(0), first_piece(pieces, begin)
+        found, k = bits(0), first_run(pieces, begin)
         while k < pieces.shape[0] and pieces[k, 0] < end:
             low, high = max(begin, pieces[k, 0]), min(end, pieces[k, 1])
             place = pieces[k, 3] + low - pieces[k, 0]

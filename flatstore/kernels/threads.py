@@ -165,7 +165,6 @@ def each(task: Task, n: int, most: int | None = None) -> None:
 
     With `most` so many threads take part at the most.
 
-
     `worker` is the number of the thread, from 0 to `threads() - 1`. Two tasks never run at once with the same number,
     whoever called `each`; so scratch memory may be kept per worker.
 

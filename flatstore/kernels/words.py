@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.kernels.compiler import compiled, inlined
+from flatstore.philox import ROUNDS
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
@@ -21,9 +22,9 @@ _SPREAD = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorde
 
 
 def _rounds(a: Any, b: Any, c: Any, d: Any, key: Any) -> Any:
-    """Philox4x32-10: the four words of a counter and a key, to four words."""
+    """Philox4x32-7: the four words of a counter and a key, to four words."""
     low, high = np.uint32(key), np.uint32(key >> _HALF)
-    for _ in range(10):
+    for _ in range(ROUNDS):
         one, two = np.uint64(a) * _M0, np.uint64(c) * _M1
         a, b = np.uint32(two >> _HALF) ^ b ^ low, np.uint32(two)
         c, d = np.uint32(one >> _HALF) ^ d ^ high, np.uint32(one)

@@ -1,0 +1,116 @@
+"""What the reports share: calls measured side by side, and a table of figures and targets.
+
+A report is not a test: its exit status is 0 when everything could be measured. Times are medians over interleaved
+rounds; a ratio of times is the median of the rounds' own ratios, for a busy machine slows both sides alike. A line
+that begins with '·' has no target: it is a peer, a detail, or the roof of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MIB = 1 << 20
+Call = Callable[[], Any]
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    figure: str
+    target: str
+    measured: str
+    reached: str = ""
+
+
+def at_most(figure: str, target: float, measured: float, unit: str, digits: int = 2) -> Row:
+    """A figure that is to be at most `target`."""
+    return Row(figure, f"<= {target:g} {unit}", f"{measured:.{digits}f} {unit}", yes_no(measured <= target))
+
+
+def at_least(figure: str, target: float, measured: float, unit: str, digits: int = 2) -> Row:
+    """A figure that is to be at least `target`."""
+    return Row(figure, f">= {target:,.12g} {unit}", f"{measured:,.{digits}f} {unit}", yes_no(measured >= target))
+
+
+def beside(name: str, measured: str) -> Row:
+    """A line without a target."""
+    return Row(f"· {name}", "", measured)
+
+
+def yes_no(reached: bool) -> str:
+    """A word for the last column."""
+    return "yes" if reached else "NO"
+
+
+def seconds(call: Call) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def interleaved(calls: dict[Any, Call], rounds: int, *, twice: bool = False) -> dict[Any, Any]:
+    """The seconds of each call in each round; a round makes all calls, one after the other.
+
+    With `twice` each is made once more before it is timed. Otherwise it pays for what the one before leaves behind,
+    such as threads of JAX that wait for work at full speed, or a processor that has gone to sleep.
+    """
+    for call in calls.values():
+        call()
+
+    def timed(call: Call) -> float:
+        if twice:
+            call()
+        return seconds(call)
+
+    taken = np.array([[timed(call) for call in calls.values()] for _ in range(rounds)])
+    return dict(zip(calls, taken.T, strict=True))
+
+
+def ratio(taken: dict[Any, Any], of: Any, to: Any) -> float:
+    """The median over the rounds of one call's seconds as a multiple of another's."""
+    return float(np.median(taken[of] / taken[to]))
+
+
+def slower(taken: dict[Any, Any], one: Any, two: Any) -> float:
+    """The slower of two calls as a multiple of the faster."""
+    return max(ratio(taken, one, two), ratio(taken, two, one))
+
+
+def resident(field: str) -> int:
+    """Bytes of this process: 'VmRSS' now, 'VmHWM' at the peak. Raises `OSError` where there is no /proc."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith(field))
+
+
+def report(description: str, *measures: Callable[[bool], Iterator[Row]]) -> None:
+    """The command line of a report: measure, and print."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds, under 30 s")
+    parser.add_argument("--only", choices=[x.__name__ for x in measures], action="append", help="this part alone")
+    arguments = parser.parse_args()
+    rows = [Row("figure", "target", "measured", "reaches it")]
+    for measure in measures:
+        if arguments.only is None or measure.__name__ in arguments.only:
+            print(f"measuring {measure.__name__} ...", file=sys.stderr)
+            rows += measure(arguments.quick)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, Row(*("-" * width for width in widths)))
+    for row in rows:
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+    found: list[str] = []
+    for name in ("jax", "numpy", "numba", "evosax", "evotorch", "torch"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    quick = "; --quick" * arguments.quick
+    print(f"\nPython {platform.python_version()}, {', '.join(found)}; {os.cpu_count()} cores{quick}")
