@@ -30,6 +30,7 @@ _ffi: Any = jax.ffi
 TARGET = "flatstore_copies"
 
 _METADATA = 1  # the extension by which XLA asks a handler for its version
+_VERSION = 1 << 32  # 0.1, as two words of 32 bits: XLA refuses a handler of a version whose structs it no longer has
 _INTERNAL = 13  # XLA's code for an error that is nobody's fault
 
 _Word = ctypes.c_int64
@@ -41,35 +42,32 @@ def _words(address: int, count: int) -> Any:
     return (_Word * count).from_address(address)
 
 
-def _tell_version(extension: Any, api: Any) -> None:
-    """Answer with the version of XLA itself, if it is of the major version 0 that the structs above are of."""
-    if extension[1] & 0xFFFFFFFF == _METADATA and api[4] & 0xFFFFFFFF == 0:
-        _words(extension[3], 4)[3] = api[4]
-
-
 @_Handler
 def _handler(address: int) -> Any:
     frame = _words(address, 15)
-    api = _words(frame[2], 7)
     if frame[1]:
-        return _tell_version(_words(frame[1], 4), api)
+        extension = _words(frame[1], 4)
+        if extension[1] & 0xFFFFFFFF == _METADATA:
+            _words(extension[3], 4)[3] = _VERSION
+        return None
     try:
         copy_parts(frame[9], frame[7], frame[14], frame[12])
     except BaseException as error:  # an exception cannot cross XLA: it becomes XLA's own
         message = ctypes.create_string_buffer(f"flatstore: {type(error).__name__} {error}".encode())
-        return _CreateError(api[6])((_Word * 4)(32, 0, ctypes.addressof(message), _INTERNAL))
+        return _CreateError(_words(frame[2], 7)[6])((_Word * 4)(32, 0, ctypes.addressof(message), _INTERNAL))
     return None
 
 
 @cache
 def available() -> bool:
-    """Whether XLA takes the call on CPU: its interface is of the version that this file was written for.
+    """Whether XLA takes the call on CPU: it still has the structs that this file was written for.
 
     False, too, where Numba compiles nothing (NUMBA_DISABLE_JIT): plain Python cannot read an address.
     """
     if not hasattr(copy_parts, "py_func"):
         return False
     copy_parts(0, 0, 0, 0)  # compiled, or loaded, now and not while XLA waits
+    jax.devices("cpu")  # XLA refuses what it cannot take now, and not when it starts
     try:
         _ffi.register_ffi_target(TARGET, _ffi.pycapsule(_handler), platform="cpu")
     except RuntimeError:

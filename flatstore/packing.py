@@ -63,7 +63,7 @@ def _given(value: Any, path: str) -> Any:
 
 
 def _named(devices: set[Any]) -> str:
-    return ", ".join(sorted(map(str, devices)))
+    return ", ".join(sorted(f"{device.platform}:{device.id}" for device in devices))
 
 
 @lru_cache(maxsize=256)

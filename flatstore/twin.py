@@ -9,7 +9,6 @@ takes no memory. Words of blocks that are computed once and stacked are temporar
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from flatstore.philox import ROUNDS
 
 jnp: Any = jax.numpy
 _lax: Any = jax.lax
-_enable_x64: Any = (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64
+_enable_x64: Any = jax.enable_x64
 _U = np.uint32
 _MULTIPLIERS = _U(0xD2511F53), _U(0xCD9E8D57)
 _WEYL = _U(0x9E3779B9), _U(0xBB67AE85)

@@ -193,6 +193,20 @@ def test_a_failure_inside_of_xla_is_an_error_not_garbage(monkeypatch):
         rebuild(flat)
 
 
+OTHER_VERSION = """
+import numpy as np, flatstore as fs
+from flatstore import custom_call
+custom_call._VERSION = 9 << 32  # one that no XLA has
+assert not custom_call.available()
+flat, rebuild = fs.destructure({"b": np.ones(3, "f4"), "w": np.zeros((2, 2), "f4")})
+assert rebuild(2 * flat)["b"].tolist() == [2, 2, 2] and rebuild(flat)["w"].shape == (2, 2)
+"""
+
+
+def test_where_xla_refuses_the_custom_call_a_rebuild_is_a_split():
+    subprocess.run([sys.executable, "-c", OTHER_VERSION], check=True, timeout=120)
+
+
 DEVICES = """
 import jax, jax.numpy as jnp, numpy as np, flatstore as fs
 first, second = jax.devices()
