@@ -45,7 +45,9 @@ def compared(leaves: int, shape: tuple[int, ...], rounds: int) -> Iterator[Row]:
     }
     back = {name: ready(lambda flat=flat, unravel=unravel: unravel(flat)) for name, (flat, unravel) in made.items()}
     first = {name: seconds(call) for name, call in back.items()}
-    after = interleaved({name: lambda call=call: [call() for _ in range(CALLS)] for name, call in back.items()}, rounds)
+    after = interleaved(
+        {name: lambda call=call: [call() for _ in range(CALLS)] for name, call in back.items()}, rounds, twice=True
+    )
     title = f"{leaves:,} leaves of shape {shape}"
     medians = {name: float(np.median(x)) / CALLS for name, x in after.items()}
     yield at_least(f"eager rebuild, {title}: the first", 25, first["ravel_pytree"] / first["flatstore"], "x", 1)

@@ -1,23 +1,25 @@
-"""Generations of a genetic algorithm beside the peers: seconds, and bytes at the peak.
+"""Generations beside the peers: seconds, and bytes at the peak.
 
-The peers are those of `ga_peers.py`. Versions are set by hand, because asv does not see what a peer does: raise them
-when one changes.
+The peers are those of `ga_peers.py` (ga, a genetic algorithm) and `es_peers.py` (es, an evolution strategy). Versions
+are set by hand, because asv does not see what a peer does: raise them when one changes.
 """
 
 from typing import Any
 
-from .ga_peers import PEERS
+from . import es_peers, ga_peers
 from .race import Resident
 
-NAMES = ["flatstore", "numpy", "evosax (scan)", "evotorch"]
+PEERS = {f"{name}, ga": ga_peers.PEERS[name] for name in ("flatstore", "numpy", "evosax (scan)", "evotorch")} | {
+    f"{name}, es": es_peers.PEERS[name] for name in ("flatstore", "numpy", "evosax", "evotorch")
+}
 
 
 class Generations:
     """Five generations of small networks, and of larger ones."""
 
-    params: Any = (NAMES, [(320, 2_410), (64, 50_000)])
+    params: Any = (list(PEERS), [(320, 2_410), (64, 50_000)])
     param_names = ("peer", "members and genes")
-    version = "1"
+    version = "2"
     timeout = 300
 
     def setup(self, peer: str, size: tuple[int, int]) -> None:
@@ -31,9 +33,9 @@ class Generations:
 class Peak:
     """What 128 x 100,000 float32 (51,200,000 bytes) and a generation add at the most to the bytes of the process."""
 
-    params: Any = (NAMES,)
+    params: Any = (list(PEERS),)
     param_names = ("peer",)
-    version = "1"
+    version = "2"
     unit = "bytes"
     timeout = 300
 

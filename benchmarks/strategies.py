@@ -1,7 +1,6 @@
-"""Evolution strategies beside the peers: seconds, and bytes at the peak.
+"""Noise added in place and updates, beside the peers of `es_figures.py`: seconds.
 
-The peers are those of `es_peers.py` and `es_figures.py`. Versions are set by hand, because asv does not see what a peer
-does: raise them when one changes.
+Versions are set by hand, because asv does not see what a peer does: raise them when one changes.
 """
 
 import itertools
@@ -13,42 +12,6 @@ import numpy as np
 import flatstore as fs
 
 from .es_figures import NORMAL, RADEMACHER, InJax, a_store, sfc64
-from .es_peers import PEERS
-from .race import Resident
-
-NAMES = ["flatstore", "numpy", "evosax", "evotorch"]
-
-
-class Strategies:
-    """Three generations of OpenAI-ES."""
-
-    params: Any = (NAMES, [(320, 2_410), (64, 50_000)])
-    param_names = ("peer", "members and parameters")
-    version = "1"
-    timeout = 300
-
-    def setup(self, peer: str, size: tuple[int, int]) -> None:
-        self.peer = PEERS[peer](*size)
-        self.peer.run(3)
-
-    def time_3_generations(self, peer: str, size: tuple[int, int]) -> None:
-        self.peer.run(3)
-
-
-class StrategyPeak:
-    """What 128 x 100,000 float32 (51,200,000 bytes) and a generation add at the most to the bytes of the process."""
-
-    params: Any = (NAMES,)
-    param_names = ("peer",)
-    version = "1"
-    unit = "bytes"
-    timeout = 300
-
-    def setup(self, peer: str) -> None:
-        PEERS[peer].require()
-
-    def track_peak(self, peer: str) -> int:
-        return Resident(PEERS[peer], 128, 100_000, 1).peak()
 
 
 class Perturbations:

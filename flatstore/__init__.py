@@ -17,10 +17,10 @@ from flatstore.noise import Normal as Normal
 from flatstore.noise import Rademacher as Rademacher
 from flatstore.noise import seeds as seeds
 from flatstore.population import Population as Population
+from flatstore.putting_back import put_back as put_back
 from flatstore.rebuild import Rebuild as Rebuild
 from flatstore.store import Store as Store
 from flatstore.structure import StructureError as StructureError
-from flatstore.surgery import put_back as put_back
 from flatstore.surgery import replan as replan
 from flatstore.surgery import transfer as transfer
 from flatstore.table import Leaf as Leaf

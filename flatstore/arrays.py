@@ -75,12 +75,18 @@ def is_torch_tensor(value: Any) -> bool:
     return _belongs_to(value, "torch") and hasattr(value, "data_ptr") and hasattr(value, "dtype")
 
 
+def torch_dtype(tensor: Any) -> np.dtype[Any] | None:
+    """NumPy's dtype for that of a torch tensor, bfloat16 and float8 included; None where it has none (qint8)."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    return np.dtype(name) if hasattr(np, name) or name == "bfloat16" or name.startswith("float8_") else None
+
+
 def spec_of(value: Any, path: str) -> Spec | None:
     """The shape and dtype of a leaf, or None if it rides along. Nothing is copied or computed.
 
     Python numbers take the dtype that JAX gives them (float32 with 64-bit types off). `path` is for the error:
-    raises `TypeError` for arrays that hold no numbers and for torch modules, `ValueError` for a deleted
-    `jax.Array` or a Python integer that does not fit.
+    raises `TypeError` for arrays that hold no numbers, torch tensors that NumPy has no dtype or shape for and torch
+    modules, `ValueError` for a deleted `jax.Array` or a Python integer that does not fit.
     """
     if isinstance(value, np.ndarray):
         if value.dtype == _jax_dtypes.float0:  # pyright: ignore[reportUnknownMemberType]
@@ -98,7 +104,7 @@ def spec_of(value: Any, path: str) -> Spec | None:
             )
     if _belongs_to(value, "torch"):
         if is_torch_tensor(value):
-            return Spec(tuple(value.shape), np.dtype(str(value.dtype).removeprefix("torch.")))
+            return _torch_spec(value, path)
         if hasattr(value, "named_parameters"):
             raise TypeError(
                 f"{path!r}: expected a tree of arrays, got the torch module {type(value).__name__}; "
@@ -124,6 +130,17 @@ def _numeric_spec(shape: tuple[int, ...], dtype: np.dtype[Any], path: str) -> Sp
     return Spec(shape, dtype if dtype.isnative else dtype.newbyteorder("="))
 
 
+def _torch_spec(tensor: Any, path: str) -> Spec:
+    dtype = torch_dtype(tensor)
+    if dtype is None or tensor.is_nested:
+        raise TypeError(
+            f"{path!r}: expected a torch tensor of a shape and dtype that NumPy has, "
+            f"got {'a nested one' if tensor.is_nested else tensor.dtype}; "
+            "fix: pass what tensor.dequantize(), .to(...) or .to_padded_tensor(0) gives"
+        )
+    return Spec(tuple(tensor.shape), dtype)
+
+
 def _python_spec(value: complex, path: str) -> Spec:
     kind = next(base for base in type(value).__mro__ if base in (bool, int, float, complex))
     dtype = np.dtype(_jax_dtypes.result_type(kind))
@@ -138,7 +155,8 @@ def _python_spec(value: complex, path: str) -> Spec:
 def as_numpy(value: Any, path: str) -> Array:
     """A numeric leaf as a NumPy array: a view wherever NumPy can have one (NumPy, JAX on CPU, torch on CPU).
 
-    Raises `TypeError` for a shape without data, `ValueError` for a torch tensor that is not in host memory.
+    Raises `TypeError` for a shape without data, `ValueError` for a torch tensor that is not in host memory or that
+    NumPy cannot view (sparse, quantised, conjugate, negated).
     """
     if isinstance(value, np.ndarray):
         return value  # pyright: ignore[reportUnknownVariableType]
@@ -159,9 +177,16 @@ def _torch_as_numpy(tensor: Any, path: str) -> Array:
         )
     import torch
 
-    # NumPy has no word for torch's bfloat16 and float8: read the same bytes as integers, then name them.
-    name = str(tensor.dtype).removeprefix("torch.")
-    same_width = {1: torch.uint8, 2: torch.int16}
-    if hasattr(np, name):
-        return tensor.detach().numpy()
-    return tensor.detach().view(same_width[tensor.itemsize]).numpy().view(np.dtype(name))
+    dtype = torch_dtype(tensor)
+    try:
+        if dtype is None:
+            raise TypeError(f"NumPy has no {tensor.dtype}")
+        if hasattr(np, dtype.name):
+            return tensor.detach().numpy()
+        # NumPy has no word for torch's bfloat16 and float8: read the same bytes as integers, then name them.
+        return tensor.detach().view({1: torch.uint8, 2: torch.int16}[tensor.itemsize]).numpy().view(dtype)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{path!r}: expected a torch tensor that NumPy can view, got one that it cannot: {error}; "
+            "fix: pass what tensor.to_dense(), .dequantize(), .resolve_conj() or .resolve_neg() gives"
+        ) from error

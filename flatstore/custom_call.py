@@ -26,6 +26,7 @@ from flatstore.arrays import Spec
 from flatstore.kernels.copying import copy_parts
 
 _ffi: Any = jax.ffi
+_jax: Any = jax
 
 TARGET = "flatstore_copies"
 
@@ -67,7 +68,7 @@ def available() -> bool:
     if not hasattr(copy_parts, "py_func"):
         return False
     copy_parts(0, 0, 0, 0)  # compiled, or loaded, now and not while XLA waits
-    jax.devices("cpu")  # XLA refuses what it cannot take now, and not when it starts
+    _jax.devices("cpu")  # XLA refuses what it cannot take now, and not when it starts
     try:
         _ffi.register_ffi_target(TARGET, _ffi.pycapsule(_handler), platform="cpu")
     except RuntimeError:

@@ -61,11 +61,17 @@ def destructure(tree: Any, *, trainable: Trainable = None, tied: Tied = None) ->
         trainable = [trainable] if isinstance(trainable, str) else list(trainable)  # pyright: ignore[reportUnknownArgumentType]
     tree, trainable, tied = _of_store(tree, trainable, tied)
     pairs, treedef = flatten(tree)
+    given = [x for _, x in pairs]
+    if any(map(_is_large, given)):  # such as a seed: no dtype holds it, and none has to
+        tree = treedef.unflatten([str(x) if _is_large(x) else x for x in given])
+        pairs = flatten(tree)[0]
     numeric = {i: path_of(keys) for i, (keys, x) in enumerate(pairs) if spec_of(x, path_of(keys)) is not None}
     leaves = {path: pairs[i][1] for i, path in numeric.items()}
     rows = _rows(tree, leaves, trainable, tied) if leaves else []
     entering = {row.path for row in rows}
-    riders = tuple((i, _kept(x)) for i, (_, x) in enumerate(pairs) if numeric.get(i) not in entering)
+    aside = [i for i in range(len(given)) if numeric.get(i) not in entering]
+    kept = {id(given[i]): _kept(given[i]) for i in aside}  # one object stays one
+    riders = tuple((i, kept[id(given[i])]) for i in aside)
     layout = Layout(place(rows, 1), 1, treedef, riders) if rows else None
     return pack(layout, leaves), Rebuild(layout, treedef, riders)
 
@@ -107,6 +113,10 @@ def _rows(tree: Any, leaves: Mapping[str, Any], trainable: Trainable, tied: Tied
         rows = place(rows, 1)
         validate(rows, 1)  # that tied leaves agree, in what is trainable too
     return [row for row in rows if row.trainable]
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, int) and not -(2**31) <= value < 2**31
 
 
 def _kept(value: Any) -> Any:

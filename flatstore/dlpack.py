@@ -32,9 +32,9 @@ UNSIGNED, NUMPY_CODES = 1, {0, 1, 2, 5, 6}  # of types: unsigned; all that NumPy
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype = ctypes.c_void_p
 _pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-_name = ctypes.pythonapi.PyCapsule_GetName
-_name.restype = ctypes.c_char_p
-_name.argtypes = [ctypes.py_object]
+_is_capsule = ctypes.pythonapi.PyCapsule_IsValid
+_is_capsule.restype = ctypes.c_int
+_is_capsule.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
 def code_of(capsule: Any, name: bytes) -> ctypes.c_uint8:
@@ -56,8 +56,12 @@ class _Export:
             capsule = self.producer.__dlpack__(**wishes)
         except TypeError as error:  # the standard's way to say that it does not know these wishes
             raise self._old() from error
-        if _name(capsule) != VERSIONED:
-            raise self._old()
+        except (AttributeError, BufferError, RuntimeError, ValueError) as error:
+            raise _unviewable(self.producer, str(error)) from error
+        if not _is_capsule(capsule, VERSIONED):
+            if _is_capsule(capsule, PLAIN):
+                raise self._old()
+            raise _unviewable(self.producer, f"its __dlpack__ gave {type(capsule).__name__}, not a capsule of DLPack")
         start = _pointer(capsule, VERSIONED)
         if ctypes.c_uint64.from_address(start + FLAGS).value & COPIED:
             raise ValueError(
@@ -75,27 +79,34 @@ class _Export:
         )
 
 
+def _unviewable(producer: Any, why: str) -> ValueError:
+    return ValueError(
+        f"expected memory that NumPy can view, got {type(producer).__name__}: {why}; "
+        "fix: wrap a plain, dense array in host memory"
+    )
+
+
 def import_view(producer: Any) -> Array:
     """What a producer exports, as a NumPy array over the very bytes: a view, read-only if the producer says so.
 
-    Raises `ValueError` for memory that is not the host's, and for what the producer would have to copy or that NumPy
-    cannot view.
+    Raises `ValueError` for memory that is not the host's, for what the producer would have to copy or that NumPy
+    cannot view, and for a producer that does not keep to the standard.
     """
     if isinstance(producer, jax.Array):
         raise ValueError(
             f"expected writable memory, got a {type(producer).__name__} of JAX, which is read-only; "
             "fix: wrap a writable copy of it"
         )
-    device = producer.__dlpack_device__()[0]
+    try:
+        device, _ = map(int, producer.__dlpack_device__())
+    except (TypeError, ValueError) as error:
+        raise _unviewable(producer, "its __dlpack_device__ gave no (device type, device)") from error
     if device not in HOST:
         raise ValueError(
-            f"expected memory of the host, got {type(producer).__name__} on device type {int(device)} of DLPack; "
+            f"expected memory of the host, got {type(producer).__name__} on device type {device} of DLPack; "
             "fix: copy it to the host"
         )
     try:
         return np.from_dlpack(_Export(producer), copy=False)
     except (BufferError, RuntimeError) as error:
-        raise ValueError(
-            f"expected memory that NumPy can view, got {type(producer).__name__}: {error}; "
-            "fix: wrap a plain, dense array in host memory"
-        ) from error
+        raise _unviewable(producer, str(error)) from error

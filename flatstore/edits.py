@@ -23,6 +23,7 @@ from flatstore.paths import (
     as_path,
     children,
     flatten,
+    globs_of,
     keys_of,
     matcher,
     nodes,
@@ -61,6 +62,7 @@ def parts_of(path: str) -> Parts:
 
 def pieces_of(tree: Any, origin: Origin, number: tuple[int, ...] = (), at: str = "") -> list[Piece]:
     """The pieces of a tree that is to stand at `at`; notes its nodes in `origin`, by their old parts."""
+    _refuse_nameless("add", at, parts_of(at))
     origin.update({number + _names(keys): node for keys, node in nodes(tree)})
     found = flatten(tree, is_leaf=lambda node: not children(node))[0]
     return [Piece(number + _names(keys), parts_of(at) + _names(keys), value) for keys, value in found]
@@ -68,12 +70,11 @@ def pieces_of(tree: Any, origin: Origin, number: tuple[int, ...] = (), at: str =
 
 def below(argument: str, globs: Glob, paths: Sequence[str]) -> Callable[[str], bool]:
     """A function that says whether a path, or a node above it, matches; a glob that matches none is an error."""
-    if not isinstance(globs, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"{argument}: expected globs, got {globs!r}; fix: a string like '*/bias', or a list of them")
-    wider = [(glob, f"{glob}/*") for glob in ([globs] if isinstance(globs, str) else globs)]
-    for pair in wider:
-        refuse_idle_glob(argument, pair, paths)
-    return matcher([glob for pair in wider for glob in pair])
+    wider = {glob: (glob, f"{glob}/*") for glob in globs_of(argument, globs)}
+    for glob, pair in wider.items():
+        if not any(map(matcher(pair), paths)):
+            refuse_idle_glob(argument, glob, paths)
+    return matcher([glob for pair in wider.values() for glob in pair])
 
 
 def items(argument: str, mapping: Mapping[str, Any] | None) -> Iterable[tuple[str, Any]]:
@@ -98,8 +99,20 @@ def renamed(pieces: Iterable[Piece], drop: Glob, rename: Rename) -> list[Piece]:
             kept.append(piece)
         else:
             texts = zip(found[1].split("*"), found[0].groups(default=""), strict=True)
-            kept.append(piece._replace(new=parts_of("".join(text + star for text, star in texts))))
+            new = parts_of("".join(text + star for text, star in texts))
+            if "" not in piece.old:  # a key that was empty may stay so
+                _refuse_nameless("rename", found[1], new)
+            kept.append(piece._replace(new=new))
     return kept
+
+
+def _refuse_nameless(argument: str, name: str, parts: Parts) -> None:
+    """Raise `ValueError` for an empty part of a new path: a slash too many, or a node renamed to nothing."""
+    if "" in parts:
+        raise ValueError(
+            f"{argument}: expected a name on both sides of each '/', got {name!r}, which makes {'/'.join(parts)!r}; "
+            "fix: 'a/b'; rename={'a/*': '*'} takes the node 'a' away"
+        )
 
 
 def _rule(pattern: str, name: str, paths: Sequence[str]) -> tuple[re.Pattern[str], str]:
@@ -107,7 +120,7 @@ def _rule(pattern: str, name: str, paths: Sequence[str]) -> tuple[re.Pattern[str
     if pattern.count("*") != name.count("*"):
         raise ValueError(
             f"rename: expected as many '*' in the new name as in the pattern, got {pattern!r}: {name!r}; "
-            "fix: each '*' stands for the same text on both sides"
+            "fix: each '*' stands for the same text on both sides, and is never a character of a name"
         )
     rule = re.compile("(.*)".join(map(re.escape, pattern.split("*"))) + "(/.*)?", re.DOTALL)
     if not any(map(rule.fullmatch, paths)):

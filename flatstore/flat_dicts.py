@@ -7,7 +7,7 @@
     {'dense': {'kernel': 1, 'bias': 2}}
 
 A key that holds the separator makes a name that reads as something else. Where two leaves would then get one name, or
-one leaf would stand where another has a node, both functions raise; `escape=True` gives every key a name of its own:
+one leaf would stand where another has a node, both functions raise; `escape=True` gives each key a name of its own:
 
     >>> flatten_dict({"a/b": 1, "a": {"b": 2, 3: 4}}, sep="/", escape=True)
     {'a~1b': 1, 'a/b': 2, 'a/~23': 4}
@@ -42,21 +42,25 @@ def flatten_dict(
         keep_empty_nodes: an empty node below the root is kept, as an empty dict; otherwise it is left out.
         is_leaf: `f(keys, node) -> bool`, asked of each node; where true, the node is a leaf.
         escape: with `sep`, write '~' in a key as '~0', the separator's first character as '~1', and a key that is no
-            string as '~2' and its Python literal, so that every key comes back. With sep='/' the names of strings are
-            flatstore's paths.
+            string as '~2' and its Python literal: numbers, bytes, None and tuples of those come back as equal keys.
+            Of a string of another type comes a plain one. With sep='/' the names of strings are flatstore's paths.
 
     Raises:
-        TypeError: no mapping; with `sep`, a key that is no string (with `escape`, one that has no literal).
+        TypeError: no mapping; with `sep`, a key that is no string (with `escape`, one that has no literal: nan, an
+            enum's member, a NumPy number, a frozenset); an `is_leaf` that is no function.
         ValueError: two leaves of one name, or a leaf whose name is the beginning of another's; both are named.
     """
     _check_mapping("flatten_dict", tree)
     _check_separator(sep, escape)
+    if not (is_leaf is None or callable(is_leaf)):  # pyright: ignore[reportUnnecessaryComparison]
+        raise TypeError(f"is_leaf: expected a function f(keys, node), got {is_leaf!r}; fix: lambda keys, node: …")
     found = list(_leaves(tree, (), keep_empty_nodes, is_leaf))
     if sep is None:
         return dict(found)
     names = [_name(keys, sep, escape) for keys, _ in found]
     if not escape:
-        refuse_clashes(zip((tuple(name.split(sep)) for name in names), (keys for keys, _ in found), strict=True))
+        paths = [tuple(name.split(sep)) for name in names]
+        refuse_clashes(zip(paths, (keys for keys, _ in found), strict=True), ", or say escape=True or sep=None")
     return dict(zip(names, (leaf for _, leaf in found), strict=True))
 
 
@@ -144,15 +148,14 @@ def _unescaped(part: str, sep: str, name: str) -> Any:
     except (TypeError, ValueError, SyntaxError):
         pass  # no literal: said below
     raise ValueError(
-        f"{name!r}: expected an escaped name, got {part!r} in it; fix: '~' is written '~0', {sep[0]!r} in a key '~1'; "
-        "or escape=False"
+        f"{name!r}: expected an escaped name, got {part!r} in it; fix: '~' is written '~0', {sep[0]!r} in a key '~1'"
     )
 
 
-def refuse_clashes(paths: Iterable[tuple[Keys, Any]]) -> None:
+def refuse_clashes(paths: Iterable[tuple[Keys, Any]], another_fix: str = "") -> None:
     """Raise `ValueError` if a path is another's, or the beginning of it. `paths` are (path, what to call it)."""
     called: dict[Keys, Any] = {}
-    fix = "fix: rename one of them, or flatten with escape=True, or with sep=None"
+    fix = f"fix: rename one of them{another_fix}"
     for path, name in paths:
         if path in called:
             raise ValueError(f"expected a place for each leaf, got one for both {called[path]!r} and {name!r}; {fix}")

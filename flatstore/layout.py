@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from flatstore import paths
 from flatstore.arrays import Spec, is_trainable_dtype, spec_of
 from flatstore.paths import Glob, KeyPath, as_path, by_path, flatten, matcher, nodes, path_of, refuse_idle_glob
 from flatstore.structure import Difference, StructureError, count
@@ -243,7 +244,7 @@ class Layout:
 
     def __reduce__(self) -> Any:
         """Pickles where the tree's own nodes and what rides along do."""
-        return Layout, (self.leaves, self.align, self.treedef, self.riders)
+        return _unpickled, (self.leaves, self.align, paths.nodes_of(self.treedef), self.riders)
 
     def __eq__(self, other: object) -> bool:
         """Whether both tables are the same."""
@@ -292,3 +293,7 @@ def _dims(specs: Mapping[str, Spec], dims: Dims) -> list[tuple[str | None, ...] 
     for glob, _, _ in rules:
         refuse_idle_glob("dims", glob, specs)
     return [next((names for _, matches, names in rules if matches(path)), None) for path in specs]
+
+
+def _unpickled(leaves: tuple[Leaf, ...], align: int, nodes: Any, riders: tuple[tuple[int, Any], ...]) -> Layout:
+    return Layout(leaves, align, flatten(nodes)[1], riders)

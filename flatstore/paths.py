@@ -93,16 +93,44 @@ def matcher(globs: Glob) -> Callable[[str], bool]:
     return lambda path: match(path) is not None
 
 
+def globs_of(argument: str, globs: Any) -> list[str]:
+    """The globs of an argument, one or several, in a list. Raises `TypeError` for anything else."""
+    one = isinstance(globs, str) or not isinstance(globs, Iterable)
+    found: list[Any] = [globs] if one else list(globs)  # pyright: ignore[reportUnknownArgumentType]
+    if not all(isinstance(glob, str) for glob in found):
+        raise TypeError(f"{argument}: expected globs, got {globs!r}; fix: a string like '*/bias', or a list of them")
+    return found
+
+
 def refuse_idle_glob(argument: str, glob: Glob, paths: Iterable[str]) -> None:
     """Raise `ValueError` if `glob`, one or several, matches none of `paths`: a slip of the pen, not a wish."""
     names = list(paths)
     if not any(map(matcher(glob), names)):
-        raise ValueError(f"{argument}: expected globs that match a leaf, got {glob!r}; fix: paths are like {names[:3]}")
+        hint = "; a '[' in a path is written '[[]' in a glob" if "[" in "".join(glob) else ""
+        raise ValueError(
+            f"{argument}: expected globs that match a leaf, got {glob!r}; fix: paths are like {names[:3]}{hint}"
+        )
 
 
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[tuple[KeyPath, Any]], Any]:
-    """The (key path, leaf) pairs of a pytree and its definition, as JAX gives them."""
-    return _tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    """The (key path, leaf) pairs of a pytree and its definition, as JAX gives them.
+
+    Raises `ValueError` for a dict whose keys have no order.
+    """
+    try:
+        return _tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    except ValueError as error:
+        if not str(error).startswith("Comparator raised"):
+            raise
+        raise ValueError(
+            f"expected dicts with keys of one type each, got one that JAX cannot sort ({error.__cause__ or error}); "
+            "fix: make all its keys strings, or use an OrderedDict"
+        ) from error
+
+
+def nodes_of(treedef: Any) -> Any:
+    """A tree of these nodes with numbers for leaves, which pickles where the nodes do."""
+    return treedef.unflatten(range(treedef.num_leaves))
 
 
 def by_path(tree: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ order="member"    | bias 0, kernel 0 | bias 1, kernel 1 | ...    a packed row pe
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from flatstore.layout import Layout
 from flatstore.lending import JAX_ALIGN
@@ -37,14 +37,22 @@ class Plan(NamedTuple):
     nbytes: int
 
 
+def refuse_no_layout(layout: Any) -> None:
+    """Raise `TypeError` for what is no layout."""
+    if not isinstance(layout, Layout):
+        raise TypeError(f"expected a Layout, got {type(layout).__name__}; fix: pass Layout.from_tree(tree)")
+
+
 def store_plan(layout: Layout) -> Plan:
-    """The plan of a store: each leaf where the layout says."""
+    """The plan of a store: each leaf where the layout says. Raises `TypeError` for what is no layout."""
+    refuse_no_layout(layout)
     places = {leaf.path: Place(leaf.offset, None) for leaf in layout.leaves}
     return Plan(places, tuple((leaf.offset, leaf.nbytes) for leaf in layout.homes), "store", layout.nbytes)
 
 
 def population_plan(layout: Layout, size: int, order: str) -> Plan:
     """Where the leaves of `size` members lie. Raises `ValueError` for what cannot be a population."""
+    refuse_no_layout(layout)
     if size < 1:
         raise ValueError(f"expected at least one member, got size {size}; fix: name a number of members")
     in_memory = sorted(layout.homes, key=lambda leaf: (leaf.offset, leaf.nbytes))

@@ -23,7 +23,7 @@ import numpy as np
 from flatstore.arrays import as_numpy, is_deleted, spec_of
 from flatstore.layout import Layout
 from flatstore.packing import kinds_of, pack, unpack, vector_dtype
-from flatstore.paths import flatten, path_of
+from flatstore.paths import by_path, flatten, nodes_of
 from flatstore.structure import Difference, StructureError, count
 
 _core: Any = jax.core
@@ -103,12 +103,15 @@ class Rebuild:
 
         Raises `StructureError` with every leaf that differs, `ValueError` for leaves on several devices.
         """
-        found = {path_of(keys): value for keys, value in flatten(tree)[0]}
+        self._check_kinds()
+        found = by_path(tree)
         differences: list[Difference] = []
         for row in self.layout.leaves if self.layout else ():
             spec = spec_of(found[row.path], row.path) if row.path in found else None
             if self.layout is None or spec is None:
-                differences.append(Difference(row.path, str(row.spec), "nothing", "add this leaf"))
+                given = found.get(row.path)
+                got = "nothing" if given is None else f"a {type(given).__name__}"
+                differences.append(Difference(row.path, str(row.spec), got, "add this leaf"))
             elif difference := self.layout.difference(row.path, spec, "same_kind"):
                 differences.append(difference)
             elif row.tied in found and not _same(found[row.tied], found[row.path]):
@@ -130,7 +133,7 @@ class Rebuild:
         return self.layout.locate(index)
 
     def _paths(self) -> list[str]:
-        return [path_of(keys) for keys, _ in flatten(self.treedef.unflatten(range(self.treedef.num_leaves)))[0]]
+        return list(by_path(nodes_of(self.treedef)))
 
     def _checked(self, vector: Any) -> Any:
         for position, rider in self.riders:
@@ -142,21 +145,28 @@ class Rebuild:
         spec = spec_of(vector, "vector")
         if spec is None or spec.shape[-1:] != (self.size,):
             expected = f"shape ({self.size},) or (P, {self.size}), a number per parameter"
-            fix = "pass what destructure gives for this structure"
+            fix = "pass what destructure gives for this structure, or store.to_vector()"
             raise StructureError([Difference("vector", expected, str(spec or type(vector).__name__), fix)])
         if spec.dtype.kind == "c" and self.dtype.kind != "c":
             expected = f"real numbers like {self.dtype.name}, as all leaves are real"
             raise StructureError([Difference("vector", expected, str(spec), "pass its real part")])
+        self._check_kinds()
+        if isinstance(vector, jax.Array):
+            return vector
+        with np.errstate(all="ignore"):  # what is too large for the leaves becomes infinite, as it does in JAX
+            return _jnp.array(as_numpy(vector, "vector").astype(self.dtype))
+
+    def _check_kinds(self) -> None:
         for dtype in kinds_of(self.layout):
             if _dtypes.canonicalize_dtype(dtype) != dtype:
                 raise ValueError(
                     f"expected JAX's 64-bit types on, as when the tree was destructured, got them off for {dtype.name} "
                     "leaves; fix: jax.config.update('jax_enable_x64', True)"
                 )
-        if isinstance(vector, jax.Array):
-            return vector
-        with np.errstate(all="ignore"):  # what is too large for the leaves becomes infinite, as it does in JAX
-            return _jnp.array(as_numpy(vector, "vector").astype(self.dtype))
+
+    def __reduce__(self) -> Any:
+        """Pickles where the tree's own nodes and what rides along do."""
+        return _unpickled, (self.layout, nodes_of(self.treedef), self.riders)
 
     def __eq__(self, other: object) -> bool:
         """Whether both make the same trees of the same vectors."""
@@ -185,9 +195,18 @@ def _same(a: Any, b: Any) -> bool:
     """Whether two leaves are the same: objects, or numbers of one type that agree to the bit."""
     if a is b or type(a) is not type(b) or isinstance(a, _core.Tracer):
         return a is b
-    spec = spec_of(a, "")
-    if spec is not None:
-        return spec == spec_of(b, "") and as_numpy(a, "").tobytes() == as_numpy(b, "").tobytes()
-    if isinstance(a, jax.Array):  # typed keys
-        return a.dtype == b.dtype and np.array_equal(jax.random.key_data(a), jax.random.key_data(b))
+    if isinstance(a, jax.Array):
+        if is_deleted(a) or is_deleted(b) or a.dtype != b.dtype or a.aval.weak_type != b.aval.weak_type:
+            return False
+        if _dtypes.issubdtype(a.dtype, _dtypes.prng_key):
+            return np.array_equal(jax.random.key_data(a), jax.random.key_data(b))
+    if hasattr(a, "dtype") and hasattr(a, "shape"):  # float0, too, whose numbers cannot be compared
+        x, y = as_numpy(a, ""), as_numpy(b, "")
+        return x.shape == y.shape and x.dtype == y.dtype and x.tobytes() == y.tobytes()
+    if isinstance(a, (float, complex)):  # to the bit: 0.0 is not -0.0, and NaN is NaN
+        return np.asarray(a).tobytes() == np.asarray(b).tobytes()
     return (a == b) is True
+
+
+def _unpickled(layout: Layout | None, nodes: Any, riders: tuple[tuple[int, Any], ...]) -> Rebuild:
+    return Rebuild(layout, flatten(nodes)[1], riders)

@@ -45,8 +45,9 @@ class Store(Verbs, Mapping[str, Array]):
 
     @classmethod
     def zeros(cls, layout: Layout) -> Self:
-        """A store of zeros in new memory of `layout.nbytes` bytes. Raises `MemoryError`."""
-        return cls._over(layout, Memory.heap(layout.nbytes, max(64, layout.align)), store_plan(layout))
+        """A store of zeros in new memory of `layout.nbytes` bytes. Raises `MemoryError`, `TypeError` for no layout."""
+        plan = store_plan(layout)
+        return cls._over(layout, Memory.heap(layout.nbytes, max(64, layout.align)), plan)
 
     @classmethod
     def wrap(cls, buffer: Any, layout: Layout) -> Self:
@@ -56,7 +57,7 @@ class Store(Verbs, Mapping[str, Array]):
         `layout.nbytes` bytes are used.
 
         Raises `ValueError` if it is too small, misaligned, read-only or not contiguous, or if the bytes between the
-        leaves are not zero; `TypeError` if it is no memory.
+        leaves are not zero; `TypeError` if it is no memory, or `layout` is no layout.
         """
         return cls._wrap(buffer, layout, store_plan(layout), layout.align)
 

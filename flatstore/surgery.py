@@ -4,8 +4,8 @@
     >>> list(replan(layout, drop="Dense_1", rename={"Dense_*": "encoder/*"}).by_path)
     ['encoder/0/bias']
 
-`replan` plans the new model, `transfer` fills it from the old one, `put_back` takes a state that a library has made
-anew. All go by path, on any pytree: what holds for parameters holds for the optimiser's state that is named after them.
+`replan` plans the new model, `transfer` fills it from the old one. Both go by path, on any pytree: what holds for
+parameters holds for the optimiser's state that is named after them.
 
 An edit is said in the same words to `replan` and to `transfer`:
 
@@ -16,7 +16,8 @@ An edit is said in the same words to `replan` and to `transfer`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import glob
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -24,13 +25,14 @@ import jax
 import numpy as np
 
 from flatstore.arrays import Array, Spec, as_numpy, spec_of
-from flatstore.edits import Origin, Parts, Rename, below, built, items, parts_of, pieces_of, renamed
+from flatstore.edits import Origin, Piece, Rename, below, built, items, parts_of, pieces_of, renamed
 from flatstore.flat_dicts import refuse_clashes
 from flatstore.incoming import same_bits
 from flatstore.layout import Layout
 from flatstore.memory import overlap
-from flatstore.paths import Glob, as_path, by_path, children, flatten, matcher, path_of, refuse_idle_glob
+from flatstore.paths import Glob, as_path, flatten, globs_of, matcher, path_of, refuse_idle_glob
 from flatstore.population import Population
+from flatstore.putting_back import in_words
 from flatstore.store import Store
 from flatstore.structure import Difference, StructureError
 from flatstore.table import Leaf, place
@@ -85,12 +87,18 @@ def replan(
 
 
 def transfer(
-    old: Model, new: Model | Layout, *, drop: Glob = (), rename: Rename = None, add: Mapping[str, Any] | Glob = ()
+    old: Model,
+    new: Model | Layout,
+    *,
+    drop: Glob = (),
+    rename: Rename = None,
+    add: Mapping[str, Any] | Glob | None = None,
 ) -> Model:
     """Copy every leaf of `old` to its counterpart in `new`, once, without a temporary; returns `new`.
 
     The counterpart has the same path, or the one that `rename` gives. What `drop` names is left behind. What `add`
-    names needs no counterpart: it takes the arrays given for it, or keeps what it holds where there are none.
+    names needs no counterpart: it takes the arrays given for it, or keeps what it holds where there is only a shape, a
+    layout or a glob.
 
     Args:
         old: a store or a population; unchanged.
@@ -109,7 +117,9 @@ def transfer(
     if not isinstance(old, Views) or not (isinstance(new, Layout) or kinds[0] == kinds[1]):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"expected two stores, two populations of one size, or a layout, got {kinds}; fix: new.layout")
     target = new if isinstance(new, Layout) else new.layout
-    globs = [as_path(glob) for glob in ([add] if isinstance(add, str) else add)]
+    is_globs = not isinstance(add, Mapping | None)
+    given = {} if is_globs else dict(items("add", cast(Any, add)))
+    globs: Any = add if is_globs else [glob.escape(as_path(path)) for path in given]
     may_lack = below("add", globs, [piece.name for piece in pieces_of(target.unflatten(target.leaves), {})])
     lead = () if isinstance(old, Store) else (old.size,)
     moves = [
@@ -117,10 +127,9 @@ def transfer(
         for piece in renamed(pieces_of(old.layout.unflatten(old.layout.leaves), {}), drop, rename)
         if isinstance(piece.value, Leaf)
     ]
-    if isinstance(add, Mapping):
-        moves += _given(cast(Mapping[str, Any], add), target, lead)
+    moves += _given(given, target, lead)
     refuse_clashes((parts_of(path), name) for name, path, _ in moves)
-    arrays = _counterparts(moves, target, lead, may_lack)
+    arrays = _counterparts(moves, target, lead, may_lack if is_globs else lambda _: False)
     if isinstance(new, Layout):
         order: Any = "leaf" if isinstance(old, Store) else old.order
         new = cast(Model, Store.zeros(new) if isinstance(old, Store) else Population.zeros(new, old.size, order=order))
@@ -131,9 +140,12 @@ def transfer(
 
 
 def _counterparts(
-    moves: Sequence[tuple[str, str, Array]], target: Layout, lead: tuple[int, ...], may_lack: Callable[[str], bool]
+    moves: Sequence[tuple[str, str, Any]], target: Layout, lead: tuple[int, ...], may_lack: Callable[[str], bool]
 ) -> dict[str, Array]:
-    """{home of `target`: what goes there} of (name, path, array). Raises `StructureError` with all that has none."""
+    """{home of `target`: what goes there} of (name, path, array). Raises `StructureError` with all that has none.
+
+    Of what is given as a `Spec` only the kind is checked.
+    """
     differences = [
         Difference(name, "a counterpart in the new layout", f"none at {path!r}", "drop or rename it, or plan it there")
         for name, path, _ in moves
@@ -145,12 +157,13 @@ def _counterparts(
         if path not in sources:
             continue
         source, home = sources[path], leaf.tied or path
-        expected = Spec((*lead, *leaf.shape) if leaf.trainable else leaf.shape, leaf.dtype)
-        got = Spec(source.shape, source.dtype)
+        expected = str(Spec((*lead, *leaf.shape) if leaf.trainable else leaf.shape, leaf.dtype))
+        got = in_words(source, path)
         if expected != got:
-            fix = "drop the old one and add the new one, or plan the new one alike"
-            differences.append(Difference(path, str(expected), str(got), fix))
-        elif not same_bits(found.setdefault(home, source), source):
+            alike = "drop the old one and add the new one, or plan the new one alike"
+            fix = alike if hasattr(source, "shape") else "give an array of numbers, or a shape to keep what is there"
+            differences.append(Difference(path, expected, got, fix))
+        elif not isinstance(source, Spec) and not same_bits(found.setdefault(home, source), source):
             fix = f"give both the same, or plan with tied=False: it is another name of {home!r}"
             differences.append(Difference(path, f"the values of {home!r}", "other values", fix))
     differences += [
@@ -163,66 +176,11 @@ def _counterparts(
     return found
 
 
-def put_back(store: Store, tree: Any, at: str = "") -> None:
-    """Copy in a tree of the structure of `store`, or of its node at path `at`. Nodes and leaves are compared.
-
-    `assign` compares leaves by path. This compares the types of the nodes too, so that the state of another optimiser
-    whose leaves have the same names is refused, and dtypes must be equal.
-
-        >>> store = Store.from_tree({"params": np.zeros(2, "f4"), "opt": (np.zeros(2, "f4"), None)})
-        >>> put_back(store, (np.ones(2, "f4"), None), at="opt")
-        >>> store["opt/0"]
-        array([1., 1.], dtype=float32)
-
-    Raises, before anything is written: `StructureError` with all that differs, `KeyError` if there is no such node,
-    `LentError` while the buffer is lent.
-    """
-    path = as_path(at)
-    part = store if path == "" else next((node for name, node in store.modules() if name == path), None)
-    if part is None:
-        some = [name for name, _ in store.modules()][1:4]
-        raise KeyError(f"expected the path of a node, got {path!r}; fix: one like {some}; for a leaf, store[path] = x")
-    differences = list(_unlike(part.layout.unflatten(part.layout.leaves), tree, parts_of(path)))
-    if differences:
-        raise StructureError(differences)
-    part.assign(tree)
-
-
-def _unlike(expected: Any, got: Any, at: Parts) -> Iterator[Difference]:
-    """Everything in which a tree differs from a tree of rows."""
-    path = "/".join(at)
-    inside, given = ({path_of((key,)): child for key, child in children(x)} for x in (expected, got))
-    if isinstance(expected, Leaf):
-        if _kind(got) != _kind(expected):
-            yield Difference(path, _kind(expected), _kind(got), "give what the layout holds")
-    elif type(expected) is not type(got):
-        yield Difference(path, _kind(expected), _kind(got), "give a tree of the nodes that the store was made of")
-    for name, child in inside.items():
-        if name in given:
-            yield from _unlike(child, given[name], (*at, name))
-        else:
-            for piece in pieces_of(child, {}):
-                yield Difference("/".join((*at, name, *piece.old)), _kind(piece.value), "nothing", "add it")
-    for name in (name for name in given if name not in inside):
-        for piece in pieces_of(given[name], {}):
-            yield Difference("/".join((*at, name, *piece.old)), "nothing", _kind(piece.value), "remove it")
-
-
-def _kind(value: Any) -> str:
-    """What a leaf or a node is, in words."""
-    spec = spec_of(value, "")
-    return str(spec) if spec is not None else "None" if value is None else f"a {type(value).__name__}"
-
-
 def _planned(path: str, value: Any, homes: dict[int, int]) -> Any:
     """Something to add as a tree of rows; notes their homes."""
-    if type(value) in (list, tuple) and value and all(isinstance(n, int) for n in value):
-        raise TypeError(
-            f"add: expected an array or a shape with a dtype at {path!r}, got the bare shape {value}; "
-            "fix: jax.ShapeDtypeStruct(shape, 'float32')"
-        )
+    pieces = _to_add(path, value)
     if not isinstance(value, Layout):
-        if all(spec_of(leaf, path) is None for _, leaf in flatten(value)[0]):
+        if all(spec_of(piece.value, "/".join(piece.new)) is None for piece in pieces):
             return value
         value = Layout.from_tree(value)
     rows = {leaf.path: replace(leaf) for leaf in value.leaves}
@@ -230,29 +188,51 @@ def _planned(path: str, value: Any, homes: dict[int, int]) -> Any:
     return value.unflatten(rows.values())
 
 
-def _given(add: Mapping[str, Any], target: Layout, lead: tuple[int, ...]) -> list[tuple[str, str, Array]]:
-    """(name, path, array) for each array among what is to be added; a population's members share it."""
-    found: list[tuple[str, str, Array]] = []
+def _to_add(path: str, value: Any) -> list[Piece]:
+    """The pieces of something to add; rows, of a layout. Raises `TypeError` for what is no tree of arrays or shapes."""
+    if type(value) in (list, tuple) and value and all(isinstance(n, int) for n in value):
+        raise TypeError(
+            f"add: expected an array or a shape with a dtype at {path!r}, got the bare shape {value}; "
+            "fix: jax.ShapeDtypeStruct(shape, 'float32')"
+        )
+    pieces = pieces_of(value.unflatten(value.leaves) if isinstance(value, Layout) else value, {}, (0,), path)
+    for piece in pieces:
+        if isinstance(piece.value, (Views, Layout)):
+            raise TypeError(
+                f"add: expected arrays or shapes at {'/'.join(piece.new)!r}, got a {type(piece.value).__name__}; "
+                "fix: give store.tree, or store.layout under a path of its own"
+            )
+    return pieces
+
+
+def _given(add: Mapping[str, Any], target: Layout, lead: tuple[int, ...]) -> list[tuple[str, str, Any]]:
+    """(name, path, array) for each array among what is to be added; a population's members share it.
+
+    What is only a shape is a `Spec`. What rides along is listed where the target has an array.
+    """
+    found: list[tuple[str, str, Any]] = []
     for at, value in add.items():
-        for sub, leaf in by_path(None if isinstance(value, Layout) else value).items():
-            path = "/".join(parts_of(as_path(at)) + parts_of(sub))
-            spec = spec_of(leaf, path)
-            if spec is None or isinstance(leaf, jax.ShapeDtypeStruct):
-                continue
-            array = as_numpy(leaf, path).astype(spec.dtype, copy=False)
-            row = target.by_path.get(path)
-            if row is not None and row.trainable and row.shape == spec.shape:
-                array = np.broadcast_to(array, lead + spec.shape)
-            found.append((f"{path} (added)", path, array))
+        for piece in _to_add(as_path(at), value):
+            path = "/".join(piece.new)
+            row, spec, source = target.by_path.get(path), spec_of(piece.value, path), piece.value
+            if spec is not None:
+                per_member = row is not None and row.trainable and row.shape == spec.shape
+                shape = lead + spec.shape if per_member else spec.shape
+                if isinstance(source, (Leaf, jax.ShapeDtypeStruct)):
+                    source = Spec(shape, spec.dtype)
+                else:
+                    source = np.broadcast_to(as_numpy(source, path).astype(spec.dtype, copy=False), shape)
+            if spec is not None or row is not None:
+                found.append((piece.name, path, source))
     return found
 
 
 def _placed(rows: Sequence[Leaf], order: Glob, align: int) -> tuple[Leaf, ...]:
     """The rows with their places; in memory, what an earlier glob matches comes first."""
-    globs = [order] if isinstance(order, str) else list(order)
-    for glob in globs:
-        refuse_idle_glob("order", glob, [row.path for row in rows])
-    matches = [matcher(glob) for glob in globs]
+    globs = globs_of("order", order)
+    for pattern in globs:
+        refuse_idle_glob("order", pattern, [row.path for row in rows])
+    matches = [matcher(pattern) for pattern in globs]
     ranks = {row.path: next((i for i, match in enumerate(matches) if match(row.path)), len(globs)) for row in rows}
     offsets = {row.path: row.offset for row in place(sorted(rows, key=lambda row: ranks[row.path]), align)}
     return tuple(replace(row, offset=offsets[row.path]) for row in place(rows, align))

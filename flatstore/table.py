@@ -60,6 +60,9 @@ def place(rows: Sequence[Leaf], align: int) -> tuple[Leaf, ...]:
     Trainable homes come first in memory, then the others; within each, the dtypes in the order in which they first
     appear, and within a dtype JAX's order. A start is a multiple of `align` and of the item size.
     """
+    if not isinstance(align, (int, np.integer)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        fix = "64 to lend every leaf to JAX, 1 to pack"
+        raise TypeError(f"align: expected a power of two in bytes, got {align!r}; fix: {fix}")
     groups: dict[tuple[bool, np.dtype[Any]], list[Leaf]] = {}
     for row in rows:
         if row.tied is None:

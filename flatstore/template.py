@@ -25,15 +25,21 @@ from flatstore.structure import Difference, StructureError
 from flatstore.table import Leaf
 
 Order = Literal["sorted", "numeric", "given"]
+_FIELDS = ("shape", "dtype", "dims", "trainable", "tied")
 
 
 def to_template(layout: Layout) -> dict[str, dict[str, Any]]:
     """{path: {"shape": [...], "dtype": name}} of every leaf, in the layout's order, ready for `json.dumps`.
 
     With "dims" where the axes have names, "trainable" where it is not what the dtype says, "tied" with the path of its
-    home where the leaf is another name. `from_template(…, order="given", align=layout.align)` is an equal layout.
-    What the nodes are, and what rides along, is not in it.
+    home where the leaf is another name. `from_template(…, order="given", align=layout.align)` is an equal layout,
+    unless `replan` ordered this one: where leaves lie in memory is not in a template, nor what the nodes are, nor what
+    rides along.
+
+    Raises `TypeError` for anything but a layout.
     """
+    if not isinstance(layout, Layout):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"expected a layout, got {type(layout).__name__}; fix: store.layout, or Layout.from_tree(tree)")
     template: dict[str, dict[str, Any]] = {}
     for leaf in layout.leaves:
         entry = template[leaf.path] = {"shape": list(leaf.shape), "dtype": leaf.dtype.name}
@@ -104,11 +110,11 @@ def _row(name: str, entry: Any, dtype: Any) -> Leaf:
     if isinstance(entry, Mapping):
         fields = cast(Mapping[str, Any], entry)
     elif isinstance(entry, Leaf):
-        fields = {"shape": entry.shape, "dtype": entry.dtype, "dims": entry.dims, "trainable": entry.trainable}
+        fields = {name: getattr(entry, name) for name in _FIELDS}
     elif hasattr(entry, "shape"):
         spec = spec_of(entry, name)
         fields = {} if spec is None else {"shape": spec.shape, "dtype": spec.dtype}
-    if unknown := fields.keys() - {"shape", "dtype", "dims", "trainable", "tied"}:
+    if unknown := fields.keys() - set(_FIELDS):
         raise ValueError(f"the unknown fields {sorted(map(str, unknown))}")
     shape, dims, tied = fields.get("shape"), fields.get("dims"), fields.get("tied")
     if not isinstance(shape, (list, tuple)) or not all(type(n) is int and n >= 0 for n in cast(list[Any], shape)):

@@ -30,6 +30,8 @@ def find_ties(leaves: Mapping[str, Any], tied: Tied) -> dict[str, str]:
         return {}
     if isinstance(tied, Mapping):
         return _said(leaves, tied)
+    if tied not in (None, True):
+        raise TypeError(f"tied: expected True, False, None or {{path: home's path}}, got {tied!r}; fix: tied=True")
     ties: dict[str, str] = {}
     repeated: list[str] = []
     seen: dict[int, str] = {}

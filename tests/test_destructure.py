@@ -228,3 +228,36 @@ def test_rebuild_is_frozen_and_says_what_it_is():
     with pytest.raises(AttributeError):
         rebuild.layout = None
     assert repr(rebuild) == "Rebuild: float32[4] to 2 leaves (1 ride along)"
+
+
+def test_integers_that_no_dtype_holds_ride_along():
+    flat, rebuild = fs.destructure({"seed": 2**70, "tokens": -(2**40), "w": jnp.ones(1)})
+    assert flat.tolist() == [1]
+    back = rebuild(flat)
+    assert (back["seed"], back["tokens"]) == (2**70, -(2**40))
+
+
+def test_one_object_that_rides_along_under_two_names_stays_one():
+    count = np.arange(2)
+    back = fs.destructure({"a": count, "b": count, "w": np.ones(2, "f4")})[1](np.ones(2))
+    assert back["a"] is back["b"] is not count
+
+
+def test_what_jax_tells_apart_when_it_traces_is_told_apart():
+    weak, strong = (fs.destructure({"n": n, "w": jnp.ones(1)})[1] for n in (jnp.asarray(3), jnp.int32(3)))
+    assert weak != strong
+
+
+def test_gradients_of_integers_equal_themselves():
+    def gradient():
+        return jax.grad(lambda p: (p["w"] ** 2).sum(), allow_int=True)({"i": jnp.arange(2), "w": jnp.ones(2)})
+
+    one = fs.destructure(gradient())[1]
+    assert one == fs.destructure(gradient())[1] == pickle.loads(pickle.dumps(one))
+
+
+def test_a_deleted_rider_is_equal_to_itself_alone():
+    first, second = (fs.destructure({"n": jnp.arange(3), "w": jnp.ones(1)})[1] for _ in range(2))
+    assert first == second
+    first.riders[0][1].delete()
+    assert first != second and first == first

@@ -147,9 +147,16 @@ def test_a_tree_that_changed_its_structure_is_told_with_every_leaf(rebuild):
 
 
 def test_a_leaf_that_is_no_number_any_more(rebuild):
-    with pytest.raises(fs.StructureError) as error:
-        rebuild.flatten(tree() | {"z": None})
-    says(error, "'z'", "got nothing")
+    for value, got in ((None, "got nothing"), ("text", "got a str")):
+        with pytest.raises(fs.StructureError) as error:
+            rebuild.flatten(tree() | {"z": value})
+        says(error, "'z'", got)
+
+
+def test_a_word_of_ties_that_is_none():
+    with pytest.raises(TypeError) as error:
+        fs.destructure(tree(), tied="yes")
+    says(error, "tied: expected True, False, None or {path: home's path}, got 'yes'", "tied=True")
 
 
 def test_names_of_a_tied_leaf_that_say_different_things():

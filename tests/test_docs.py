@@ -12,6 +12,7 @@ PAGES = [
     "docs/coming-from.md",
     "docs/destructure.md",
     "docs/evolving.md",
+    "docs/libraries.md",
     "docs/model-surgery.md",
     "docs/views-and-copies.md",
 ]

@@ -1,5 +1,6 @@
 """flatten_dict and unflatten_dict do what Flax's do, and lose no leaf where those would."""
 
+import enum
 from collections import OrderedDict
 from typing import Any
 
@@ -145,6 +146,7 @@ def test_a_leaf_where_another_has_a_node_is_an_error_that_names_both() -> None:
         with pytest.raises(ValueError) as error:
             fs.unflatten_dict(flat, "/")
         says(error, "'a'", "'a/b'")
+        assert "escape=" not in str(error.value)
     with pytest.raises(ValueError) as error:
         fs.unflatten_dict({("a",): 1, ("a", "b", "c"): 2})
     says(error, "('a',)", "('a', 'b', 'c')")
@@ -157,9 +159,19 @@ def test_keys_that_are_no_strings_are_an_error_with_a_separator() -> None:
     with pytest.raises(TypeError) as error:
         fs.flatten_dict({"layers": {0: X}}, "/")
     says(error, "('layers', 0)", "int", "sep=None", "escape=True")
-    with pytest.raises(TypeError) as error:
-        fs.flatten_dict({"layers": {frozenset({1}): X}}, "/", escape=True)
-    says(error, "frozenset", "sep=None")
+
+
+class Kind(enum.StrEnum):
+    FIRST = "first"
+
+
+def test_keys_without_a_literal_cannot_be_escaped_and_strings_come_back_plain() -> None:
+    for key in (frozenset({1}), float("nan"), float("inf"), np.int64(3), enum.IntEnum("E", "A").A):
+        with pytest.raises(TypeError) as error:
+            fs.flatten_dict({"layers": {key: X}}, "/", escape=True)
+        says(error, "'layers'", type(key).__name__, "sep=None")
+    (back,) = fs.unflatten_dict(fs.flatten_dict({Kind.FIRST: X}, "/", escape=True), "/", escape=True)
+    assert back == Kind.FIRST and type(back) is str
 
 
 @pytest.mark.parametrize(
@@ -177,6 +189,7 @@ def test_keys_that_are_no_strings_are_an_error_with_a_separator() -> None:
         (lambda: fs.flatten_dict({}, ""), ["''"]),
         (lambda: fs.flatten_dict({}, "~", escape=True), ["'~'"]),
         (lambda: fs.flatten_dict({}, escape=True), ["sep=None"]),
+        (lambda: fs.flatten_dict({"a": {"b": 1}}, is_leaf=3), ["is_leaf", "3"]),  # type: ignore[arg-type]
     ],
 )
 def test_bad_input_says_what_was_expected(call: Any, words: list[str]) -> None:

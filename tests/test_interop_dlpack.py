@@ -114,6 +114,18 @@ class NeedsACopy(Producer):
         raise BufferError("cannot export without a copy")
 
 
+class Says(Producer):
+    """One that does not keep to the standard."""
+
+    def __init__(self, device: Any, capsule: Any) -> None:
+        self.device, self.capsule = device, capsule
+
+    def __dlpack__(self, **_: Any) -> Any:
+        if isinstance(self.capsule, Exception):
+            raise self.capsule
+        return self.capsule
+
+
 class Pinned(Producer):
     """Memory of the host that a GPU knows of."""
 
@@ -154,6 +166,13 @@ def deleted() -> jax.Array:
     return gone
 
 
+def used_up() -> Any:
+    capsule = np.zeros(11, F4).__dlpack__(max_version=(1, 0))
+    keep = type("Keep", (Producer,), {"__dlpack__": lambda self, **_: capsule})(None)
+    np.from_dlpack(keep)
+    return capsule
+
+
 BAD: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "read-only": (lambda: Producer(read_only()), ("writable memory", "read-only Producer")),
     "jax": (lambda: jnp.zeros(11), ("ArrayImpl", "read-only", "wrap a writable copy")),
@@ -167,6 +186,12 @@ BAD: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     ),
     "copies": (lambda: NeedsACopy(np.zeros(11, F4)), ("NeedsACopy: cannot export without a copy",)),
     "copied": (lambda: Producer(np.zeros(11, F4), set_copied), ("expected a view, got a copy", "that owns the bytes")),
+    "raises": (lambda: Says((1, 0), ValueError("not now")), ("memory that NumPy can view, got Says: not now",)),
+    "has none": (lambda: Says((1, 0), AttributeError("gone")), ("memory that NumPy can view, got Says: gone",)),
+    "no capsule": (lambda: Says((1, 0), None), ("got Says: its __dlpack__ gave NoneType, not a capsule of DLPack",)),
+    "used up": (lambda: Says((1, 0), used_up()), ("got Says: its __dlpack__ gave PyCapsule, not a capsule of DLPack",)),
+    "no device": (lambda: Says(None, None), ("got Says: its __dlpack_device__ gave no (device type, device)",)),
+    "device in words": (lambda: Says("cpu", None), ("its __dlpack_device__ gave no (device type, device)",)),
     "meta": (lambda: torch.zeros(11, device="meta"), ("host memory", "meta")),
     "small": (lambda: Producer(np.zeros(10, F4)), ("at least 44 bytes, got 40",)),
     "strided": (lambda: Producer(np.zeros((11, 2), F4)[:, 0]), ("contiguous",)),

@@ -1,5 +1,7 @@
 """Equinox: partition first, so that what is no array stays out of the lent tree, and combine inside."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -131,3 +133,14 @@ def test_a_module_of_another_width_is_refused() -> None:
     with pytest.raises(fs.StructureError, match="3 leaves") as error:
         store.assign(wider)
     says(error, "'layers/0/weight': expected float32[4,3], got float32[5,3]", "'layers/1/weight'", "'layers/0/bias'")
+
+
+def test_a_rebuild_and_a_layout_pickle_with_the_static_fields_of_the_modules():
+    module = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+    flat, rebuild = fs.destructure(module)
+    x = jnp.ones(2)
+    for again in (pickle.loads(pickle.dumps(rebuild)), copy.deepcopy(rebuild)):
+        assert again == rebuild and hash(again) == hash(rebuild)
+        assert same_bits(again(flat)(x), module(x))
+    layout = pickle.loads(pickle.dumps(fs.Layout.from_tree(module)))
+    assert fs.Store.zeros(layout).tree(x).tolist() == [0, 0]

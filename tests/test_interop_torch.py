@@ -16,7 +16,7 @@ from torch import nn
 import flatstore as fs
 from flatstore.interop.torch import from_numpy, verify
 from tests.torch_modules import Tied, everything, net, shows
-from tests.trees import arrays, bits, gap_bytes, same_bits, says
+from tests.trees import arrays, bits, gap_bytes, same_bits
 
 F4 = np.float32
 
@@ -117,57 +117,6 @@ def test_an_optimiser_made_before_writes_the_store_as_it_would_have_written_the_
         assert (store.to_vector() != before).any() and shows(store, adopted)
     for key, value in everything(alone).items():
         assert same_bits(store[key], value.detach().numpy()), key
-
-
-LEAVES: dict[str, Any] = {
-    "half and back": lambda module: module.half().float(),
-    "data": lambda module: setattr(module[0].weight, "data", torch.zeros(4, 3)),
-    "a new parameter": lambda module: setattr(module[0], "weight", nn.Parameter(torch.zeros(4, 3))),
-    "load_state_dict(assign=True)": lambda module: module.load_state_dict(net(1).state_dict(), assign=True),
-    "a buffer": lambda module: setattr(module[1], "running_mean", torch.zeros(4)),
-}
-
-
-@pytest.mark.parametrize("how", LEAVES)
-def test_a_tensor_that_left_is_named_and_adopting_again_brings_it_back(how: str) -> None:
-    module = net()
-    store = fs.adopt(module)
-    LEAVES[how](module)
-    away = [name for name, tensor in everything(module).items() if tensor.data_ptr() != store[name].ctypes.data]
-    values = {name: tensor.detach().clone().numpy() for name, tensor in everything(module).items()}
-    with pytest.raises(fs.StructureError, match="of the module not in the store any more") as error:
-        verify(module, store)
-    assert sorted(difference.path for difference in error.value.differences) == sorted(away) != []
-    says(error, *away, "adopt(module, store) brings it back")
-    assert fs.adopt(module, store) is store
-    verify(module, store)
-    assert shows(store, module) and all(same_bits(store[name], value) for name, value in values.items())
-
-
-def test_a_module_that_changed_its_kind_gets_a_new_store() -> None:
-    module = net()
-    old = fs.adopt(module)
-    module.half()
-    with pytest.raises(fs.StructureError, match=r"float32\[4,3\], got float16\[4,3\] elsewhere"):
-        verify(module, old)
-    with pytest.raises(fs.StructureError, match="of the module unlike the store") as error:
-        fs.adopt(module, old)
-    assert len(error.value.differences) == 8  # all but the counter
-    says(error, "'0.weight': expected float32[4,3], got float16[4,3]", "adopt(module) makes a new store")
-    store = fs.adopt(module)
-    assert shows(store, module) and store.flat.dtype == np.float16
-
-
-def test_what_was_added_or_removed_is_named() -> None:
-    module = net()
-    store = fs.adopt(module)
-    module[0].bias = None
-    module.register_buffer("mask", torch.ones(2))
-    for check in (lambda: verify(module, store), lambda: fs.adopt(module, store)):
-        with pytest.raises(fs.StructureError) as error:
-            check()
-        assert [difference.path for difference in error.value.differences] == ["0.bias", "mask"]
-        says(error, "got nothing", "expected nothing")
 
 
 def test_values_that_lie_crosswise_in_the_store_are_not_torn() -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import is_lazy
 
 import flatstore as fs
 from flatstore.interop.torch import from_numpy, verify
+from tests.torch_modules import fake, nested, quantised, tied_pair
 from tests.trees import says
 
 F4 = np.float32
@@ -32,18 +31,6 @@ def beside(tensor: torch.Tensor, **more: torch.Tensor) -> nn.Module:
     return module
 
 
-def quantised() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch means to drop them
-        return beside(torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
-
-
-def fake() -> nn.Module:
-    with FakeTensorMode():
-        inner = nn.Parameter(torch.ones(3))
-    return beside(inner)
-
-
 def overlapping() -> nn.Module:
     base = torch.zeros(6)
     return beside(nn.Parameter(base[:4]), other=nn.Parameter(base[2:]))
@@ -54,7 +41,7 @@ def frozen_twin() -> nn.Module:
     return beside(nn.Parameter(base), other=base)
 
 
-def nested() -> nn.Module:
+def parts() -> nn.Module:
     base = torch.zeros(9)
     return beside(nn.Parameter(base), b=nn.Parameter(base[1:2]), c=nn.Parameter(base[3:4]))
 
@@ -68,19 +55,23 @@ BAD: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "lazy buffer": (nn.LazyBatchNorm1d, ("'running_mean'", "lazy")),
     "sparse": (lambda: beside(nn.Parameter(torch.eye(3).to_sparse())), ("'odd'", "torch.sparse_coo", ".to_dense()")),
     "mkldnn": (lambda: beside(torch.eye(3).to_mkldnn()), ("'odd'", "torch._mkldnn", ".to_dense()")),
-    "quantised": (quantised, ("'odd'", "qint8", "before it is quantised")),
-    "fake": (fake, ("'odd'", "FakeTensor")),
+    "quantised": (lambda: beside(quantised()), ("'odd'", "qint8", "before it is quantised")),
+    "fake": (lambda: beside(nn.Parameter(fake())), ("'odd'", "FakeTensor")),
     "transposed": (lambda: beside(nn.Parameter(torch.ones(2, 3).T)), ("'odd'", "strides (1, 3) over shape (3, 2)")),
     "channels last": (
         lambda: nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last),
         ("'weight'", "contiguous memory", ".contiguous()"),
     ),
     "expanded": (lambda: beside(torch.ones(1).expand(3)), ("'odd'", "strides (0,) over shape (3,)")),
+    "nested": (
+        lambda: beside(nested()),
+        ("'odd'", "a plain tensor", "several shapes"),
+    ),
     "conjugate": (lambda: beside(torch.ones(2, dtype=torch.complex64).conj()), ("'odd'", ".resolve_conj()")),
     "half complex": (lambda: beside(torch.zeros(2, dtype=torch.float16).view(torch.complex32)), ("'odd'", "complex32")),
     "int3": (lambda: beside(torch.empty(2, dtype=torch.int3)), ("'odd'", "a dtype that NumPy has", "int3")),
     "views of one another": (overlapping, ("'other'", "bytes of 'odd'", "clone()")),
-    "views of one": (nested, ("2 leaves", "'b'", "'c'", "bytes of 'odd'")),
+    "views of one": (parts, ("2 leaves", "'b'", "'c'", "bytes of 'odd'")),
     "trains under one name only": (frozen_twin, ("'other'", "bytes of 'odd'")),
     "empty": (nn.ReLU, ("got one without", "adopt the whole model")),
 }
@@ -169,14 +160,46 @@ def test_a_module_may_live_in_a_member_of_a_population_but_not_write_what_all_sh
     assert places(norm) == before and not pop.to_vector().any()
 
 
-@pytest.mark.parametrize("how", ["meta", "transposed"])
-def test_verify_names_a_tensor_that_can_be_no_view_any_more(how: str) -> None:
+class Stubborn(nn.Parameter):
+    """A parameter that takes no other data."""
+
+    @property
+    def data(self) -> torch.Tensor:
+        return super().data
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        raise RuntimeError("these data stay")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_tensor_that_refuses_leaves_the_module_and_the_store_as_they_were(again: bool) -> None:
+    module = tied_pair()
+    module["c"] = nn.Linear(2, 2, bias=False)
+    store = fs.adopt(module) if again else None
+    module["a"].weight.data = torch.ones(2, 2)  # tied: moved twice
+    module["c"].weight = Stubborn(torch.ones(2, 2))
+    before = places(module), store and store.to_vector().tolist()
+    with pytest.raises(RuntimeError, match="these data stay"):
+        fs.adopt(module, store)
+    assert (places(module), store and store.to_vector().tolist()) == before
+
+
+@pytest.mark.parametrize("align", ["a", 64.0, None])
+def test_an_align_that_is_no_number_of_bytes_is_refused(align: Any) -> None:
     module = nn.Linear(2, 2)
-    store = fs.adopt(module)
-    module.weight = nn.Parameter(torch.empty(2, 2, device="meta") if how == "meta" else module.weight.data.T)
-    with pytest.raises(fs.StructureError, match="1 leaf") as error:
-        verify(module, store)
-    says(error, "'weight': expected a view of float32[2,2]", "elsewhere")
+    before = places(module)
+    with pytest.raises(TypeError) as error:
+        fs.adopt(module, align=align)
+    says(error, f"align: expected a power of two in bytes, got {align!r}", "64 to lend every leaf to JAX, 1 to pack")
+    assert places(module) == before
+
+
+@pytest.mark.parametrize("thing", [[1], 1.0, None, torch.ones(1)])
+def test_only_numpy_arrays_are_viewed(thing: Any) -> None:
+    with pytest.raises(TypeError) as error:
+        from_numpy(thing)
+    says(error, f"expected a NumPy array, got {type(thing).__name__}", "np.asarray")
 
 
 ARRAYS = {

@@ -24,12 +24,24 @@ LAYOUT = fs.Layout.from_tree({"a": {"w": np.ones((2, 3), F4)}, "b": np.ones(3, F
         ({"rename": {"b": "a/w"}}, ["'b'", "'a/w'"]),
         ({"rename": {"b": "a"}}, ["'b'", "'a/w'"]),
         ({"rename": {"b": "a/w/x"}}, ["'b'", "'a/w'"]),
-        ({"rename": {"b": ""}}, ["'b'", "'a/w'"]),
+        ({"rename": {"b": ""}}, ["'b'", "'a/w'", "rename one of them"]),
+        ({"rename": {"a": ""}}, ["rename", "got ''", "'/w'", "'a/*': '*'"]),
+        ({"rename": {"a": "c/"}}, ["rename", "'c/'", "'c//w'"]),
+        ({"rename": {"b": "c*"}}, ["rename", "'c*'", "never a character of a name"]),
+        ({"add": {"c/": S((1,), F4)}}, ["add", "'c/'"]),
         ({"add": {"b": S((1,), F4)}}, ["'b'", "'b (added)'"]),
         ({"add": {"a": S((1,), F4)}}, ["'a (added)'", "'a/w'"]),
         ({"add": {"head": (256, 10)}}, ["'head'", "(256, 10)", "ShapeDtypeStruct"]),
-        ({"add": {"head": np.array(["x"])}}, ["numbers"]),
+        ({"add": {"head": {"w": np.array(["x"])}}}, ["'head/w'", "numbers"]),
+        ({"add": {"head": {"a": 1.0, 3: 2.0}}}, ["keys of one type", "'int' and 'str'"]),
+        ({"add": {"head": fs.Store.zeros(LAYOUT)}}, ["add", "'head'", "a Store", "store.layout"]),
+        ({"add": {"head": {"x": fs.Population.zeros(LAYOUT, 2)}}}, ["'head/x'", "a Population"]),
+        ({"add": {"head": {"x": LAYOUT}}}, ["'head/x'", "a Layout", "a path of its own"]),
         ({"drop": 3}, ["drop", "3"]),
+        ({"drop": [4]}, ["drop", "[4]"]),
+        ({"drop": None}, ["drop", "None"]),
+        ({"order": None}, ["order", "None"]),
+        ({"drop": "b[1]"}, ["drop", "got 'b[1]'", "'[[]'"]),
         ({"rename": "b"}, ["rename", "'b'"]),
         ({"rename": {"b": 3}}, ["int 3"]),
         ({"add": ["b"]}, ["add", "['b']"]),
@@ -80,6 +92,45 @@ def test_an_array_to_add_must_fit() -> None:
         with pytest.raises(fs.StructureError) as error:
             fs.transfer(old, layout, add={"c": array})
         says(error, "'c'", "float32[2]")
+
+
+@pytest.mark.parametrize("value", ["abc", None, {}, len, (), S((3,), F4), {"w": "abc"}])
+def test_what_is_no_array_where_one_belongs_is_refused(value: Any) -> None:
+    new = filled(fs.replan(LAYOUT, add={"c": S((2,), F4)}))
+    before = new.buffer.copy()
+    with pytest.raises(fs.StructureError) as error:
+        fs.transfer(fs.Store.zeros(LAYOUT), new, add={"c": value})
+    says(error, "'c'", "float32[2]" if not isinstance(value, dict) or not value else "rename one to it, or add it")
+    np.testing.assert_array_equal(new.buffer, before)
+
+
+def test_what_is_added_covers_its_node_or_the_rest_is_listed() -> None:
+    layout = fs.replan(LAYOUT, add={"c": {"u": S((2,), F4), "v": S((2,), F4)}})
+    with pytest.raises(fs.StructureError) as error:
+        fs.transfer(fs.Store.zeros(LAYOUT), layout, add={"c": {"u": np.ones(2, F4)}})
+    says(error, "'c/v'", "add it")
+    new = fs.transfer(fs.Store.zeros(LAYOUT), layout, add={"c": {"u": np.ones(2, F4), "v": S((2,), F4)}})
+    assert new["c/u"].all() and not new["c/v"].any()
+
+
+@pytest.mark.parametrize("add", [3, [3], {"c": fs.Store.zeros(LAYOUT)}, {"c": (256, 10)}])
+def test_an_add_that_is_none_says_what_was_expected(add: Any) -> None:
+    with pytest.raises(TypeError) as error:
+        fs.transfer(fs.Store.zeros(LAYOUT), fs.replan(LAYOUT, add={"c": S((2,), F4)}), add=add)
+    says(error, "add")
+
+
+def test_the_paths_of_a_mapping_to_add_are_no_globs() -> None:
+    edit = {"add": {"net[1]": np.ones(2, F4), "a*": S((), F4)}}
+    new = fs.transfer(fs.Store.zeros(LAYOUT), fs.replan(LAYOUT, **edit), **edit)
+    assert new["net[1]"].all() and list(new) == ["a/w", "a*", "b", "net[1]"]
+    assert list(fs.replan(new.layout, drop="net[[]1]").by_path) == ["a/w", "a*", "b"]
+    assert fs.transfer(new, new.layout, add=None)["net[1]"].all()
+
+
+def test_a_node_whose_key_was_empty_may_stay_so() -> None:
+    layout = fs.Layout.from_tree({"": {"w": 1.0}})
+    assert list(fs.replan(layout, rename={"*": "net/*"}).by_path) == ["net//w"]
 
 
 def test_a_store_over_the_same_memory_is_refused() -> None:

@@ -1,16 +1,19 @@
 """What holds for parameters holds for the optimiser's state that is named after them."""
 
+from collections import OrderedDict
 from typing import Any
 
+import equinox as eqx
 import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.training.train_state import TrainState
 
 import flatstore as fs
-from tests.trees import same_bits, says
+from tests.trees import act, same_bits, says
 
 F4 = np.float32
 
@@ -174,7 +177,7 @@ def test_an_array_for_a_node_and_a_node_for_an_array_are_refused() -> None:
 def test_tied_names_must_agree_when_they_are_put_back() -> None:
     w = np.ones(3, F4)
     store = fs.Store.from_tree({"opt": [w, w]})
-    says(refused(store, [w, w + 1], "opt"), "'1'", "other values")
+    says(refused(store, [w, w + 1], "opt"), "'opt/1'", "'opt/0'", "other values")
     fs.put_back(store, [w * 2, w * 2], "opt")
     assert store["opt/0"].tolist() == [2, 2, 2]
 
@@ -189,6 +192,55 @@ def test_there_must_be_such_a_node_and_nobody_reading_it() -> None:
     with store.lend("jax") as lent, pytest.raises(fs.LentError):
         fs.put_back(store, state, "opt")
     del lent
+
+
+def test_what_is_static_in_a_node_and_what_rides_along_must_be_as_it_was() -> None:
+    conv = lambda stride: eqx.nn.Conv2d(1, 2, 3, stride=stride, key=jax.random.key(0))  # noqa: E731
+    store = fs.Store.from_tree({"net": conv(1), "f": jax.nn.relu, "s": "relu", "key": jax.random.key(0), "none": None})
+    same = {"net": conv(1), "f": jax.nn.relu, "s": "relu", "key": jax.random.key(0), "none": None}
+    fs.put_back(store, jax.tree.map(lambda x: x + 1 if eqx.is_inexact_array(x) else x, same))
+    assert same_bits(store["net/bias"], same["net"].bias + 1)
+    other = {**same, "net": conv(2), "f": jax.nn.tanh, "s": "tanh", "key": jax.random.key(1)}
+    error = refused(store, other)
+    assert [x.path for x in error.value.differences] == ["f", "key", "net", "s"]
+    says(error, "a Conv2d with stride=(1, 1)", "a Conv2d with stride=(2, 2)", "a str 'relu'", "a str 'tanh'")
+    assert store.tree["net"].stride == (1, 1)
+
+
+def test_the_order_of_keys_is_nothing_static_and_a_train_state_goes_back() -> None:
+    store = fs.Store.from_tree(OrderedDict(a=np.ones(2, F4), b=np.ones(3, F4)))
+    fs.put_back(store, OrderedDict(b=np.zeros(3, F4), a=np.zeros(2, F4)))
+    assert not store.flat.any()
+    state = TrainState.create(apply_fn=act, params=params(), tx=optax.adam(1e-2))
+    store = fs.Store.from_tree({"state": state})
+    fs.put_back(store, state.apply_gradients(grads=params()), "state")
+    assert store["state/step"] == 1
+    says(refused(store, {"state": state.replace(apply_fn=says)}), "'state'", "apply_fn=<function act")
+
+
+def test_errors_name_the_whole_path() -> None:
+    store = fs.Store.from_tree({"params": {"a": np.ones(2, F4), "b": F4(1), "c": np.int32(1)}})
+    before = store.buffer.copy()
+    deleted = jnp.ones(2)
+    deleted.delete()
+    for name, x in (
+        ("a", deleted),
+        ("a", np.array(["x"])),
+        ("c", 1 << 70),
+        ("a", jax.ShapeDtypeStruct((2,), F4)),
+        ("b", 1e300),
+    ):
+        with pytest.raises((ValueError, TypeError)) as error:
+            fs.put_back(store, {**store.tree["params"], name: x}, at="params")
+        says(error, f"'params/{name}'")
+    assert np.array_equal(store.buffer, before)
+
+
+@pytest.mark.parametrize("what", [{}, params(), fs.Population.from_tree(params(), 2)])
+def test_only_a_store_takes_a_tree_back(what: Any) -> None:
+    with pytest.raises(TypeError) as error:
+        fs.put_back(what, params())
+    says(error, "expected a store", type(what).__name__)
 
 
 # -- the older state dict of the Flax guides

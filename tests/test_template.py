@@ -92,6 +92,13 @@ def test_ties_names_of_axes_and_what_trains_survive_json() -> None:
     dotted = {name.replace("/", "."): row for name, row in template.items()}
     dotted["a[0].right"]["tied"] = "a[0].left"
     assert fs.from_template(dotted, ".", order="given") == layout
+    assert fs.from_template(dict(layout.by_path), order="given") == layout
+
+
+def test_an_order_in_memory_is_not_in_a_template() -> None:
+    layout = fs.Layout.from_tree({"a": np.ones(2, F4), "b": np.ones(3, F4)})
+    ordered = fs.replan(layout, order=["b", "a"])
+    assert ordered != layout and fs.from_template(fs.to_template(ordered)) == layout
 
 
 def test_a_template_of_a_hundred_billion_parameters_allocates_nothing() -> None:
@@ -122,7 +129,9 @@ def test_all_entries_that_cannot_be_read_are_listed() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: fs.from_template({"a": (1,), "a.b": (1,)}, "."), ["'a'", "'a.b'"]),
+        (lambda: fs.from_template({"a": (1,), "a.b": (1,)}, "."), ["'a'", "'a.b'", "rename one of them"]),
+        (lambda: fs.to_template({"a": 1.0}), ["dict", "Layout.from_tree"]),  # type: ignore[arg-type]
+        (lambda: fs.to_template(fs.Store.from_tree({"a": 1.0})), ["Store", "store.layout"]),  # type: ignore[arg-type]
         (lambda: fs.from_template({"a~b": (1,)}), ["'a~b'", "'~0'"]),
         (lambda: fs.from_template({"a": (1,)}, order="natural"), ["'natural'", "'numeric'"]),  # type: ignore[arg-type]
         (lambda: fs.from_template([1]), ["list"]),  # type: ignore[arg-type]
@@ -137,3 +146,4 @@ def test_bad_input_says_what_was_expected(call: Any, words: list[str]) -> None:
     with pytest.raises((ValueError, TypeError)) as error:
         call()
     says(error, *words)
+    assert "escape=" not in str(error.value)

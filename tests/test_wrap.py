@@ -1,7 +1,7 @@
 """`wrap`: a store over memory that the user holds."""
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import flatstore as fs
+from tests.torch_modules import fake, nested, quantised
 from tests.trees import says
 
 F4 = np.float32
@@ -99,6 +100,54 @@ def test_memory_that_cannot_be_a_store_is_refused_and_left_alone(kind: str) -> N
         fs.Store.wrap(buffer, LAYOUT)
     says(error, words)
     assert np.asarray(buffer).tobytes() == before
+
+
+@pytest.mark.parametrize("layout", [{"b": np.zeros(3, F4)}, None, 11])
+def test_only_a_layout_says_what_lies_in_the_buffer(layout: Any) -> None:
+    for make in (
+        lambda: fs.Store.wrap(aligned(64), layout),
+        lambda: fs.Population.wrap(aligned(64), layout, 2),
+        lambda: fs.Store.zeros(layout),
+    ):
+        with pytest.raises(TypeError) as error:
+            make()
+        says(error, f"expected a Layout, got {type(layout).__name__}", "Layout.from_tree(tree)")
+
+
+OUT_OF_NUMPY: dict[str, tuple[Callable[[], torch.Tensor], str, str]] = {
+    "conjugate": (lambda: torch.ones(3, dtype=torch.complex64).conj(), "conjugate bit", "resolve_conj()"),
+    "negated": (lambda: torch.ones(3, dtype=torch.complex64).conj().imag, "negative bit", "resolve_neg()"),
+    "sparse": (lambda: torch.eye(3).to_sparse(), "Sparse layout", "to_dense()"),
+    "mkldnn": (lambda: torch.eye(3).to_mkldnn(), "Mkldnn layout", "to_dense()"),
+    "fake": (fake, "tensor subclasses", ""),
+    "quantised": (quantised, "torch.qint8", "dequantize()"),
+    "half complex": (lambda: torch.zeros(4, dtype=torch.half).view(torch.complex32), "torch.complex32", ""),
+    "four bits": (lambda: torch.empty(4, dtype=torch.uint4), "torch.uint4", ""),
+    "nested": (nested, "ested", ""),
+}
+
+
+@pytest.mark.parametrize("kind", OUT_OF_NUMPY)
+@pytest.mark.parametrize("into", ["wrap", "from_tree", "assign", "destructure", "flatten"])
+def test_a_torch_tensor_that_numpy_cannot_view_is_refused(kind: str, into: str) -> None:
+    make, got, fix = OUT_OF_NUMPY[kind]
+    tensor = make()
+    shape = tuple(tensor.shape) if kind != "nested" else (3,)
+    dtype = np.complex64 if kind == "conjugate" else F4
+    store = fs.Store.from_tree({"a": np.ones(2, F4), "b": np.ones(shape, dtype)}, tied=False)
+    before = store.buffer.tobytes()
+    tree = {"a": np.zeros(2, F4), "b": tensor}
+    calls: dict[str, Callable[[], Any]] = {
+        "wrap": lambda: fs.Store.wrap(tensor, LAYOUT),
+        "from_tree": lambda: fs.Store.from_tree(tree),
+        "assign": lambda: store.assign(tree),
+        "destructure": lambda: fs.destructure(tree),
+        "flatten": lambda: fs.destructure(store)[1].flatten(tree),
+    }
+    with pytest.raises((ValueError, TypeError)) as error:
+        calls[into]()
+    says(error, "'buffer'" if into == "wrap" else "'b'", got, fix)
+    assert store.buffer.tobytes() == before
 
 
 def test_a_wrapped_buffer_is_kept_alive_and_stays_writable_after_a_lend() -> None:

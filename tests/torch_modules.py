@@ -1,7 +1,10 @@
 """Torch modules that the tests adopt, and what to ask of them."""
 
+import warnings
+
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import flatstore as fs
 
@@ -26,6 +29,38 @@ def net(seed: int = 0) -> nn.Sequential:
     """Two layers with a batch norm between them."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def pair() -> nn.ModuleDict:
+    """Two layers."""
+    return nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in "ab"})
+
+
+def tied_pair() -> nn.ModuleDict:
+    """Two layers of one weight."""
+    module = pair()
+    module["b"].weight = module["a"].weight
+    return module
+
+
+def quantised() -> torch.Tensor:
+    """A tensor of a type that NumPy does not have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch means to drop them
+        return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+
+
+def nested() -> torch.Tensor:
+    """A tensor of several shapes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls them a prototype
+        return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+
+
+def fake() -> torch.Tensor:
+    """A tensor without data that says it lies in host memory."""
+    with FakeTensorMode():
+        return torch.ones(3)
 
 
 def everything(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -187,7 +187,7 @@ def grid_of(p: Pass, bound: float) -> tuple[Any, Any, Any]:
 
 
 def number_rows(real: Any) -> tuple[Array, Array]:
-    """Room for what a block's draws find in a table, and for the parameters after the move."""
+    """Room for what a block's draws find in a table, and for the parameters before the move."""
     return np.zeros(WIDTH + ROOM, np.int16), np.zeros(WIDTH, real)
 
 

@@ -16,17 +16,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
-from flatstore.arrays import Array, as_numpy
+from flatstore.arrays import Array, as_numpy, torch_dtype
 from flatstore.extras import require
 from flatstore.layout import Layout
 from flatstore.paths import by_path
 from flatstore.store import Store
 from flatstore.structure import Difference, StructureError, listing
-from flatstore.table import Leaf
+
+UNLIKE = "of the module unlike the store"
 
 
 def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
@@ -53,14 +55,18 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
 
     Raises `ValueError` that names every tensor that cannot be a view (another device, sparse, quantised, lazy, not
     contiguous, memory shared in part), `StructureError` for a module unlike `store`, `LentError` if that one is lent,
-    `TypeError` if it is no module. The module and the store are as before then.
+    `TypeError` if it is no module, and what a tensor raises that refuses other data. The module and the store are as
+    before then.
     """
     tree = _tree(module)
     layout = _layout(tree, align if store is None else _checked(store).layout.align)
     if store is None:
         store = Store.zeros(layout)
     else:
-        _refuse_unlike(layout, store.layout)
+        pairs = _pairs(_rows(store.layout), _rows(layout))
+        unlike = [Difference(*pair, "adopt(module) makes a new store") for pair in pairs if pair[1] != pair[2]]
+        if unlike:
+            raise StructureError(unlike, UNLIKE)
     with store.memory.writing():
         views = {path: store.leaf_view(path) for path in layout.by_path}
         shared = [path for path, view in views.items() if not view.flags.writeable]
@@ -72,17 +78,21 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
             )
         tensors = by_path(tree)
         arrays = {leaf.path: as_numpy(tensors[leaf.path], leaf.path) for leaf in layout.homes}
-        store.assign({leaf.path: arrays[leaf.tied or leaf.path] for leaf in layout.leaves})
-        for path, tensor in tensors.items():
-            tensor.data = from_numpy(views[path])
+        with ExitStack() as back:  # if one refuses, those before it go back; the store comes last
+            for path, tensor in tensors.items():
+                back.callback(setattr, tensor, "data", tensor.data)
+                tensor.data = from_numpy(views[path])
+            store.assign({leaf.path: arrays[leaf.tied or leaf.path] for leaf in layout.leaves})
+            back.pop_all()
     return store
 
 
 def verify(module: Any, store: Store) -> None:
-    """Check that the parameters and buffers of an adopted module still are views of `store`.
+    """Check that the parameters and buffers of an adopted module still are views of `store`, as when it was adopted.
 
-    Raises `StructureError` that names each one that left (`module.half()`, `param.data = …`), was removed or added;
-    `adopt(module, store)` brings back those that kept their shape and dtype, `adopt(module)` makes a new store.
+    Raises `StructureError` that names each one that left (`module.half()`, `param.data = …`), or was removed, added,
+    frozen, unfrozen, tied or untied. Those that did no more than leave, `adopt(module, store)` brings back; otherwise
+    `adopt(module)` makes a new store.
 
     >>> import torch
     >>> module = torch.nn.Linear(2, 1)
@@ -94,19 +104,22 @@ def verify(module: Any, store: Store) -> None:
       'bias': expected a view of float32[1], got float32[1] elsewhere; fix: adopt(module, store) brings it back
     """
     tensors = by_path(_tree(module))
-    rows = _checked(store).layout.by_path
-    differences: list[Difference] = []
-    for path, leaf in rows.items():
-        if path not in tensors:
-            differences.append(Difference(path, "a parameter or buffer", "nothing", "adopt(module) anew"))
-        elif not _is_view(tensors[path], leaf, store.leaf_view(path)):
-            got = _kind(tensors[path])
-            fix = "adopt(module, store) brings it back" if got == str(leaf.spec) else "adopt(module) makes a new store"
-            differences.append(Difference(path, f"a view of {leaf.spec}", f"{got} elsewhere", fix))
-    for path in (path for path in tensors if path not in rows):
-        differences.append(Difference(path, "nothing", f"{_kind(tensors[path])} that was added", "adopt(module) anew"))
+    layout = _checked(store).layout
+    obstacles, tied = _read(tensors)
+    there = _rows(layout)
+    here = {path: _row(_kind(x), x.requires_grad, tied.get(path)) for path, x in tensors.items()}
+    fix = "adopt(module, store) brings it back" if here == there else "adopt(module) makes a new store"
+    differences = {difference.path: difference for difference in obstacles}
+    for path, was, now in _pairs(there, here):
+        if path in differences:
+            continue
+        if path in there and path in here and not _is_at(tensors[path], store.leaf_view(path)):
+            now = _row(f"{_kind(tensors[path])} elsewhere", tensors[path].requires_grad, tied.get(path))
+        if was != now:
+            differences[path] = Difference(path, f"a view of {was}" if path in there else was, now, fix)
     if differences:
-        raise StructureError(differences, "of the module not in the store any more")
+        what = "of the module not in the store any more" if here == there else UNLIKE
+        raise StructureError([*differences.values()], what)
 
 
 def from_numpy(array: Array) -> Any:
@@ -118,9 +131,12 @@ def from_numpy(array: Array) -> Any:
     >>> store["w"]
     array([1, 1], dtype=bfloat16)
 
-    Raises `ValueError` for an array that is read-only or steps backwards, and for a dtype that torch does not have.
+    Raises `ValueError` for an array that is read-only or steps backwards, and for a dtype that torch does not have;
+    `TypeError` for what is no array.
     """
     torch = require("torch", "torch")
+    if not isinstance(array, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"expected a NumPy array, got {type(array).__name__}; fix: pass np.asarray(...) of it")
     name = array.dtype.name
     if not array.flags.writeable:
         raise ValueError(
@@ -160,19 +176,25 @@ def _layout(tree: OrderedDict[str, Any], align: int) -> Layout:
     tensors = by_path(tree)
     if not tensors:
         raise ValueError("expected a module with parameters or buffers, got one without; fix: adopt the whole model")
+    obstacles, tied = _read(tensors)
+    if obstacles:
+        raise ValueError(listing(obstacles, "of the module that cannot be a view of a store"))
+    return Layout.from_tree(tree, align=align, tied=tied, trainable=lambda _path, tensor, _node: tensor.requires_grad)
+
+
+def _read(tensors: Mapping[str, Any]) -> tuple[list[Difference], dict[str, str]]:
+    """What cannot be a view of a store, and of the rest what is tied: {path: home}."""
     obstacles = [Difference(path, *found) for path, tensor in tensors.items() if (found := _obstacle(tensor))]
+    stuck = {difference.path for difference in obstacles}
     homes: dict[Any, str] = {}
     tied: dict[str, str] = {}
-    if not obstacles:
-        for path, tensor in tensors.items():
+    for path, tensor in tensors.items():
+        if path not in stuck:
             place = tensor.data_ptr() if tensor.nbytes else id(tensor)
             home = homes.setdefault((place, tensor.shape, tensor.dtype, tensor.requires_grad), path)
             if home != path:
                 tied[path] = home
-        obstacles = _overlaps({path: tensors[path] for path in homes.values()})
-    if obstacles:
-        raise ValueError(listing(obstacles, "of the module that cannot be a view of a store"))
-    return Layout.from_tree(tree, align=align, tied=tied, trainable=lambda _path, tensor, _node: tensor.requires_grad)
+    return obstacles + _overlaps({path: tensors[path] for path in homes.values()}), tied
 
 
 def _obstacle(tensor: Any) -> tuple[str, str, str] | None:
@@ -186,13 +208,13 @@ def _obstacle(tensor: Any) -> tuple[str, str, str] | None:
         return "a tensor in host memory", f"one on {tensor.device}", fix
     if tensor.layout is not torch.strided:
         return "a dense tensor", f"one of {tensor.layout}", "replace it by .to_dense()"
-    if tensor.is_quantized or type(tensor.data) is not torch.Tensor:
-        kind = name if tensor.is_quantized else type(tensor.data).__name__
+    if tensor.is_quantized or tensor.is_nested or type(tensor.data) is not torch.Tensor:
+        kind = name if tensor.is_quantized else "several shapes" if tensor.is_nested else type(tensor.data).__name__
         return "a plain tensor", f"one of {kind}", "adopt the module before it is quantised or wrapped"
     if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
         got = f"strides {tuple(tensor.stride())} over shape {tuple(tensor.shape)}"
         return "contiguous memory", got, "param.data = param.data.resolve_conj().resolve_neg().contiguous()"
-    if not (hasattr(np, name) or name == "bfloat16" or name.startswith("float8_")):
+    if torch_dtype(tensor) is None:
         return "a dtype that NumPy has", name, "convert the module"
     return None
 
@@ -202,7 +224,7 @@ def _overlaps(homes: Mapping[str, Any]) -> list[Difference]:
     differences: list[Difference] = []
     end, owner = 0, ""
     spans = [(x.data_ptr(), x.data_ptr() + x.nbytes, path) for path, x in homes.items() if x.nbytes]
-    for start, stop, path in sorted(spans):
+    for start, stop, path in sorted(spans, key=lambda span: (span[0], -span[1])):  # the whole before its parts
         if start < end:
             fix = "give one of the two its own: param.data = param.data.clone()"
             differences.append(Difference(path, "memory of its own", f"bytes of {owner!r}", fix))
@@ -211,25 +233,21 @@ def _overlaps(homes: Mapping[str, Any]) -> list[Difference]:
     return differences
 
 
-def _refuse_unlike(layout: Layout, other: Layout) -> None:
-    """Raise `StructureError` with every leaf in which the layout of a module is unlike that of a store."""
-
-    def told(leaf: Leaf | None) -> str:
-        if leaf is None:
-            return "nothing"
-        return f"{leaf.spec}{'' if leaf.trainable else ', frozen'}{f', tied to {leaf.tied!r}' if leaf.tied else ''}"
-
-    paths = {**other.by_path, **layout.by_path}
-    pairs = {path: (told(other.by_path.get(path)), told(layout.by_path.get(path))) for path in paths}
-    fix = "adopt(module) makes a new store"
-    differences = [Difference(path, there, got, fix) for path, (there, got) in pairs.items() if there != got]
-    if differences:
-        raise StructureError(differences, "of the module unlike the store")
+def _row(kind: str, trainable: bool, tied: str | None) -> str:
+    return f"{kind}{'' if trainable else ', frozen'}{f', tied to {tied!r}' if tied else ''}"
 
 
-def _is_view(tensor: Any, leaf: Leaf, view: Array) -> bool:
-    if _obstacle(tensor) is not None or _kind(tensor) != str(leaf.spec):
-        return False
+def _rows(layout: Layout) -> dict[str, str]:
+    """What each leaf is, in words: its shape and dtype, whether it trains, and what it is tied to."""
+    return {path: _row(str(leaf.spec), leaf.trainable, leaf.tied) for path, leaf in layout.by_path.items()}
+
+
+def _pairs(there: Mapping[str, str], here: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(path, what it is in the store, what it is in the module) of all that either has."""
+    return [(path, there.get(path, "nothing"), here.get(path, "nothing")) for path in {**there, **here}]
+
+
+def _is_at(tensor: Any, view: Array) -> bool:
     return not view.size or tensor.data_ptr() == view.__array_interface__["data"][0]
 
 

@@ -87,9 +87,9 @@ def perturbation(dtype: str) -> Any:
         checks nothing.
         """
         kind, width, keys, table, units = draw
-        words, drawn, new = rows
-        for start in range(begin, end, new.size):
-            stop, k = min(start + new.size, end), first_run(pieces, start)
+        words, drawn, old = rows
+        for start in range(begin, end, old.size):
+            stop, k = min(start + old.size, end), first_run(pieces, start)
             if k == pieces.shape[0] or pieces[k, 0] >= stop:
                 continue
             skip = blocks_of(kind, width, keys, start, stop - start, words)
@@ -99,13 +99,14 @@ def perturbation(dtype: str) -> Any:
                 shift = found_in(0, skip + low - start, count, width, table, pieces[k, 2], words, drawn)
                 faults, unit = bits(0), sign * real(units[pieces[k, 2]])
                 for i in range(count):
-                    old = load(raw[np.uint64(place + i)])
-                    new[i] = old + unit * real(drawn[np.uint64(shift + i)])
-                    faults = bits(faults | fault(old, new[i], grid))
+                    old[i] = load(raw[np.uint64(place + i)])
+                    new = old[i] + unit * real(drawn[np.uint64(shift + i)])
+                    faults = bits(faults | fault(old[i], new, grid))
+                    raw[np.uint64(place + i)] = store(new)
                 if grid[2] > 0 and faults != 0:
+                    for i in range(count):
+                        raw[np.uint64(place + i)] = store(old[i])
                     return low
-                for i in range(count):
-                    raw[np.uint64(place + i)] = store(new[i])
                 k += 1
         return end
 
