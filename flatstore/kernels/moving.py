@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.kernels.compiler import compiled
+from flatstore.kernels.fetching import fetch
 from flatstore.kernels.generation import first_run
 from flatstore.kernels.storage import BITS, DITHERED, STORAGE
 from flatstore.kernels.words import blocks_of
@@ -27,15 +28,25 @@ TOGETHER = 4
 
 
 @compiled
-def found_in(row: int, first: int, count: int, width: int, table: Any, line: int, words: Any, out: Any) -> int:
+def found_in(
+    row: int, first: int, count: int, width: int, table: Any, line: int, words: Any, out: Any, soon: Any
+) -> int:
     """What `count` numbers of `width` bits (16 or 1) find in a line of a table, from number `first` of a row of words.
 
     The highest bit is the sign, the others say where the magnitude stands. Of single bits whole words are looked up:
-    returns the place in `out` of the first that was asked for.
+    returns the place in `out` of the first that was asked for. `soon` is (array, place, place): what will be written
+    soon, so many elements from both places on, is fetched meanwhile. None fetches nothing.
     """
     if width == 16:
-        halves, begin = words.view(np.int16), np.uint64(first)
-        for i in range(np.uint64(count)):
+        halves, begin, whole = words.view(np.int16), np.uint64(first), np.uint64(count // 16)
+        for group in range(whole):
+            at = np.uint64(16) * group
+            if soon is not None:
+                fetch(soon[0], np.uint64(soon[1]) + at)
+                fetch(soon[0], np.uint64(soon[2]) + at)
+            for i in range(at, at + np.uint64(16)):
+                out[i] = table[line, np.uint32(halves[row, begin + i]) & np.uint32(0x7FFF)]
+        for i in range(np.uint64(16) * whole, np.uint64(count)):
             out[i] = table[line, np.uint32(halves[row, begin + i]) & np.uint32(0x7FFF)]
         for i in range(np.uint64(count)):  # apart, for this loop becomes vector instructions
             minus = halves[row, begin + i] >> np.int16(15)
@@ -44,6 +55,10 @@ def found_in(row: int, first: int, count: int, width: int, table: Any, line: int
     plus, minus, begin = table[line, 0], -table[line, 0], first // 32
     for w in range(np.uint64((first + count + 31) // 32 - begin)):
         word = words[row, np.uint64(begin) + w]
+        for at in range(np.uint64(32) * w, np.uint64(32) * w + np.uint64(32), np.uint64(16)):
+            if soon is not None:
+                fetch(soon[0], np.uint64(soon[1]) + at)
+                fetch(soon[0], np.uint64(soon[2]) + at)
         for bit in range(np.uint32(32 // width)):  # a constant 32 would be unrolled, not turned into vectors
             out[np.uint64(32) * w + np.uint64(bit)] = minus if (word >> bit) & np.uint32(1) else plus
     return first - 32 * begin
@@ -96,8 +111,10 @@ def perturbation(dtype: str) -> Any:
             while k < pieces.shape[0] and pieces[k, 0] < stop:
                 low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
                 place, count = pieces[k, 3] + low - pieces[k, 0], high - low
-                shift = found_in(0, skip + low - start, count, width, table, pieces[k, 2], words, drawn)
-                faults, unit = bits(0), sign * real(units[pieces[k, 2]])
+                line, next_block = pieces[k, 2], place + old.size
+                soon = raw, next_block, next_block + 8  # lines of float64 have 8
+                shift = found_in(0, skip + low - start, count, width, table, line, words, drawn, soon)
+                faults, unit = bits(0), sign * real(units[line])
                 for i in range(count):
                     old[i] = load(raw[np.uint64(place + i)])
                     new = old[i] + unit * real(drawn[np.uint64(shift + i)])
@@ -147,11 +164,12 @@ def sampling(dtype: str) -> Any:
                     while k < pieces.shape[0] and pieces[k, 0] < stop:
                         low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
                         offset, line, shift = low - start, pieces[k, 2], 0
+                        home = pieces[k, 3] + low - pieces[k, 0] + (brood + row) * signs.size * pieces[k, 4]
                         if line >= 0:
-                            shift = found_in(row, skip + offset, high - low, width, table, line, words, drawn)
+                            soon = out, home, home + (signs.size - 1) * pieces[k, 4]
+                            shift = found_in(row, skip + offset, high - low, width, table, line, words, drawn, soon)
                         for j in range(signs.size):
-                            member = (brood + row) * signs.size + j
-                            place = pieces[k, 3] + low - pieces[k, 0] + member * pieces[k, 4]
+                            place = home + j * pieces[k, 4]
                             if line < 0:  # minus zero plus zero would be zero
                                 for i in range(high - low):
                                     out[np.uint64(place + i)] = store(middle[np.uint64(offset + i)])
@@ -203,7 +221,7 @@ def updating(dtype: str, exact: bool) -> Any:
                         offset, shift = low - start, 0
                         for j in range(min(TOGETHER, left)):
                             number, line = skip + offset, pieces[k, 2]
-                            shift = found_in(row + j, number, high - low, width, table, line, words, drawn[j])
+                            shift = found_in(row + j, number, high - low, width, table, line, words, drawn[j], None)
                         for i in range(high - low):
                             x = np.uint64(shift + i)
                             one = np.int64(a) * np.int64(drawn[0, x]) + np.int64(b) * np.int64(drawn[1, x])
@@ -232,7 +250,7 @@ def updating(dtype: str, exact: bool) -> Any:
                 for i in range(count):
                     new[i] = load(raw[np.uint64(place + i)])
                 if back != 0:
-                    shift = found_in(0, skip + offset, count, width, table, pieces[k, 2], words, drawn[0])
+                    shift = found_in(0, skip + offset, count, width, table, pieces[k, 2], words, drawn[0], None)
                     delta = back * (real(steps) * step)
                     for i in range(count):
                         before = new[i]
