@@ -1,6 +1,7 @@
 """Settings of all tests: Hypothesis draws the same examples each time, JAX is as it comes."""
 
 import os
+import signal
 import sys
 
 import jax
@@ -25,10 +26,12 @@ settings.load_profile("flatstore")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The laws are tested with the 64-bit types off, as JAX starts; machine code is kept from run to run."""
+    """JAX has its 64-bit types off, as it starts; machine code is kept from run to run; Ctrl-C does something."""
     if getattr(config, "cache", None) is not None:
         os.environ.setdefault("FLATSTORE_CACHE_DIR", str(config.cache.mkdir("kernels")))
     jax.config.update("jax_enable_x64", False)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell: there is no Ctrl-C to test
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
