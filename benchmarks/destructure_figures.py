@@ -5,8 +5,8 @@
 
 "First" is the first call for a tree of its own shapes, compilation included, in a process that has rebuilt another
 tree before (the very first of all, in which Numba starts, has a line of its own). "After" is the median of interleaved
-rounds of a few calls each (the first one after the other side finds its memory cold). Everything is ready to be read
-when the clock stops. How else it is measured stands in `report.py`.
+rounds of a few calls each, after as many that are not timed. Everything is ready to be read when the clock stops. How
+else it is measured stands in `report.py`.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ def centred_ranks(fitness: Any) -> Array:
     [0.0, -0.5, 0.5]
 
     Source: Salimans, Ho, Chen, Sidor and Sutskever, *Evolution Strategies as a Scalable Alternative to Reinforcement
-    Learning*, 2017. Raises `ValueError` for what is no real vector, or
-    one that is empty or all NaN.
+    Learning*, 2017. Raises `ValueError` for what is no real
+    vector, or one that is empty or all NaN.
     """
     given = as_numpy(fitness, "fitness")
     if given.ndim != 1 or not is_numeric(given.dtype) or given.dtype.kind == "c":

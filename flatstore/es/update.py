@@ -91,7 +91,7 @@ def update(
     table, units = magnitudes(noise, lines_of(store.layout, noise).scales)
     scratch: dict[tuple[int, str], Any] = {}
 
-    def move(item: Item, end: int, weights: Array, sign: int, back: int, checked: bool, worker: int) -> int:
+    def move(item: Item, end: int, whole: Array, sign: int, back: int, checked: bool, worker: int) -> int:
         p, start, _ = item
         if (worker, p.dtype) not in scratch:
             scratch[worker, p.dtype] = (
@@ -109,7 +109,7 @@ def update(
         draw = noise.kind, noise.width, keys, table, units
         grid = grid_of(p, noise.bound if gridded and checked else 0.0)
         loop = updating(p.dtype, gridded)
-        return loop(start, end, p.raw, p.pieces, draw, weights, how, grid, scratch[worker, p.dtype])
+        return loop(start, end, p.raw, p.pieces, draw, whole, how, grid, scratch[worker, p.dtype])
 
     def forth(item: Item, worker: int) -> int:
         return move(item, item[2], fixed.whole, sign, perturbed, True, worker)
