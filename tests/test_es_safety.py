@@ -28,6 +28,7 @@ def interrupted(call, after):
     try:
         call()
         thread.join()
+        time.sleep(0.01)  # the handler runs in this thread, and may do so after the other has ended
     except BaseException as error:
         thread.join()
         return error
