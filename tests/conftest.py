@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import flatstore as fs
-from tests.trees import tree
+from tests.example_trees import tree
 
 SHORT = os.environ.get("FLATSTORE_TESTS") == "short"
 """Whether the long tests are left out, and Hypothesis draws fewer examples."""

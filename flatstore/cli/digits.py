@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatstore.arrays import Array
 from flatstore.cli.network import Program, initial_noise, layout_of_network, logits
 from flatstore.cli.task import Settings, Task
 from flatstore.extras import require
-from flatstore.population import Population
-from flatstore.store import Store
+from flatstore.layout import Array
+from flatstore.store import Population, Store
 
 _jax: Any = jax
 

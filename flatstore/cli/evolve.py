@@ -20,7 +20,7 @@ from flatstore.cli.strategies import EvolutionStrategy, GeneticAlgorithm, Mezo, 
 from flatstore.cli.task import Settings, Task
 from flatstore.extras import require
 from flatstore.files import save
-from flatstore.population import Population
+from flatstore.store import Population
 
 _TASKS: dict[str, type[Task]] = {"digits": Digits, "cartpole": CartPole}
 _ALGORITHMS = {"es": "Evolution strategy", "ga": "Genetic algorithm", "mezo": "MeZO"}

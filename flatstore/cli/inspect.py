@@ -24,12 +24,11 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flatstore import files
 from flatstore.cli.page import printable, shorten
 from flatstore.cli.plot_layout import picture
+from flatstore.files import layout_of
 from flatstore.layout import Layout
-from flatstore.population import Population
-from flatstore.store import Store
+from flatstore.store import Population, Store
 
 _HEADER = ("path", "shape", "dtype", "offset", "bytes", "trainable", "tied")
 _NUMBERS = (3, 4)  # the columns that stand to the right
@@ -171,7 +170,7 @@ def _layout_of_file(source: str) -> Layout:
     if os.path.isdir(source):
         raise BadInput(f"expected a safetensors file, got the directory {source!r}; fix: name a file in it")
     try:
-        return files.layout_of(source)
+        return layout_of(source)
     except (ValueError, ImportError) as error:
         raise BadInput(str(error)) from error
     except OSError as error:

@@ -36,8 +36,7 @@ from flatstore.cli.page import (
     printable,
     shorten,
 )
-from flatstore.layout import Layout
-from flatstore.table import Leaf, round_up
+from flatstore.layout import Layout, Leaf, round_up
 
 # All lengths are inches, y grows downwards.
 _STRIP = WIDTH - 2 * MARGIN

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from flatstore import es, ga
-from flatstore.arrays import Array
 from flatstore.cli.network import Program
 from flatstore.cli.task import Settings, Task
+from flatstore.layout import Array
 from flatstore.noise import Normal, Rademacher, seeds
-from flatstore.population import Population
-from flatstore.store import Store
+from flatstore.store import Population, Store
 
 _jax: Any = jax
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from flatstore.arrays import Array
-from flatstore.layout import Layout
+from flatstore.layout import Array, Layout
 from flatstore.noise import Normal
-from flatstore.population import Population
-from flatstore.store import Store
+from flatstore.store import Population, Store
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.arrays import Array, as_numpy, is_numeric
+from flatstore.layout import Array, as_numpy, is_numeric
 
 
 def centred_ranks(fitness: Any) -> Array:

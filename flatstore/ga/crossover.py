@@ -14,14 +14,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from flatstore.arrays import Array
 from flatstore.ga.mutation import finite
-from flatstore.kernels.compiler import compiled
-from flatstore.kernels.crossing import at_points, by_unit, gene_by_gene
-from flatstore.layout import Layout
-from flatstore.noise import CROSSOVER
-from flatstore.paths import Glob, matcher, path_of, refuse_idle_glob
-from flatstore.philox import words
+from flatstore.kernels import compiled
+from flatstore.kernels.cpu import at_points, by_unit, gene_by_gene
+from flatstore.layout import Array, Layout
+from flatstore.noise import CROSSOVER, words
+from flatstore.trees import Glob, matcher, path_of, refuse_idle_glob
 
 _searchsorted: Any = np.searchsorted
 

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flatstore.arrays import Array
-from flatstore.kernels.mutation import DENSE, NONE, RESET, SEGMENT, SPARSE
-from flatstore.layout import Layout
+from flatstore.kernels.cpu import DENSE, NONE, RESET, SEGMENT, SPARSE
+from flatstore.layout import Array, Layout
 from flatstore.noise import SPARSE as SPARSE_DRAWS
 from flatstore.noise import Noise, spans
 

@@ -21,12 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.arrays import Array, as_numpy, torch_dtype
 from flatstore.extras import require
-from flatstore.layout import Layout
-from flatstore.paths import by_path
+from flatstore.layout import Array, Layout, as_numpy, torch_dtype
 from flatstore.store import Store
-from flatstore.structure import Difference, StructureError, listing
+from flatstore.trees import Difference, StructureError, by_path, listing
 
 UNLIKE = "of the module unlike the store"
 
@@ -100,7 +98,7 @@ def verify(module: Any, store: Store) -> None:
     >>> module.bias.data = torch.zeros(1)
     >>> verify(module, store)
     Traceback (most recent call last):
-    flatstore.structure.StructureError: 1 leaf of the module not in the store any more:
+    flatstore.StructureError: 1 leaf of the module not in the store any more:
       'bias': expected a view of float32[1], got float32[1] elsewhere; fix: adopt(module, store) brings it back
     """
     tensors = by_path(_tree(module))

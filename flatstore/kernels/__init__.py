@@ -1,4 +1,7 @@
-"""Compiled loops over blocks, and the threads that run them: the only files that know of compilers and threads."""
+"""What compiles loops and runs them: a cache of machine code, a pool of threads, interrupts held back."""
 
-from flatstore.kernels.threads import set_threads as set_threads
-from flatstore.kernels.threads import threads as threads
+from flatstore.kernels.compiler import compiled as compiled
+from flatstore.kernels.interrupts import Interrupts as Interrupts
+from flatstore.kernels.pool import each as each
+from flatstore.kernels.pool import set_threads as set_threads
+from flatstore.kernels.pool import threads as threads

@@ -1,0 +1,146 @@
+"""OpenAI's evolution strategy: antithetic pairs around a centre, which moves along the noise that did well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import numpy as np
+
+from flatstore.es.groups import NO_NOISE
+from flatstore.es.journal import Move, mover
+from flatstore.es.optimisers import Optimiser
+from flatstore.es.ranks import centred_ranks
+from flatstore.es.sampling import layouts_differ, sample
+from flatstore.evaluation import Rate, check_run, fitness_of, hand_over, rate_at, refuse_unlendable, resumed_number
+from flatstore.kernels import Interrupts
+from flatstore.kernels.cpu import refuse_others
+from flatstore.layout import Array
+from flatstore.memory import overlap
+from flatstore.noise import Noise, Seed, seeds
+from flatstore.store import Population, Store
+
+
+def evolve(
+    centre: Store,
+    evaluate: Callable[[Any, int], Any],
+    *,
+    seed: Seed,
+    noise: Noise,
+    members: int | Population,
+    rate: Rate,
+    optimiser: Optimiser | None = None,
+    shape: Callable[[Any], Any] = centred_ranks,
+    generations: int | None = None,
+    chunk: int | None = None,
+    resume: Move | int | None = None,
+) -> Generator[Move]:
+    """Evolve a centre in place by OpenAI's evolution strategy: a generator of its moves.
+
+    A generation samples pairs of members, the centre plus and minus the same noise; evaluates them; moves the centre,
+    which is the champion; and yields a record of the move, while the members still stand as they were evaluated.
+
+        >>> import jax, jax.numpy as jnp, flatstore as fs
+        >>> def score(params):
+        ...     return -jnp.square(params["w"] - 3).sum()
+        >>> evaluate = jax.jit(lambda stacked, generation: jax.vmap(score)(stacked))
+        >>> centre = fs.Store.from_tree({"w": np.zeros(8, "f4")})
+        >>> for move in evolve(centre, evaluate, seed=0, noise=fs.Normal(0.3), members=32, rate=5.0, generations=80):
+        ...     pass
+        >>> bool(abs(centre["w"] - 3).max() < 0.3)
+        True
+
+    With n members, their shaped fitness F and their noise d (of the scale of the noise, leaf by leaf) the gradient is
+
+        g = 1 / n * sum_i F_i d_i
+
+    It is the natural gradient of the mean fitness over N(centre, scale ** 2): sigma ** 2 times the estimate of Salimans
+    et al., where all leaves have the scale sigma; other leaves move in proportion to their variance. Without an
+    optimiser the centre moves by `rate * g`, so that `rate` is their learning rate over sigma ** 2, a number near one.
+    The sum is rounded once, to the noise's grid, without a loss in the mean. With an optimiser, `step(g, rate)` moves
+    it, off the grid; for `Adam` the scale of g makes no difference.
+
+    Generation n draws from the seed (*seed, n) and from nothing else. The records are a journal: `replay` moves another
+    centre to the same bits. A run can be taken up again from a record, or the number of the next generation, and the
+    centre and the optimiser's state as they were then.
+
+    Args:
+        centre: the parameters; on the grid of the noise (`snap`) if there is no optimiser.
+        evaluate: `(stacked, generation) -> fitness`, as in `ga.evolve`. NaN is worst.
+        seed: an integer or several.
+        noise: what a member is from the centre.
+        members: how many, even; or a population of the centre's layout to write them into.
+        rate: of learning; or a function of the generation's number, as for one that fades.
+        optimiser: `Adam(centre)`, `Momentum(centre)` or your own; None moves along the gradient itself.
+        shape: fitness of shape (n,) to as many finite numbers, the more the better.
+        generations: how many there are in all, those before `resume` included; None: until somebody stops.
+        chunk: at most how many members are evaluated at once (`pop.chunks`); None: all of them.
+        resume: the last record, or the number of the generation to go on with.
+
+    Raises, before anything runs:
+        ValueError, TypeError: an argument out of range; a centre that is not finite, off the grid or past the bound.
+        StructureError: a population of another layout.
+        BufferError: leaves that JAX cannot take without a copy.
+
+    Raises on the way what `evaluate` and `es.update` raise, and Ctrl-C, with a note of how to go on. The centre is then
+    what the moves that were yielded have made of it: an interrupt while it moves is raised after that record.
+
+    Source: Salimans, Ho, Chen, Sidor and Sutskever, *Evolution Strategies as a Scalable Alternative to Reinforcement
+    Learning*, 2017; for the natural gradient, Wierstra et al., *Natural Evolution Strategies*, 2014.
+    """
+    start = resume.number + 1 if isinstance(resume, Move) else resumed_number(resume)
+    run = check_run(evaluate, seed, start, generations, "generations")
+    rate_at(rate, start)
+    if not callable(shape):
+        raise TypeError(f"expected a function of fitness to shape with, got {shape!r}; fix: es.centred_ranks")
+    size = len(members) if isinstance(members, Population) else members
+    whole: tuple[Any, ...] = int, np.integer
+    if not isinstance(size, whole) or size < 2 or size % 2:
+        raise ValueError(f"expected an even number of members, 2 or more, got {size}; fix: they are pairs")
+    move = mover(centre, noise, optimiser)
+    trainable = [leaf for leaf in centre.layout.homes if leaf.trainable and leaf.size]
+    refuse_others(trainable, "add noise to", NO_NOISE)
+    pop = members if isinstance(members, Population) else Population.zeros(centre.layout, size)
+    if pop.layout != centre.layout:
+        raise layouts_differ("members", pop, centre)
+    if overlap(pop.memory, centre.memory):
+        raise ValueError("expected members apart from the centre, got the same memory; fix: centre.copy()")
+    for leaf in centre.layout.homes:
+        if not leaf.trainable:
+            pop[leaf.path] = centre[leaf.path]
+    refuse_unlendable(pop, chunk)
+
+    def loop() -> Generator[Move]:
+        n = start
+        while generations is None or n < generations:
+            keys, step = seeds((*run, n), size // 2), rate_at(rate, n)
+            done, held = None, None
+            try:
+                sample(pop, centre, noise, keys, antithetic=True)
+                fitness = fitness_of(pop, evaluate, n, chunk)
+                shaped = _shaped(shape, fitness)
+                weights = (shaped[0::2] - shaped[1::2]) / size * (step if optimiser is None else 1)
+                record = Move(n, fitness, keys, weights, None if optimiser is None else step)
+                with Interrupts():  # what is raised by Ctrl-C finds the centre moved, and comes after the record
+                    move(keys, weights, step)
+                    done = record
+            except BaseException as error:
+                if done is None:
+                    error.add_note(f"the centre is as generation {n} found it; fix: evolve(..., resume={n}) goes on")
+                    raise
+                held = error
+            note = f"generation {n} has moved the centre; fix: evolve(..., resume={n + 1}) goes on"
+            yield from hand_over(done, held, note)
+            n += 1
+
+    return loop()
+
+
+def _shaped(shape: Callable[[Any], Any], fitness: Array) -> Array:
+    shaped = np.asarray(shape(fitness.copy()))
+    if shaped.shape != fitness.shape or shaped.dtype.kind not in "fiu" or not np.isfinite(shaped).all():
+        raise ValueError(
+            f"expected {len(fitness)} finite numbers from shape, got {shaped.dtype} of shape {shaped.shape}"
+            f"{' with others' if shaped.shape == fitness.shape else ''}; fix: es.centred_ranks"
+        )
+    return shaped.astype(np.float64)

@@ -1,0 +1,160 @@
+"""Where the arrays of a tree inside `jit` stand in the index: all of a layout, or a part of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from flatstore.es.groups import NO_NOISE
+from flatstore.kernels.cpu import refuse_others
+from flatstore.layout import Layout, Leaf, Spec, spec_of
+from flatstore.noise import Noise, in_jax
+from flatstore.trees import Difference, StructureError, flatten, path_of
+
+jnp: Any = jax.numpy
+_lax: Any = jax.lax
+_jax_dtypes: Any = jax.dtypes
+
+
+@dataclass(frozen=True)
+class Part:
+    """A block of a leaf: from the element `at` on, `shape` elements along its last axes, one along those before."""
+
+    leaf: Leaf
+    at: tuple[Any, ...]
+    """A coordinate for each axis of the leaf: integers, some perhaps traced."""
+    shape: tuple[int, ...]
+
+    def scale(self, noise: Noise) -> float:
+        """The strength of the noise there."""
+        return noise.scale_of(self.leaf.tied or self.leaf.path)
+
+    @property
+    def strides(self) -> list[int]:
+        """How many parameters a step along each axis of the leaf is."""
+        return [math.prod(self.leaf.shape[axis + 1 :]) for axis in range(len(self.leaf.shape))]
+
+    def indices(self, nothing: Any) -> in_jax.Words:
+        """The index of each element, words of the part's shape; `nothing` is zero, and enters all that is computed."""
+        strides = self.strides[len(self.at) - len(self.shape) :]
+        along = [_lax.broadcasted_iota(np.uint32, self.shape, axis) + nothing for axis in range(len(strides))]
+        low, high = self._sum(list(zip(along, strides, strict=True)))
+        return jnp.broadcast_to(low, self.shape), jnp.broadcast_to(high, self.shape)
+
+    def indices_of(self, positions: Any) -> in_jax.Words:
+        """The index of the elements at positions in the part, counted flat, uint32."""
+        axes: list[tuple[Any, int]] = []
+        dense: list[tuple[int, int]] = []  # axes whose elements follow each other are one, the last axis first
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=False):
+            if dense and stride == math.prod(dense[-1]):
+                inner, stride = dense.pop()
+                size *= inner
+            dense.append((size, stride))
+        for size, stride in dense[:-1]:
+            axes.append((positions % np.uint32(size), stride))
+            positions = positions // np.uint32(size)
+        return self._sum([*axes, (positions, dense[-1][1] if dense else 1)])
+
+    def _sum(self, axes: Sequence[tuple[Any, int]]) -> in_jax.Words:
+        """The index of the part's first element plus coordinates times strides."""
+        at = list(zip(self.at, self.strides, strict=True))
+        total = in_jax.as_words(self.leaf.index + sum(start * stride for start, stride in at if not is_array(start)))
+        traced = [(start.astype(np.uint32), stride) for start, stride in at if is_array(start)]
+        for coordinate, stride in (*traced, *axes):
+            low, high = in_jax.as_words(stride)
+            if self.leaf.index + self.leaf.size <= 1 << 32:
+                total = total[0] + coordinate * low, total[1]
+            else:
+                carried = in_jax.high_word(coordinate, jnp.full_like(coordinate, low)) + coordinate * high
+                total = in_jax.plus(total, (coordinate * low, carried))
+        return total
+
+
+def is_array(number: Any) -> bool:
+    """Whether a number is an array of JAX, and so perhaps known only when the computation runs."""
+    return isinstance(number, jax.Array)
+
+
+def mapped(
+    move: Callable[[Any, Part], Any], params: Any, noise: Noise, layout: Layout | None, within: str, at: Any
+) -> Any:
+    """The tree with `move(array, part)` in the place of each leaf that noise moves; other leaves are the same objects.
+
+    Takes and raises what `es.virtual` does.
+    """
+    layout = Layout.from_tree(params) if layout is None else layout
+    noise.check_grid(layout)
+    refuse_others([x for x in layout.homes if x.trainable and noise.scale_of(x.path)], "add noise to", NO_NOISE)
+    flat, treedef = flatten(params)
+    named = [("/".join(filter(None, (within, path_of(keys)))), value) for keys, value in flat]
+    parts = _parts(named, layout, within, _coordinates(at))
+
+    def moved(path: str, value: Any) -> Any:
+        part = parts.get(path)
+        if part is None or not (part.leaf.trainable and math.prod(part.shape) and part.scale(noise)):
+            return value
+        if _jax_dtypes.canonicalize_dtype(part.leaf.dtype) != part.leaf.dtype:
+            raise ValueError(
+                f"{path!r}: expected a dtype that JAX has, got {part.leaf.dtype} with 64-bit types off; "
+                "fix: jax.config.update('jax_enable_x64', True), or a float32 leaf"
+            )
+        return move(jnp.asarray(value), part)
+
+    return treedef.unflatten([moved(path, value) for path, value in named])
+
+
+def _coordinates(at: Any) -> tuple[Any, ...]:
+    starts: tuple[Any, ...] = at if isinstance(at, tuple) else (at,)  # pyright: ignore[reportUnknownVariableType]
+    for start in starts:
+        if not (
+            isinstance(start, (int, np.integer)) or (is_array(start) and start.dtype.kind in "iu" and not start.ndim)
+        ):
+            raise TypeError(f"at: expected integers, got {start!r}; fix: one for each of the first axes, at=(layer,)")
+    return starts
+
+
+def _parts(named: list[tuple[str, Any]], layout: Layout, within: str, starts: tuple[Any, ...]) -> dict[str, Part]:
+    """The part of the layout that each array is. Raises `StructureError` with all that are none."""
+    below = [path for path in layout.by_path if not within or f"{path}/".startswith(f"{within}/")]
+    if not below:
+        raise KeyError(layout.unknown(within))
+    specs = {path: spec for path, value in named if (spec := spec_of(value, path)) is not None}
+    differences = [
+        Difference(path, str(layout.by_path[path].spec), "nothing", "add this leaf")
+        for path in below
+        if path not in specs
+    ]
+    parts: dict[str, Part] = {}
+    for path, spec in specs.items():
+        leaf = layout.by_path.get(path)
+        part = leaf and _part(leaf, spec, starts)
+        if part is not None:
+            parts[path] = part
+        elif leaf is None:
+            fix = "remove this leaf, or say within= which node of the layout this is"
+            differences.append(Difference(path, "nothing", str(spec), fix))
+        else:
+            fix = f"give the leaf, or say by at= where in it this begins (at={starts} now)"
+            differences.append(Difference(path, str(leaf.spec), str(spec), fix))
+    if differences:
+        raise StructureError(differences)
+    return parts
+
+
+def _part(leaf: Leaf, spec: Spec, starts: tuple[Any, ...]) -> Part | None:
+    """The block of a leaf that an array of this kind is, if it is one."""
+    dropped, axes = len(leaf.shape) - len(spec.shape), len(leaf.shape)
+    if spec.dtype != leaf.dtype or not 0 <= dropped <= len(starts) <= axes:
+        return None
+    at = starts + (0,) * (axes - len(starts))
+    sizes = (1,) * dropped + spec.shape
+    for axis, (start, size, whole) in enumerate(zip(at, sizes, leaf.shape, strict=True)):
+        first = 0 if is_array(start) else start
+        if not 0 <= first <= first + size <= whole or (axis >= len(starts) and size != whole):
+            return None
+    return Part(leaf, at, spec.shape)

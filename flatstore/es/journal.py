@@ -1,0 +1,146 @@
+"""Journals: the seeds and weights that have moved a centre are all it takes to move another one to the same bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flatstore.es.optimisers import Optimiser, refuse_not_finite
+from flatstore.es.updating import update
+from flatstore.es.weights import fixed_point
+from flatstore.layout import Array
+from flatstore.noise import Noise, as_keys
+from flatstore.store import Store
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Move:
+    """What has moved a centre: the record of a generation of `evolve` or a step of `mezo`. Read-only arrays.
+
+    It can be pickled. `entry` is what of it a journal needs, in lists and numbers, as for JSON.
+    """
+
+    number: int
+    """Counted from 0."""
+    fitness: Array
+    """Of each member, shape (members,), float64; of `mezo` on either side, shape (2,)."""
+    seeds: Array
+    """Whose noise was added: shape (n,), uint64."""
+    weights: Array
+    """How much of each, shape (n,), float64: to the centre, or to the optimiser's gradient."""
+    rate: float | None = None
+    """What the optimiser was told; None without one."""
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("fitness", np.float64), ("seeds", np.uint64), ("weights", np.float64)):
+            array = np.array(getattr(self, name), dtype)
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+
+    def __reduce__(self) -> Any:
+        return Move, (self.number, self.fitness, self.seeds, self.weights, self.rate)  # an array unpickles writeable
+
+    @property
+    def entry(self) -> list[Any]:
+        """[seeds, weights], and the rate if there is one: plain lists and numbers."""
+        return [self.seeds.tolist(), self.weights.tolist(), *([] if self.rate is None else [self.rate])]
+
+    @property
+    def max(self) -> float:
+        """The highest fitness."""
+        return float(np.nanmax(self.fitness))
+
+    @property
+    def mean(self) -> float:
+        """The mean fitness: NaN does not enter."""
+        with np.errstate(invalid="ignore"):  # of opposite infinities
+            return float(np.nanmean(self.fitness))
+
+    def __repr__(self) -> str:
+        """One line, as for a log."""
+        return f"move {self.number}: best {self.max:.6g}, mean {self.mean:.6g}, {len(self.seeds)} seeds"
+
+
+def replay(store: Store, noise: Noise, journal: Iterable[Any], *, optimiser: Optimiser | None = None) -> None:
+    """Move a store as a journal tells, in place: from a run's first centre to its last, to the bit.
+
+    Nothing is evaluated. A journal may be kept, or sent: who has the same centre and hears the same seeds and weights
+    holds the same centre ever after.
+
+    >>> import json, flatstore as fs
+    >>> from flatstore import es
+    >>> noise = fs.Normal(0.1)
+    >>> one, other = (fs.Store.from_tree({"w": np.zeros(4, "f4")}) for _ in range(2))
+    >>> moves = es.mezo(one, lambda params, n: -abs(params["w"] - 1).sum(), seed=3, noise=noise, rate=1.0, steps=20)
+    >>> journal = json.dumps([move.entry for move in moves])
+    >>> es.replay(other, noise, json.loads(journal))
+    >>> one.flat.tobytes() == other.flat.tobytes()
+    True
+
+    Args:
+        store: as the centre of the run was when the journal begins.
+        noise: that of the run.
+        journal: what `evolve` or `mezo` have yielded, or `(seeds, weights)` for each; `(seeds, weights, rate)` if there
+            is an optimiser. One seed and one weight may be plain numbers.
+        optimiser: the run's, in the state that it had when the journal begins, over this store.
+
+    Raises `ValueError` for an entry that is none, before anything is written; what `es.update` and the optimiser raise.
+    """
+    entries = [_entry(noise, i, entry, optimiser is not None) for i, entry in enumerate(journal)]
+    move = mover(store, noise, optimiser)
+    for i, entry in enumerate(entries):
+        try:
+            move(*entry)
+        except BaseException as error:
+            error.add_note(f"replaying entry {i} of {len(entries)}; those before are done")
+            raise
+
+
+def mover(store: Store, noise: Noise, optimiser: Optimiser | None) -> Callable[[Any, Any, Any], None]:
+    """How seeds, weights and a rate move a store; all that may be wrong with it is looked for now."""
+    nothing = np.zeros(0, np.uint64)
+    with store.memory.writing():
+        refuse_not_finite(store, "a centre")
+    if optimiser is None:
+        update(store, noise, nothing, [])
+
+        def move(seeds: Any, weights: Any, rate: Any) -> None:
+            update(store, noise, seeds, weights)
+
+        return move
+    if getattr(optimiser, "store", None) is not store or not callable(getattr(optimiser, "step", None)):
+        raise ValueError(f"expected an optimiser of this store, got {optimiser!r}; fix: like es.Adam(store)")
+    gradient = Store.zeros(store.layout)
+    update(gradient, noise, nothing, [], exact=False)
+
+    def climb(seeds: Any, weights: Any, rate: Any) -> None:
+        gradient.buffer[:] = 0
+        update(gradient, noise, seeds, weights, exact=False)
+        optimiser.step(gradient, rate)
+
+    return climb
+
+
+def _entry(noise: Noise, number: int, entry: Any, optimised: bool) -> tuple[Array, Array, float | None]:
+    """The seeds, weights and rate of an entry, checked."""
+    parts: Any = (entry.seeds, entry.weights, entry.rate) if isinstance(entry, Move) else entry
+    if not isinstance(parts, (tuple, list)) or len(parts) not in (2, 3):  # pyright: ignore[reportUnknownArgumentType]
+        raise ValueError(
+            f"entry {number}: expected (seeds, weights) or a record, got {entry!r}; fix: one of these each"
+        )
+    entries: Any = (*parts, None)
+    seeds, weights, found = entries[:3]
+    if optimised != isinstance(found, (int, float)) or not math.isfinite(found or 0):
+        want = "a finite rate beside its seeds and weights" if optimised else "seeds and weights alone"
+        fix = "a journal that was made with an optimiser" if optimised else "optimiser=, that of the run"
+        raise ValueError(f"entry {number}: expected {want}, got the rate {found!r}; fix: {fix}")
+    try:
+        keys, values = as_keys(seeds if np.ndim(seeds) else [seeds]), np.atleast_1d(np.asarray(weights))
+        fixed_point(noise, keys, values)
+    except ValueError as error:
+        raise ValueError(f"entry {number}: {error}") from None
+    return keys, values, found

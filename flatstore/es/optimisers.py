@@ -1,0 +1,184 @@
+"""Optimisers: rules that move a store along gradients, in place, with a state in stores of the same layout."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import numpy as np
+
+from flatstore.es.groups import WIDTH, Lines, Pass, items, passes_over, random_words
+from flatstore.es.sampling import layouts_differ
+from flatstore.kernels import Interrupts, each
+from flatstore.kernels.cpu import adam, finite, momentum, optimiser_loop, refuse_others
+from flatstore.layout import Array
+from flatstore.noise import seeds, spans
+from flatstore.store import Store
+
+
+class Optimiser(Protocol):
+    """What moves a store along gradients: `Adam`, `Momentum`, or your own."""
+
+    store: Store
+    """What it moves."""
+
+    def step(self, gradient: Store, rate: float) -> None:
+        """Move the store up along `gradient`, in place."""
+        ...
+
+
+class _Ruled:
+    """A store and its states, moved together by a compiled rule."""
+
+    def __init__(self, store: Store, states: int, **settings: float) -> None:
+        for name, value in settings.items():
+            low = name.startswith("beta")
+            number: Any = value
+            if not isinstance(number, (int, float, np.number)) or not (0 <= value < 1 if low else 0 < value < math.inf):
+                raise ValueError(f"expected {name} in {'0 .. 1' if low else '0 .. inf'}, got {value}; fix: the default")
+        if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"expected a Store to move, got {type(store).__name__}; fix: a member is one, pop[i]")
+        self.store = store
+        """What it moves."""
+        self.count = 0
+        """The steps that were made."""
+        self._states = [Store.zeros(store.layout) for _ in range(states)]
+        _passes(store)
+
+    def _step(self, rule: Any, gradient: Store, how: tuple[float, ...]) -> None:
+        if gradient.layout != self.store.layout:
+            raise layouts_differ("the gradient", gradient, self.store)
+        if not math.isfinite(how[0]):
+            raise ValueError(f"expected a finite rate, got {how[0]}; fix: like 0.01")
+        refuse_not_finite(gradient, "a gradient")
+        states = self._states[0], self._states[-1]
+        stores = self.store, gradient, *states
+        todo = items(gradient.planned((self.store, *states), lambda: _passes(*stores)))
+        keys, scratch = np.zeros(3, np.uint64), dict[int, Array]()
+        if any(p.raw.dtype != p.real for p, _, _ in todo):  # 16-bit leaves, which are rounded at random
+            keys = seeds(self.count, 3)
+
+        def task(i: int, worker: int) -> None:
+            p, start, stop = todo[i]
+            if worker not in scratch:
+                scratch[worker] = random_words(32, 3, WIDTH)
+            raws = tuple(store.raw(p.raw.dtype) for store in stores)
+            constants = tuple([p.real(x) for x in how])
+            loop = optimiser_loop(rule, len(self._states), p.dtype)
+            loop(start, stop, WIDTH, p.pieces, raws, constants, keys, scratch[worker])
+
+        with ExitStack() as stack:
+            stack.enter_context(Interrupts())
+            for store in (self.store, *self._states):
+                stack.enter_context(store.memory.writing())
+            each(task, len(todo))
+            self.count += 1
+
+
+class Adam(_Ruled):
+    """The Adam optimiser, ascending: its two moments are stores of the same layout, float by float as the parameters.
+
+    >>> import numpy as np, flatstore as fs
+    >>> store = fs.Store.from_tree({"w": np.zeros(2, "f4")})
+    >>> Adam(store).step(fs.Store.from_tree({"w": np.array([5, -0.2], "f4")}), 0.01)
+    >>> store["w"].round(4).tolist()
+    [0.009999999776482582, -0.009999999776482582]
+
+    It is computed in one pass, in float32 for 16-bit leaves, whose numbers are then rounded at random. Squares of
+    float16 gradients that stay above 255 become infinite there, and their parameters stand still. To go on with a run,
+    restore the store, `mean` and `square` (by `assign`) and `count`.
+
+    Source: Kingma and Ba, *Adam: A Method for Stochastic Optimization*, 2015. Raises `ValueError` for settings out of
+    range, and leaves that cannot be computed with.
+    """
+
+    def __init__(self, store: Store, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
+        super().__init__(store, 2, beta1=beta1, beta2=beta2, epsilon=epsilon)
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+
+    @property
+    def mean(self) -> Store:
+        """The running mean of the gradients."""
+        return self._states[0]
+
+    @property
+    def square(self) -> Store:
+        """The running mean of their squares."""
+        return self._states[1]
+
+    def step(self, gradient: Store, rate: float) -> None:
+        """Move the store up along `gradient`, in place.
+
+        Raises `StructureError` for a gradient of another layout, `ValueError` for one that is not finite or such a
+        rate, `LentError` while the store is lent; nothing is written or counted then. Ctrl-C is held back until the
+        step is made.
+        """
+        unbias1, unbias2 = (1 / (1 - _power(beta, self.count + 1)) for beta in (self.beta1, self.beta2))
+        betas = self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2
+        self._step(adam, gradient, (rate * unbias1, unbias2, self.epsilon, *betas))
+
+
+class Momentum(_Ruled):
+    """Gradient ascent with momentum: the velocity, `beta * velocity + gradient`, is a store of the same layout.
+
+    >>> import numpy as np, flatstore as fs
+    >>> store, gradient = (fs.Store.from_tree({"w": np.full(1, x, "f4")}) for x in (0, 1))
+    >>> momentum = Momentum(store, beta=0.5)
+    >>> for _ in range(3):
+    ...     momentum.step(gradient, 1.0)
+    >>> store["w"].tolist()
+    [4.25]
+
+    The rest is as in `Adam`. Source: Polyak, *Some methods of speeding up the convergence of iteration methods*, 1964.
+    """
+
+    def __init__(self, store: Store, *, beta: float = 0.9) -> None:
+        super().__init__(store, 1, beta=beta)
+        self.beta = beta
+
+    @property
+    def velocity(self) -> Store:
+        """The gradients of all steps, each `beta` times the one after it."""
+        return self._states[0]
+
+    def step(self, gradient: Store, rate: float) -> None:
+        """Move the store up along `gradient`, in place. Raises what `Adam.step` does."""
+        self._step(momentum, gradient, (rate, self.beta))
+
+
+def refuse_not_finite(store: Store, name: str) -> None:
+    """Raise `ValueError` for a store with a number that is not finite, with the leaf."""
+    todo = items(store.planned("numbers", lambda: _passes(store)))
+    bad: list[int] = []
+
+    def task(i: int, worker: int) -> None:
+        p, start, stop = todo[i]
+        if not finite(p.dtype)(start, stop, p.raw, p.pieces):
+            bad.append(start)
+
+    each(task, len(todo))
+    if bad:
+        paths = [x.path for x in store.layout.homes if x.trainable and not np.isfinite(store.columns(x)).all()]
+        raise ValueError(
+            f"{paths[0]!r}: expected {name} of finite numbers, got NaN or infinity in {len(paths)} leaves; "
+            "fix: look at where it is made"
+        )
+
+
+def _passes(*stores: Store) -> list[Pass]:
+    """All that trains in the first, dtype by dtype; the pieces say where each index lies in each of the stores."""
+    layout = stores[0].layout
+    leaves = [leaf for leaf in layout.homes if leaf.trainable and leaf.size]
+    refuse_others(leaves, "optimise")
+    bounds, _ = spans(layout, None)
+    return passes_over(Lines(bounds, np.zeros(len(bounds), np.int64), ()), leaves, stores)
+
+
+def _power(base: float, exponent: int) -> float:
+    """`base ** exponent` by products: the same bits on every machine."""
+    result = 1.0
+    while exponent:
+        result *= base if exponent & 1 else 1.0
+        base, exponent = base * base, exponent // 2
+    return result

@@ -1,0 +1,244 @@
+"""Perturbing a store in place, and taking it back to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Generator
+from typing import Any
+
+import numpy as np
+
+from flatstore.es.groups import (
+    ROOM,
+    TASK,
+    WIDTH,
+    Item,
+    Pass,
+    blocks,
+    items,
+    lines_of,
+    magnitudes,
+    moved,
+    passes,
+    random_words,
+    refuse_unknown,
+    there_and_back,
+)
+from flatstore.kernels import Interrupts
+from flatstore.kernels.cpu import BITS, perturbation_loop
+from flatstore.layout import Array, Leaf
+from flatstore.memory import LentError
+from flatstore.noise import Noise, Seed, as_keys, seeds
+from flatstore.store import Store
+
+
+def snap(store: Store, noise: Noise) -> None:
+    """Round the parameters that `noise` moves to its grid, in place: to the nearest multiple, minus zero to zero.
+
+    Once, before the first `perturb`: that and `update` leave parameters on the grid. float32 parameters move by at most
+    `noise.step / 2`.
+
+    >>> import flatstore as fs
+    >>> store = fs.Store.from_tree({"w": np.array([0.1, -0.0], "f4")})
+    >>> snap(store, fs.Normal(0.02, bound=1.0))
+    >>> (store["w"] / fs.Normal(0.02, bound=1.0).grid("f4")).tolist()
+    [1677722.0, 0.0]
+
+    Raises `ValueError` for parameters that are not finite or reach the bound, and for 16-bit leaves, which have no
+    grid; `LentError` while the store is lent. Nothing is written then.
+    """
+    todo = passes(store, noise)
+    refuse_16_bit(todo)
+    views = [(leaf, *store.columns(leaf)) for leaf in moved(store, noise)]
+    with Interrupts(), store.memory.writing():
+        refuse_unknown(store, moved(store, noise))
+        for leaf, values in views:
+            half = noise.grid(values.dtype) / 2
+            largest = max(float(np.abs(values[start:stop]).max()) for start, stop in blocks(values.size, TASK))
+            if largest >= noise.bound - half:  # would be rounded up to it, or lies beyond
+                raise _past_the_bound(noise, leaf.path, largest, "a larger bound=")
+        for _, values in views:
+            for start, stop in blocks(values.size, TASK):
+                values[start:stop] = to_grid(values[start:stop], noise)
+
+
+def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: bool = True) -> None:
+    """Add `sign` times the noise of a seed to the store, in place. The opposite sign takes it back, to the bit.
+
+    On the noise's grid (see `snap`) every sum is exact, so any number of perturbations may be nested and undone in any
+    order. Frozen leaves and leaves of scale 0 are not touched. It takes no memory that grows with the store.
+
+    >>> import flatstore as fs
+    >>> store, noise = fs.Store.from_tree({"w": np.linspace(-1, 1, 5, dtype="f4")}), fs.Normal(0.02)
+    >>> snap(store, noise)
+    >>> before = store.flat.tobytes()
+    >>> perturb(store, noise, 7)
+    >>> perturb(store, noise, 7, sign=-1)
+    >>> store.flat.tobytes() == before
+    True
+
+    Args:
+        store: the parameters, on the grid of the noise.
+        noise: `fs.Normal` or `fs.Rademacher`, with the bound that no parameter may reach.
+        seed: an integer below 2**64, or several that are hashed to one.
+        sign: 1 or -1; 2 or -2 goes from one side of the centre to the other in one pass.
+        exact: False for float sums: no grid, no bound, and no exact way back. The only way for 16-bit leaves, whose
+            sums are rounded: every there-and-back may leave them elsewhere.
+
+    Raises `ValueError` for parameters off the grid or past the bound, now or afterwards, with the leaf and its largest
+    magnitude; for 16-bit leaves, unless `exact=False`; `LentError` while the store is lent. It is as it was then.
+    """
+    if sign not in (1, -1, 2, -2):
+        raise ValueError(f"expected sign 1, -1, 2 or -2, got {sign}; fix: the strength belongs to the noise")
+    todo = passes(store, noise)
+    if exact:
+        refuse_16_bit(todo)
+    else:
+        refuse_unknown(store, moved(store, noise))
+    table, units = magnitudes(noise, lines_of(store.layout, noise).scales)
+    key, deltas = key_of(seed), units * noise.step
+    draw = noise.kind, noise.width, key, table, deltas
+    scratch: dict[tuple[int, str], Any] = {}
+
+    def move(item: Item, end: int, sign: int, bound: float, worker: int) -> int:
+        p, start, _ = item
+        if (worker, p.dtype) not in scratch:
+            scratch[worker, p.dtype] = random_words(noise.width, 1, WIDTH), *number_rows(p.real)
+        rows = scratch[worker, p.dtype]
+        return perturbation_loop(p.dtype)(start, end, p.raw, p.pieces, draw, p.real(sign), grid_of(p, bound), rows)
+
+    def forth(item: Item, worker: int) -> int:
+        return move(item, item[2], sign, noise.bound if exact else 0.0, worker)
+
+    def back(item: Item, end: int, worker: int) -> None:
+        move(item, end, -sign, 0.0, worker)
+
+    def delta(leaf: Leaf, begin: int, end: int) -> Array:
+        return sign * noise.delta(leaf, key, begin, end)[0]
+
+    with Interrupts(), store.memory.writing():
+        stopped = there_and_back(items(todo), forth, back)
+        if stopped:
+            raise refused(store, noise, *stopped, delta, "a larger bound=")
+
+
+@contextlib.contextmanager
+def perturbed(store: Store, noise: Noise, seed: Seed, *, sign: int = 1) -> Generator[Store]:
+    """The store, perturbed for the time of a `with` block, and given back to the bit, also after an exception. Nests.
+
+    Takes and raises what `perturb` does. Where the store cannot be written at the end, for it is still lent, the
+    exception has a note of how to take it back; that of the block is never replaced.
+    """
+    at = 0
+    try:
+        with Interrupts():  # what is raised by Ctrl-C finds the store perturbed, and so given back
+            perturb(store, noise, seed, sign=sign)
+            at = sign
+        yield store
+    except BaseException as error:
+        with Interrupts():
+            take_back(store, noise, seed, at, error)
+        raise
+    try:
+        with Interrupts():
+            perturb(store, noise, seed, sign=-sign)
+    except LentError as error:
+        error.add_note(f"the store is still perturbed; fix: es.perturb(store, noise, {seed}, sign={-sign}) then")
+        raise
+
+
+def take_back(store: Store, noise: Noise, seed: Seed, at: int, error: BaseException) -> bool:
+    """Take back that the store is perturbed `at` times, because of an error. Returns whether it could be done.
+
+    If views in the frames of the error keep the store lent, they are dropped. Where that is not enough, a note says so.
+    """
+    for patient in (True, False):
+        try:
+            if at:
+                perturb(store, noise, seed, sign=-at)
+            return True
+        except LentError:
+            caught: BaseException | None = error
+            while patient and caught is not None:
+                traceback.clear_frames(caught.__traceback__)
+                caught = caught.__context__
+    error.add_note(f"the store is lent and still perturbed; fix: es.perturb(store, noise, {seed}, sign={-at}) then")
+    return False
+
+
+def key_of(seed: Seed) -> Array:
+    """A seed as a Philox key, shape (1,): an integer as it is, several hashed to one."""
+    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(
+                f"expected a seed in 0 .. 2**64 - 1, got {seed}; fix: fs.seeds(seed, 1) hashes larger ones"
+            )
+        return np.array([seed], np.uint64)
+    return as_keys(seeds(seed, 1))
+
+
+def grid_of(p: Pass, bound: float) -> tuple[Any, Any, Any]:
+    """What the compiled check compares with: the grid, its reciprocal, and the bits of the bound."""
+    size = p.real(p.grid or 1.0)
+    return size, p.real(1) / size, p.real(bound).view(BITS[p.real])
+
+
+def number_rows(real: Any) -> tuple[Array, Array]:
+    """Room for what a block's draws find in a table, and for the parameters before the move."""
+    return np.zeros(WIDTH + ROOM, np.int16), np.zeros(WIDTH, real)
+
+
+def refuse_16_bit(todo: list[Pass]) -> None:
+    """Raise `ValueError` if there are leaves without a grid."""
+    narrow = [p.dtype for p in todo if not p.grid]
+    if narrow:
+        raise ValueError(
+            f"expected float32 or float64 leaves, which have a grid for exact undo, got {', '.join(narrow)}; "
+            "fix: es.sample into a second store, or exact=False, which drifts"
+        )
+
+
+def refused(
+    store: Store, noise: Noise, p: Pass, index: int, delta: Callable[[Leaf, int, int], Array], fix: str
+) -> ValueError:
+    """The error for a store whose parameters from `index` on are off the grid, or reach the bound: the leaf at fault.
+
+    `delta(leaf, start, stop)` is what they were to be moved by; they stand as before the move.
+    """
+    worst = "", 0.0
+    for leaf in moved(store, noise):
+        if leaf.dtype.name != p.dtype or not leaf.index - WIDTH < index < leaf.index + leaf.size:
+            continue
+        start, stop = max(index - leaf.index, 0), min(index - leaf.index + WIDTH, leaf.size)
+        refuse_unknown(store, [leaf])
+        (values,) = store.columns(leaf)
+        part = values[start:stop]
+        largest = max(float(np.abs(values[a:b]).max()) for a, b in blocks(leaf.size, TASK))
+        if largest >= noise.bound:
+            return _past_the_bound(noise, leaf.path, largest, "a larger bound=")
+        if to_grid(part, noise).tobytes() != part.tobytes():
+            return ValueError(
+                f"{leaf.path!r}: expected parameters on the grid of the noise (step {noise.step:.3g}), got others, the "
+                f"largest {largest:.6g}; fix: es.snap(store, noise) once"
+            )
+        move = delta(leaf, start, stop)
+        if (largest := float(np.abs(move).max())) >= noise.bound:  # it has too many digits, wherever it leads
+            return ValueError(
+                f"{leaf.path!r}: expected a move below the bound {noise.bound:g}, got one of {largest:.6g}; fix: {fix}"
+            )
+        worst = max(worst, (leaf.path, float(np.abs(part + move).max())), key=lambda found: found[1])
+    return _past_the_bound(noise, *worst, fix, " after the move")
+
+
+def _past_the_bound(noise: Noise, path: str, largest: float, fix: str, when: str = "") -> ValueError:
+    return ValueError(
+        f"{path!r}: expected parameters below the bound {noise.bound:g}{when}, got a largest magnitude of "
+        f"{largest:.6g}; fix: {fix}"
+    )
+
+
+def to_grid(values: Array, noise: Noise) -> Array:
+    """The nearest multiples of the grid: a copy. Minus zero becomes zero."""
+    grid = values.dtype.type(noise.grid(values.dtype))
+    return np.rint(values / grid) * grid + 0  # minus zero plus zero is zero

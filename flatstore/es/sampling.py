@@ -1,0 +1,102 @@
+"""Sampling: a population of perturbed copies of one store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flatstore.es.groups import (
+    NO_NOISE,
+    ROOM,
+    WIDTH,
+    check_types,
+    items,
+    lines_of,
+    magnitudes,
+    passes_over,
+    random_words,
+    refuse_unknown,
+)
+from flatstore.kernels import each
+from flatstore.kernels.cpu import refuse_others, sampling_loop
+from flatstore.noise import Noise, as_keys
+from flatstore.store import Population, Store
+from flatstore.trees import Difference, StructureError
+
+BROOD = 8
+"""Seeds whose random words a thread draws at a time."""
+
+
+def sample(
+    out: Population | Store, store: Store, noise: Noise, seeds: Any, *, sign: int = 1, antithetic: bool = False
+) -> None:
+    """Write `store + sign * noise(seed)` into `out`, a store, or a population with a seed for each member.
+
+    With `antithetic` there is a seed for each pair: member 2 i is the store plus `sign` times noise number i, member
+    2 i + 1 the store minus it. Sums are rounded to the dtype; where the store is on the noise's grid they are exact,
+    and the bits are those of `perturb`. Shared leaves of `out` are not touched. The store may be `out`, or one of its
+    members.
+
+    >>> import flatstore as fs
+    >>> store = fs.Store.from_tree({"w": np.zeros(3, "f4")})
+    >>> pop = fs.Population.zeros(store.layout, 4)
+    >>> sample(pop, store, fs.Normal(0.02), fs.seeds(7, 2), antithetic=True)
+    >>> bool((pop["w"][0] == -pop["w"][1]).all())
+    True
+
+    Raises `ValueError` for layouts that differ, another number of seeds, trainable leaves that are not floating, or
+    parameters that are not finite; `LentError` while `out` is lent. Nothing is written then.
+    """
+    check_types(store, noise)
+    if out.layout != store.layout:
+        raise layouts_differ("out", out, store)
+    size = out.size if isinstance(out, Population) else 1
+    keys = as_keys(seeds if np.ndim(seeds) else [seeds])
+    expected = size // 2 if antithetic else size
+    if keys.shape != (expected,) or (antithetic and size % 2):
+        raise ValueError(
+            f"expected {expected} seeds for {size} members{' in pairs' if antithetic else ''}, got shape "
+            f"{keys.shape}; fix: fs.seeds(seed, {expected})" + (" and an even size" if antithetic else "")
+        )
+    if sign not in (1, -1):
+        raise ValueError(f"expected sign 1 or -1, got {sign}; fix: the strength belongs to the noise")
+    noise.check_grid(out.layout)
+    trainable = [leaf for leaf in out.layout.homes if leaf.trainable and leaf.size]
+    refuse_others(trainable, "add noise to", NO_NOISE)
+    refuse_unknown(store, trainable)
+    lines = lines_of(out.layout, noise)
+    table, units = magnitudes(noise, lines.scales)
+    draw = noise.kind, noise.width, keys, table, units * noise.step
+    signs = np.array([sign, -sign] if antithetic else [sign], np.float64)
+    todo = items(passes_over(lines, trainable, [out, store]), size)
+    scratch: dict[Any, Any] = {}
+
+    def task(i: int, worker: int) -> None:
+        p, start, stop = todo[i]
+        if (worker, p.real) not in scratch:
+            words = random_words(noise.width, min(BROOD, len(keys)), WIDTH)
+            scratch[worker, p.real] = words, np.zeros(WIDTH + ROOM, np.int16), np.zeros(WIDTH, p.real)
+        centre = store.raw(p.raw.dtype)
+        sampling_loop(p.dtype)(start, stop, p.raw, centre, p.pieces, draw, signs, scratch[worker, p.real])
+
+    with out.memory.writing():
+        each(task, len(todo))
+
+
+def layouts_differ(name: str, got: Any, expected: Any) -> StructureError:
+    """The error for two layouts that are not the same: what differs, leaf by leaf."""
+    theirs, ours = got.layout.by_path, expected.layout.by_path
+    differences = [
+        Difference(path, _row(ours.get(path)), _row(theirs.get(path)), "make both from one layout")
+        for path in {**ours, **theirs}
+        if ours.get(path) != theirs.get(path)
+    ]
+    return StructureError(differences, f"of {name} unlike the store's layout")
+
+
+def _row(leaf: Any) -> str:
+    if leaf is None:
+        return "nothing"
+    marks = ["" if leaf.trainable else " frozen", f" tied to {leaf.tied}" if leaf.tied else ""]
+    return f"{leaf.spec} at {leaf.offset}{''.join(marks)}"

@@ -1,0 +1,134 @@
+"""Moving a store along the noise of many seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flatstore.es.groups import (
+    ROOM,
+    Item,
+    items,
+    lines_of,
+    magnitudes,
+    moved,
+    passes,
+    random_words,
+    refuse_unknown,
+    there_and_back,
+)
+from flatstore.es.perturbing import grid_of, refused
+from flatstore.es.weights import fixed_point
+from flatstore.kernels import Interrupts, each
+from flatstore.kernels.cpu import TOGETHER, update_loop
+from flatstore.layout import Array, Leaf
+from flatstore.noise import Noise
+from flatstore.store import Store
+
+WIDTH = 4096
+"""Parameters in a block: their sums stay in a cache."""
+
+BROOD = 8
+"""Seeds whose random words a thread draws at a time."""
+
+
+def update(
+    store: Store, noise: Noise, seeds: Any, weights: Any, *, sign: int = 1, exact: bool = True, perturbed: int = 0
+) -> None:
+    """Add `sum_i weights[i] * noise(seeds[i])` to the store, in place: what `perturb` adds, weighted.
+
+    The noise is made again from its seeds, block by block: no matrix of it is ever held. Weights become whole numbers
+    (of 30 bits for the largest), so that the sum is one of integers, the same on every machine. It is rounded once, to
+    the noise's grid: up or down at random, by how near each is. So an update far below a step of the grid is not lost
+    in the mean, and the parameters stay on the grid. The random bits come from the seeds and weights; an update that
+    is repeated with the same ones is rounded in the same way.
+
+    >>> import flatstore as fs
+    >>> store, noise = fs.Store.from_tree({"w": np.linspace(-1, 1, 5, dtype="f4")}), fs.Normal(0.02)
+    >>> snap = fs.es.snap(store, noise)
+    >>> before = store.flat.tobytes()
+    >>> update(store, noise, fs.seeds(1, 3), [0.5, -0.25, 0.125])
+    >>> update(store, noise, fs.seeds(1, 3), [0.5, -0.25, 0.125], sign=-1)
+    >>> store.flat.tobytes() == before
+    True
+
+    16-bit leaves have no grid: their sum is taken in float32, and rounded at random to the dtype. There, and with
+    `exact=False`, what is too large becomes infinite, as in any float sum. Of many equal weights the whole numbers have
+    fewer bits, so that their sum has 62; weights below 2 ** -62 count as nothing.
+
+    Args:
+        store: the parameters, on the grid of the noise.
+        noise: `fs.Normal` or `fs.Rademacher`, with the bound that no parameter may reach.
+        seeds: integers below 2**64, shape (n,).
+        weights: a real number for each, finite.
+        sign: 1, or -1 to take an update back, to the bit; not for 16-bit leaves.
+        exact: False for a float sum, rounded to the dtype: no grid, no bound, no way back. For what is not on a grid,
+            such as a gradient.
+        perturbed: how the store stands: 0, as it is; 1 or -1, perturbed by the first seed with that sign, which is
+            taken back in the same pass.
+
+    Raises `ValueError` for a weight that is not finite or another number of them, for parameters that are not finite,
+    off the grid or past the bound, now or afterwards, and for what 16-bit leaves cannot do; `LentError` while lent.
+    The store is as it was then.
+    """
+    keys, fixed = fixed_point(noise, seeds, weights)
+    for name, value, allowed in (("sign", sign, (1, -1)), ("perturbed", perturbed, (0, 1, -1))):
+        if value not in allowed:
+            raise ValueError(f"expected {name} in {allowed}, got {value}; fix: the strength belongs to the weights")
+    todo = passes(store, noise)
+    narrow = [p.dtype for p in todo if not p.grid]
+    if (perturbed or sign < 0) and (narrow or not exact):
+        raise ValueError(
+            f"expected float32 or float64 leaves on a grid to take back to the bit, got "
+            f"{', '.join(narrow) or 'exact=False'}; fix: es.sample into a second store instead"
+        )
+    if perturbed and not len(keys):
+        raise ValueError("expected the seed that the store is perturbed by, got none; fix: perturbed=0")
+    on_grid, rough = ([p for p in todo if bool(exact and p.grid) == wanted] for wanted in (True, False))
+    refuse_unknown(store, [leaf for leaf in moved(store, noise) if leaf.dtype.name in {p.dtype for p in rough}])
+    table, units = magnitudes(noise, lines_of(store.layout, noise).scales)
+    scratch: dict[tuple[int, str], Any] = {}
+
+    def move(item: Item, end: int, whole: Array, sign: int, back: int, checked: bool, worker: int) -> int:
+        p, start, _ = item
+        if (worker, p.dtype) not in scratch:
+            scratch[worker, p.dtype] = (
+                random_words(noise.width, min(BROOD, max(1, len(keys))), WIDTH),
+                np.zeros((TOGETHER, WIDTH + ROOM), np.int16),
+                np.zeros(WIDTH, p.real),
+                np.zeros(WIDTH, np.int64),
+                random_words(32, 1, WIDTH),
+            )
+        gridded = exact and p.grid > 0
+        # A float64 grid is 2**29 times as fine as a step.
+        drop = max(0, fixed.point - round(np.log2(noise.step / p.grid))) if gridded else 0
+        unit = p.real(noise.step * 2.0 ** (drop - fixed.point))
+        how = p.real(sign), drop, unit, fixed.key, p.real(back), p.real(noise.step)
+        draw = noise.kind, noise.width, keys, table, units
+        grid = grid_of(p, noise.bound if gridded and checked else 0.0)
+        loop = update_loop(p.dtype, gridded)
+        return loop(start, end, p.raw, p.pieces, draw, whole, how, grid, scratch[worker, p.dtype])
+
+    def forth(item: Item, worker: int) -> int:
+        return move(item, item[2], fixed.whole, sign, perturbed, True, worker)
+
+    def back(item: Item, end: int, worker: int) -> None:
+        move(item, end, fixed.whole, -sign, 0, False, worker)
+        if perturbed:
+            move(item, end, np.zeros_like(fixed.whole), 1, -perturbed, False, worker)
+
+    def delta(leaf: Leaf, begin: int, end: int) -> Array:
+        moves = [(sign * float(w), key) for w, key in zip(np.asarray(weights, np.float64), keys, strict=True)]
+        if perturbed:
+            moves.append((-float(perturbed), keys[0]))
+        parts = (w * noise.delta(leaf, np.array([key]), begin, end)[0].astype(np.float64) for w, key in moves)
+        return sum(parts, np.zeros(end - begin))
+
+    with Interrupts(), store.memory.writing():
+        stopped = there_and_back(items(on_grid, len(keys)), forth, back)
+        if stopped:
+            raise refused(store, noise, *stopped, delta, "smaller weights, or a larger bound=")
+        # What cannot be taken back comes last: it cannot fail.
+        rest = items(rough, len(keys))
+        each(lambda i, worker: forth(rest[i], worker), len(rest))

@@ -1,0 +1,13 @@
+"""What the loops of `ga` and `es` have in common: populations lent and scored, fitness checked, runs taken up again."""
+
+from flatstore.evaluation.fitness import as_fitness as as_fitness
+from flatstore.evaluation.fitness import best_first as best_first
+from flatstore.evaluation.fitness import fitness_of as fitness_of
+from flatstore.evaluation.fitness import is_real as is_real
+from flatstore.evaluation.fitness import refuse_all_nan as refuse_all_nan
+from flatstore.evaluation.fitness import refuse_unlendable as refuse_unlendable
+from flatstore.evaluation.runs import Rate as Rate
+from flatstore.evaluation.runs import check_run as check_run
+from flatstore.evaluation.runs import hand_over as hand_over
+from flatstore.evaluation.runs import rate_at as rate_at
+from flatstore.evaluation.runs import resumed_number as resumed_number

@@ -1,0 +1,61 @@
+"""Runs: the numbers and seeds of the loops of `ga` and `es`, and how a run is taken up again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
+
+import numpy as np
+
+from flatstore.noise import Seed, seeds
+
+Record = TypeVar("Record")
+Rate = float | Callable[[int], float]
+"""A learning rate: a number, or a function of the number of the generation or step."""
+
+
+def check_run(evaluate: Any, seed: Seed, first: int, most: int | None, unit: str) -> tuple[int, ...]:
+    """The seed of a run as a tuple, to which each generation adds its own number.
+
+    Raises `TypeError` if `evaluate` cannot be called; `ValueError` if the seed is not made of non-negative integers, or
+    if `most`, the number of generations or steps (`unit`), is less than 1.
+    """
+    if not callable(evaluate):
+        raise TypeError(f"expected a function to evaluate with, got {type(evaluate).__name__}; fix: (tree, n) -> …")
+    number: Any = most
+    if most is not None and (not isinstance(number, (int, np.integer)) or most < 1):
+        raise ValueError(f"expected a whole number of {unit} >= 1, got {most}; fix: None is for ever")
+    parts: Any = seed
+    run = (parts,) if np.ndim(parts) == 0 else tuple(parts)
+    seeds((*run, first), 1)
+    return run
+
+
+def resumed_number(resume: Any) -> int:
+    """The number to begin with: 0, or `resume`. Raises `ValueError` unless it is a whole number of 0 or more."""
+    if resume is None:
+        return 0
+    whole: tuple[Any, ...] = int, np.integer
+    if isinstance(resume, bool) or not isinstance(resume, whole) or resume < 0:
+        raise ValueError(f"expected resume >= 0, got {resume}; fix: a record, or the number of the generation")
+    return int(resume)
+
+
+def rate_at(rate: Rate, number: int) -> float:
+    """The rate of generation or step `number`. Raises `ValueError` unless it is finite."""
+    value: Any = rate(number) if callable(rate) else rate
+    real: tuple[Any, ...] = int, float, np.number
+    if not isinstance(value, real) or not math.isfinite(value):
+        raise ValueError(f"expected a finite rate, got {value}; fix: a number, or a function of the move's number")
+    return float(value)
+
+
+def hand_over(record: Record, held: BaseException | None, note: str) -> Generator[Record]:
+    """Yield the record of a move; then raise, with a note, the interrupt that was held back while it was made."""
+    try:
+        yield record
+    finally:
+        if held is not None:
+            held.add_note(note)
+            raise held

@@ -1,0 +1,5 @@
+"""Stores as files."""
+
+from flatstore.files.safetensors import layout_of as layout_of
+from flatstore.files.safetensors import load as load
+from flatstore.files.safetensors import save as save

@@ -1,0 +1,133 @@
+"""One generation of a genetic algorithm, in place: who begets whom is decided here, compiled loops move the genes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from flatstore.evaluation import as_fitness, best_first, refuse_all_nan
+from flatstore.ga.crossover import Crossover, Mother, Uniform
+from flatstore.ga.generation import Left, pass_of, run
+from flatstore.ga.mutation import Mutation, Reset, Sparse
+from flatstore.ga.selection import Tournament
+from flatstore.kernels.cpu import refuse_others
+from flatstore.layout import Array
+from flatstore.noise import Noise, Seed, seeds
+from flatstore.store import Population
+
+
+def step(
+    pop: Population,
+    fitness: Any,
+    *,
+    seed: Seed,
+    mutate: Mutation | None,
+    select: Any = Tournament(),  # noqa: B008 (a frozen value)
+    crossover: Crossover | None = Uniform(),  # noqa: B008 (a frozen value)
+    elite: int = 1,
+    left: Iterable[Left] | None = None,
+) -> tuple[Array, Array]:
+    """Replace the population by its next generation, in its own memory.
+
+    The `elite` best members keep their slots to the bit; every other slot takes a child of two selected parents,
+    crossed over and mutated. Child i draws as if it had seed number i of `fs.seeds(seed, pop.size)`: the result does
+    not depend on threads, order or alignment. Genes of float16 and bfloat16 are computed in float32 and rounded once.
+
+    >>> import flatstore as fs
+    >>> pop = fs.Population.from_tree({"w": np.zeros(3, "f4")}, 4)
+    >>> parents, kept = step(pop, [0.0, 3.0, 1.0, 2.0], seed=(7, 0), mutate=fs.Normal(0.1))
+    >>> kept.tolist(), parents[1].tolist(), pop[1].to_vector().tolist()
+    ([False, True, False, False], [1, 1], [0.0, 0.0, 0.0])
+
+    Beside the population it takes scratch: at most 1 % of the population or 32 MiB, whichever is more, and about 100
+    bytes for each member, who begets whom. Ctrl-C is held back until the generation is finished.
+
+    Args:
+        pop: the population; its shared leaves do not change.
+        fitness: a number per member, maximised; NaN is worst.
+        seed: an integer or several, like (run, generation).
+        mutate: noise that is added to each gene of a child, `Sparse` noise, `Reset`, or None.
+        select: `(fitness, n, seed) -> n indices`, called once for both parents of all children.
+        crossover: `Uniform`, `Points`, `Blend`, `Exchange`, your own as `PerGene`, or None for copies of one parent.
+        elite: how many members are kept.
+        left: what an `UnfinishedError` says is left, to finish that generation; None for a new one.
+
+    Returns:
+        parents: shape (size, 2), for each slot the two members that it came from (itself twice, if kept).
+        kept: shape (size,), bool: which slots need no new evaluation.
+
+    Raises:
+        ValueError: fitness of another length or all NaN, elite or indices out of range, leaves that cannot be computed
+            with. Nothing is written.
+        LentError: while the population is lent. Nothing is written.
+        UnfinishedError: an operator of yours failed half-way.
+    """
+    scores = as_fitness(fitness, pop.size)
+    refuse_all_nan(scores)
+    check_operators(mutate, select, crossover)
+    if not 0 <= operator.index(elite) < pop.size:
+        raise ValueError(f"expected elite in 0 .. {pop.size - 1}, got {elite}; fix: leave a slot for a child")
+    dtypes = _dtypes(pop)
+    keys = seeds(seed, pop.size + 1)
+    slots = np.sort(best_first(scores)[elite:]).astype(np.int32)
+    chosen = _select(select, scores, 2 * len(slots), int(keys[-1])).reshape(2, -1)
+    family, keys = _family(slots, chosen, pop.size), keys[slots]
+    passes = {
+        name: pass_of(pop, name, mutate, Mother() if crossover is None else crossover, family, keys) for name in dtypes
+    }
+    run(pop, passes, left)
+    parents = np.repeat(np.arange(pop.size)[:, None], 2, axis=1)
+    parents[slots] = chosen.T
+    kept = np.ones(pop.size, bool)
+    kept[slots] = False
+    return parents, kept
+
+
+def _family(slots: Array, chosen: Array, size: int) -> tuple[Array, Array, Array, Array]:
+    """The members that are parents, the slots of the children, and the places of their parents among the parents."""
+    is_parent = np.zeros(size, bool)
+    is_parent[chosen] = True
+    place = np.cumsum(is_parent, dtype=np.int32) - np.int32(1)
+    return np.flatnonzero(is_parent).astype(np.int32), slots, place[chosen[0]], place[chosen[1]]
+
+
+def check_operators(mutate: Any, select: Any, crossover: Any) -> None:
+    """Raise `TypeError` for what is no operator."""
+    if not (mutate is None or isinstance(mutate, (Noise, Sparse, Reset))):
+        raise TypeError(f"expected noise, Sparse, Reset or None to mutate with, got {mutate!r}; fix: fs.Normal(0.02)")
+    if not (crossover is None or (hasattr(crossover, "crossing") and not isinstance(crossover, type))):
+        raise TypeError(
+            f"expected a crossover or None, got {crossover!r}; fix: ga.Uniform(), or ga.PerGene(your_function)"
+        )
+    if not callable(select) or isinstance(select, type):
+        raise TypeError(f"expected a selection (fitness, n, seed) -> indices, got {select!r}; fix: ga.Tournament(4)")
+
+
+def check_layout(pop: Population, mutate: Any, crossover: Any) -> None:
+    """Raise `ValueError` for operators that do not suit the population's leaves, or leaves that cannot evolve."""
+    one = np.zeros(1, np.int32)
+    for name in _dtypes(pop):
+        pass_of(pop, name, mutate, Mother() if crossover is None else crossover, (one, one, one, one), seeds(0, 1))
+
+
+def _select(select: Any, scores: Array, n: int, seed: int) -> Array:
+    """What a selection chooses, checked."""
+    chosen = np.asarray(select(scores.copy(), n, seed))
+    integers = chosen.shape == (n,) and chosen.dtype.kind in "iu"
+    if not integers or chosen.min() < 0 or chosen.max() >= len(scores):
+        got = f"{chosen.min()} .. {chosen.max()}" if integers else f"{chosen.dtype} of shape {chosen.shape}"
+        raise ValueError(
+            f"expected {n} indices of members from select, got {got}; "
+            f"fix: return that many integers in 0 .. {len(scores) - 1}"
+        )
+    return chosen.astype(np.int64)
+
+
+def _dtypes(pop: Population) -> list[str]:
+    """The dtypes of the leaves that train. Raises `ValueError` for one that cannot be computed with."""
+    leaves = [leaf for leaf in pop.layout.homes if leaf.trainable and leaf.size]
+    refuse_others(leaves, "evolve")
+    return list(dict.fromkeys(leaf.dtype.name for leaf in leaves))

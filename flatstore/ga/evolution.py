@@ -1,0 +1,171 @@
+"""The loop around `step`: evaluate a population where it lies, look at it, replace it by its children."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flatstore.evaluation import best_first, check_run, fitness_of, refuse_unlendable, resumed_number
+from flatstore.ga.breeding import check_layout, check_operators, step
+from flatstore.ga.crossover import Crossover, Uniform
+from flatstore.ga.generation import UnfinishedError
+from flatstore.ga.mutation import Mutation
+from flatstore.ga.selection import Tournament
+from flatstore.kernels import Interrupts
+from flatstore.layout import Array
+from flatstore.noise import Seed
+from flatstore.store import Population
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Generation:
+    """What is known of the generation that stands in the population: a record that can be pickled. Read-only arrays."""
+
+    number: int
+    """Counted from 0."""
+    fitness: Array
+    """Of each member, shape (size,), float64; maximised, NaN is worst."""
+    parents: Array | None = None
+    """For each member the two of the generation before that it came from, shape (size, 2); None if nothing is known."""
+    kept: Array | None = None
+    """Which members stood in the generation before already, shape (size,), bool; None if nothing is known."""
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("fitness", np.float64), ("parents", None), ("kept", None)):
+            value = getattr(self, name)
+            if value is not None:
+                array = np.array(value, dtype)
+                array.flags.writeable = False
+                object.__setattr__(self, name, array)
+
+    def __reduce__(self) -> Any:
+        return Generation, (self.number, self.fitness, self.parents, self.kept)  # an array unpickles writeable
+
+    @property
+    def best(self) -> int:
+        """The member of the highest fitness, the first of equals: `pop[record.best]` is the champion."""
+        return int(best_first(self.fitness)[0])
+
+    @property
+    def max(self) -> float:
+        """The highest fitness."""
+        return float(self.fitness[self.best])
+
+    @property
+    def mean(self) -> float:
+        """The mean fitness of the members of which it is known: NaN does not enter."""
+        with np.errstate(invalid="ignore"):  # of opposite infinities
+            return float(np.nanmean(self.fitness))
+
+    def __repr__(self) -> str:
+        """One line, as for a log."""
+        return f"generation {self.number}: best {self.max:.6g} (member {self.best}), mean {self.mean:.6g}"
+
+
+def evolve(
+    pop: Population,
+    evaluate: Callable[[Any, int], Any],
+    *,
+    seed: Seed,
+    mutate: Mutation | None | Callable[[int], Mutation | None],
+    select: Any = Tournament(),  # noqa: B008 (a frozen value)
+    crossover: Crossover | None = Uniform(),  # noqa: B008 (a frozen value)
+    elite: int = 1,
+    generations: int | None = None,
+    chunk: int | None = None,
+    resume: Generation | int | None = None,
+) -> Generator[Generation]:
+    """Evolve a population in its own memory: a generator of its generations.
+
+    Each is evaluated, then yielded as a record while it stands in the population; the next `next()` replaces it.
+    `break` therefore leaves the population as the last record describes it.
+
+        >>> import jax, jax.numpy as jnp, flatstore as fs
+        >>> def score(params):
+        ...     return -jnp.square(params["w"] - 3).sum()
+        >>> pop = fs.Population.from_tree({"w": np.zeros(8, "f4")}, 64)
+        >>> evaluate = jax.jit(lambda stacked, generation: jax.vmap(score)(stacked))
+        >>> for record in evolve(pop, evaluate, seed=0, mutate=fs.Normal(0.3), generations=100):
+        ...     if record.max > -0.5:
+        ...         break
+        >>> bool(abs(pop[record.best]["w"] - 3).max() < 0.75)
+        True
+
+    Generation n draws from the seed (*seed, n) and from nothing else. So a run can be taken up again, to the bit:
+    from a record and the population as it was when the record was yielded (`pop.buffer` is its memory), or from
+    a number and that generation not yet evaluated.
+
+    Args:
+        pop: the population, in an order that JAX can take.
+        evaluate: `(stacked, generation) -> fitness`: a lent tree, whose leaves have an axis of members in front, and
+            the number of the generation, to real numbers of shape (members,). Usually a jitted `jax.vmap`.
+        seed: an integer or several.
+        mutate: what `step` takes, or a function of the generation's number that returns it, as for noise that fades.
+        select: what `step` takes.
+        crossover: what `step` takes.
+        elite: how many members are kept.
+        generations: how many there are in all, those before `resume` included; None: until somebody stops.
+        chunk: at most how many members are evaluated at once (`pop.chunks`); None: all of them.
+        resume: the record that describes the population; or the number of the generation, to be evaluated first.
+
+    Raises, before anything runs:
+        ValueError, TypeError: an argument out of range.
+        BufferError: leaves that JAX cannot take without a copy.
+
+    Raises on the way:
+        ValueError: a fitness of another shape, not real, or NaN for all members.
+        What `evaluate` and `step` raise, and Ctrl-C. A note tells if the population holds a generation that no record
+        describes, and how to go on.
+    """
+    record = resume if isinstance(resume, Generation) else None
+    number = record.number if record else resumed_number(resume)
+    run = check_run(evaluate, seed, number, generations, "generations")
+    if not 0 <= elite < pop.size:
+        raise ValueError(f"expected elite in 0 .. {pop.size - 1}, got {elite}; fix: leave a slot for a child")
+    if record and record.fitness.shape != (pop.size,):
+        raise ValueError(
+            f"expected a record of {pop.size} members to resume from, got one of {len(record.fitness)}; "
+            "fix: restore the population that was yielded with it"
+        )
+    first: Any = mutate(number) if callable(mutate) and not isinstance(mutate, type) else mutate
+    check_operators(first, select, crossover)
+    check_layout(pop, first, crossover)
+    refuse_unlendable(pop, chunk)
+
+    def breed(record: Generation) -> tuple[Array, Array]:
+        return step(
+            pop,
+            record.fitness,
+            seed=(*run, record.number),
+            mutate=mutate(record.number) if callable(mutate) else mutate,
+            select=select,
+            crossover=crossover,
+            elite=elite,
+        )
+
+    def loop() -> Generator[Generation]:
+        last, n = record, number + 1 if record else number
+        while generations is None or n < generations:
+            parents = kept = None
+            try:
+                if last is not None:
+                    with Interrupts():  # what is raised by Ctrl-C finds the step done
+                        parents, kept = breed(last)
+                fitness = fitness_of(pop, evaluate, n, chunk)
+            except BaseException as error:
+                if last is None or parents is not None:
+                    error.add_note(
+                        f"the population holds generation {n}, not yet evaluated; "
+                        f"fix: evolve(..., resume={n}) evaluates it and goes on"
+                    )
+                elif isinstance(error, UnfinishedError):
+                    error.add_note(f"once the step is finished, evolve(..., resume={n}) goes on")
+                raise
+            last = Generation(n, fitness, parents, kept)
+            yield last
+            n += 1
+
+    return loop()

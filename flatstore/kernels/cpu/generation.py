@@ -1,0 +1,142 @@
+"""One generation of a genetic algorithm, in the population's own memory.
+
+A block is the same few hundred genes of all members. What the parents have there is loaded into scratch, and the
+children are written over the members that they replace:
+
+```
+              genes ->
+members       | block 0 | block 1 | block 2 |        scratch of a thread: one block of the parents,
+   |          |  done   | <-> now |         |                             and a brood of children
+```
+
+Blocks run over the packed index, across leaves. They meet *runs*: neighbours in the index that are neighbours in
+memory, (begin, end, place of the first, places from one member to the next). So each gene of a parent is read once and
+each of a child written once, and many tiny leaves cost what a large one does.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from flatstore.kernels.compiler import compiled
+from flatstore.kernels.cpu.mutation import mutate
+from flatstore.kernels.cpu.storage import STORAGE
+from flatstore.layout import Array
+
+BROOD = 16
+"""Children that are made at a time: few enough to stay in the first cache."""
+
+
+GAP = 1 << 10
+"""Indices of no run that are passed over in a block, rather than begin a new range."""
+
+
+def ranges(runs: Array) -> list[tuple[int, int]]:
+    """The ranges of the index that hold runs, first index and end; short gaps between runs are passed over."""
+    found: list[tuple[int, int]] = []
+    for begin, end, *_ in runs.tolist():
+        if found and begin - found[-1][1] <= GAP:
+            found[-1] = (found[-1][0], end)
+        else:
+            found.append((begin, end))
+    return found
+
+
+@compiled
+def first_run(runs: Any, start: int) -> Any:
+    """The first run that ends behind the index `start`."""
+    return np.searchsorted(runs[:, 1], start, side="right")
+
+
+@compiled
+def scales_of(start: int, spans: Any, scale: Any) -> None:
+    """The scale of each gene from index `start` on; 0 where there is none."""
+    bounds, values = spans
+    stop, k = start + scale.size, first_run(bounds, start)
+    scale[:] = 0
+    while k < values.size and bounds[k, 0] < stop:
+        low, high = max(bounds[k, 0] - start, 0), min(bounds[k, 1] - start, scale.size)
+        for i in range(np.uint64(low), np.uint64(high)):
+            scale[i] = values[k]
+        k += 1
+
+
+@cache
+def writer(dtype: str) -> Any:
+    """The compiled loop that writes rows of scratch over members, the genes start .. stop - 1."""
+    store = STORAGE[dtype][3]
+
+    @compiled
+    def write(start: int, stop: int, first: int, rows: Any, members: Any, raw: Any, runs: Any) -> None:
+        k = first
+        while k < runs.shape[0] and runs[k, 0] < stop:
+            low, high = max(start, runs[k, 0]), min(stop, runs[k, 1])
+            for row in range(members.size):
+                at = runs[k, 2] + low - runs[k, 0] + members[row] * runs[k, 3]
+                for i in range(high - low):
+                    raw[np.uint64(at + i)] = store(rows[row, np.uint64(low - start + i)])
+            k += 1
+
+    return write
+
+
+@cache
+def reader(dtype: str) -> Any:
+    """The compiled loop that reads the genes start .. stop - 1 of members into rows of scratch."""
+    load = STORAGE[dtype][2]
+
+    @compiled
+    def read(start: int, stop: int, first: int, rows: Any, members: Any, raw: Any, runs: Any) -> None:
+        k = first
+        while k < runs.shape[0] and runs[k, 0] < stop:
+            low, high = max(start, runs[k, 0]), min(stop, runs[k, 1])
+            for row in range(members.size):
+                at = runs[k, 2] + low - runs[k, 0] + members[row] * runs[k, 3]
+                for i in range(high - low):
+                    rows[row, np.uint64(low - start + i)] = load(raw[np.uint64(at + i)])
+            k += 1
+
+    return read
+
+
+@cache
+def generation_loop(cross: Any, dtype: str) -> Any:
+    """The compiled loop of a generation for a crossing and the name of a dtype."""
+    read, write = reader(dtype), writer(dtype)
+
+    @compiled
+    def generate(
+        begin: int,
+        end: int,
+        raw: Any,
+        runs: Any,
+        spans: Any,
+        family: Any,
+        keys: Any,
+        given: Any,
+        mutation: Any,
+        rows: Any,
+        scratch: Any,
+        at: Any,
+    ) -> None:
+        """Replace the genes begin .. end - 1; `at` is where the block at work starts, and whether it has been read."""
+        parents, slots, mothers, fathers = family
+        how, table, jumps = mutation
+        genes, born, scale = rows
+        for start in range(begin, end, genes.shape[1]):
+            at[0], at[1] = start, 0
+            stop = min(start + genes.shape[1], end)
+            run = first_run(runs, start)
+            read(start, stop, run, genes, parents, raw, runs)
+            at[1] = 1
+            scales_of(start, spans, scale)
+            for brood in range(0, slots.size, BROOD):
+                some, seeds = slots[brood : brood + BROOD], keys[brood : brood + BROOD]
+                cross(start, brood, mothers, fathers, seeds, genes, given, scratch, born)
+                mutate(start, seeds, how, table, jumps, scale, scratch, born)
+                write(start, stop, run, born, some, raw, runs)
+
+    return generate

@@ -1,0 +1,126 @@
+"""How genes lie in memory, and how they are computed with: 16-bit floats in float32, rounded once when they are stored.
+
+A pair of compiled functions per dtype: `load(stored) -> gene` and `store(gene) -> stored`, on one number. 16-bit floats
+are passed as uint16, since the compiler has no such numbers; float32 is `sign, 8 bits of exponent, 23 bits`, float16
+`sign, 5, 10`, bfloat16 the upper half of float32. Ties round to even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from flatstore.kernels.compiler import compiled
+from flatstore.layout import Leaf
+
+_U = np.uint32
+SIGN, HALF_SIGN = _U(0x80000000), _U(0x8000)
+INFINITY, HALF_INFINITY = _U(0x7F800000), _U(0x7C00)
+REBIAS = _U(112 << 23)  # from float16's exponent to float32's
+SMALLEST_NORMAL, TOO_LARGE = _U(113 << 23), _U(143 << 23)  # 2**-14 and 2**16, as float32
+_SUBNORMAL_UNIT = np.float32(2.0**-24)
+ONE_HALF = _U(126 << 23)  # 0.5, as float32
+
+
+@compiled
+def same(number: Any) -> Any:
+    """A number that is stored as it is computed with."""
+    return number
+
+
+@compiled
+def from_bfloat16(stored: Any) -> Any:
+    """Exact."""
+    return np.uint32(_U(stored) << _U(16)).view(np.float32)
+
+
+@compiled
+def to_bfloat16(gene: Any) -> Any:
+    """Rounded to nearest."""
+    x = np.float32(gene).view(np.uint32)
+    rounded = (x + _U(0x7FFF) + ((x >> _U(16)) & _U(1))) >> _U(16)
+    quiet = ((x & SIGN) >> _U(16)) | _U(0x7FC0)
+    return np.uint16(quiet if (x & ~SIGN) > INFINITY else rounded)
+
+
+@compiled
+def from_float16(stored: Any) -> Any:
+    """Exact."""
+    half = _U(stored)
+    magnitude = half & _U(0x7FFF)
+    subnormal = np.float32(np.float32(magnitude) * _SUBNORMAL_UNIT).view(np.uint32)
+    normal = (magnitude << _U(13)) + REBIAS
+    normal = normal + REBIAS if magnitude >= HALF_INFINITY else normal
+    bits = subnormal if magnitude < _U(0x400) else normal
+    return np.uint32(bits | ((half & HALF_SIGN) << _U(16))).view(np.float32)
+
+
+@compiled
+def to_float16(gene: Any) -> Any:
+    """Rounded to nearest; what is too large becomes infinite."""
+    bits = np.float32(gene).view(np.uint32)
+    x = bits & ~SIGN
+    normal = (x - REBIAS + _U(0xFFF) + ((x >> _U(13)) & _U(1))) >> _U(13)
+    # Next to a half, a float32's last bit is float16's smallest: the addition itself rounds.
+    subnormal = np.float32(np.uint32(x).view(np.float32) + np.float32(0.5)).view(np.uint32) - ONE_HALF
+    half = subnormal if x < SMALLEST_NORMAL else normal
+    special = HALF_INFINITY if x <= INFINITY else _U(0x7E00) | ((x >> _U(13)) & _U(0x3FF))
+    half = half if x < TOO_LARGE else special
+    return np.uint16(half | ((bits & SIGN) >> _U(16)))
+
+
+STORAGE = {
+    "float32": (np.float32, np.float32, same, same),
+    "float64": (np.float64, np.float64, same, same),
+    "float16": (np.uint16, np.float32, from_float16, to_float16),
+    "bfloat16": (np.uint16, np.float32, from_bfloat16, to_bfloat16),
+}
+"""By the dtype's name: what stands in memory, what is computed with, load, store."""
+
+
+@compiled
+def dithered_bfloat16(gene: Any, word: Any) -> Any:
+    """Rounded up or down at random, by how near each is: the mean is the number itself. `word` has 32 random bits."""
+    bits = np.float32(gene).view(np.uint32)
+    up = bits + (_U(word) & _U(0xFFFF))
+    return np.uint16(up >> _U(16)) if (bits & ~SIGN) < INFINITY else to_bfloat16(gene)
+
+
+@compiled
+def dithered_float16(gene: Any, word: Any) -> Any:
+    """The same for float16."""
+    bits = np.float32(gene).view(np.uint32)
+    x, random = bits & ~SIGN, _U(word) & _U(0x1FFF)
+    normal = (x - REBIAS + random) >> _U(13)
+    small = np.float32(np.uint32(x).view(np.float32) / _SUBNORMAL_UNIT) + np.float32(random) / np.float32(8192)
+    half = np.uint32(small) if x < SMALLEST_NORMAL else normal
+    return np.uint16(half | ((bits & SIGN) >> _U(16))) if x < TOO_LARGE else to_float16(gene)
+
+
+@compiled
+def undithered(number: Any, word: Any) -> Any:
+    """A number that is stored as it is computed with: nothing is rounded."""
+    return number
+
+
+DITHERED = {
+    "float32": undithered,
+    "float64": undithered,
+    "float16": dithered_float16,
+    "bfloat16": dithered_bfloat16,
+}
+"""By the dtype's name: stores that round 16-bit floats at random, by a word."""
+
+BITS = {np.float32: np.int32, np.float64: np.int64}
+"""By what is computed with: the integers of its width."""
+
+
+def refuse_others(leaves: Iterable[Leaf], purpose: str, fix: str = "leave it out of trainable=") -> None:
+    """Raise `ValueError` for the first leaf of a dtype that cannot be computed with."""
+    for leaf in leaves:
+        if leaf.dtype.name not in STORAGE:
+            raise ValueError(
+                f"{leaf.path!r}: expected a leaf of {', '.join(STORAGE)} to {purpose}, got {leaf.spec}; fix: {fix}"
+            )

@@ -1,0 +1,42 @@
+"""What a caller says of leaves by glob: which of them train, and what their axes are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from flatstore.layout.numeric import Spec, is_trainable_dtype
+from flatstore.trees import Glob, KeyPath, matcher, nodes, refuse_idle_glob
+
+Trainable = Glob | Callable[[str, Any, Any], bool] | None
+Dims = Mapping[str, Sequence[str | None]] | None
+
+
+def which_train(
+    tree: Any,
+    values: Mapping[str, Any],
+    key_paths: Mapping[str, KeyPath],
+    specs: Mapping[str, Spec],
+    trainable: Trainable,
+) -> list[bool]:
+    """Whether each leaf trains, by the caller's globs or function, else by its dtype. Raises as `Layout.from_tree`."""
+    if trainable is None:
+        return [is_trainable_dtype(spec.dtype) for spec in specs.values()]
+    if callable(trainable):
+        parents = dict(nodes(tree))
+        return [bool(trainable(path, values[path], parents.get(key_paths[path][:-1]))) for path in values]
+    if not isinstance(trainable, (str, Iterable)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"trainable: expected globs or a function, got {trainable!r}; fix: trainable=() freezes all")
+    globs = [trainable] if isinstance(trainable, str) else list(trainable)
+    for glob in globs:
+        refuse_idle_glob("trainable", glob, specs)
+    matches = matcher(globs)
+    return [matches(path) for path in values]
+
+
+def names_of_axes(specs: Mapping[str, Spec], dims: Dims) -> list[tuple[str | None, ...] | None]:
+    """The names of each leaf's axes, by the first glob that matches. Raises `ValueError` for an idle glob."""
+    rules = [(glob, matcher(glob), tuple(names)) for glob, names in (dims or {}).items()]
+    for glob, _, _ in rules:
+        refuse_idle_glob("dims", glob, specs)
+    return [next((names for _, matches, names in rules if matches(path)), None) for path in specs]

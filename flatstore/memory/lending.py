@@ -1,0 +1,196 @@
+"""Zero-copy views into JAX through DLPack, and when they end.
+
+A lend exports a NumPy view per leaf and lets JAX import it. The view lives exactly as long as JAX holds the export:
+until the array is deleted *and* the last computation that reads it has finished. That is how the end of a lend knows
+that nobody reads any more:
+
+```
+store's memory  <- NumPy view <- DLPack capsule <- XLA buffer <- jax.Array     (each keeps the one to its left)
+                   weakref: dead?                  running jit  '- deleted at the exit
+```
+
+The source is the DLPack standard: https://dmlc.github.io/dlpack/latest/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+from flatstore.layout import Array
+from flatstore.memory.dlpack import PLAIN, code_of
+from flatstore.memory.host import Lease, LentError, Memory
+from flatstore.trees import Difference, listing
+
+JAX_ALIGN = 64
+"""Bytes: JAX on CPU takes a view only of memory that starts at a multiple of this."""
+
+# Types that NumPy knows through JAX but cannot export: (DLPack's type code, the unsigned integers of the same width).
+_UNSIGNED: dict[np.dtype[Any], tuple[int, Any]] = {
+    np.dtype(name): (code, np.uint16 if name == "bfloat16" else np.uint8)
+    for name, code in {
+        "bfloat16": 4,
+        "float8_e3m4": 7,
+        "float8_e4m3": 8,
+        "float8_e4m3b11fnuz": 9,
+        "float8_e4m3fn": 10,
+        "float8_e4m3fnuz": 11,
+        "float8_e5m2": 12,
+        "float8_e5m2fnuz": 13,
+        "float8_e8m0fnu": 14,
+    }.items()
+}
+
+_jnp: Any = jax.numpy
+_dlpack: Any = jax.dlpack
+
+
+class _Renamed:
+    """A DLPack producer: the bytes of an unsigned view under the type code of the float that they are."""
+
+    def __init__(self, view: Array, code: int) -> None:
+        self.view, self.code = view, code
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.view.__dlpack_device__()
+
+    def __dlpack__(self, **_: Any) -> Any:
+        capsule = self.view.__dlpack__()
+        code_of(capsule, PLAIN).value = self.code
+        return capsule
+
+
+def dtype_obstacle(dtype: np.dtype[Any]) -> tuple[str, str] | None:
+    """Why JAX cannot take a view of any array of this dtype: (what it expects, the fix), or None."""
+    if (dtype.kind not in "biufc" or dtype.char in "gG") and dtype not in _UNSIGNED:
+        return "a dtype that JAX has", "leave it out with only=, or convert the leaf"
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        fix = "switch jax_enable_x64 on, or leave it out with only="
+        return "a dtype of at most 32 bits while jax_enable_x64 is off", fix
+    return None
+
+
+def place_obstacle(path: str, view: Array, address: int) -> Difference | None:
+    """Why JAX cannot take a view of this array, whatever its dtype, or None."""
+    if not view.flags.c_contiguous:
+        fix = "lend a population in order='leaf', or leave it out with only="
+        return Difference(path, "contiguous bytes", f"strides {view.strides} over shape {view.shape}", fix)
+    past = address % JAX_ALIGN if view.size else 0
+    if past:
+        fix = "plan the layout with align=64, lend whole chunks of a population, or copy()"
+        return Difference(path, f"a start at a multiple of {JAX_ALIGN} bytes", f"{past} bytes past one", fix)
+    return None
+
+
+def import_views(views: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, jax.Array]]:
+    """JAX arrays over the bytes of `views`: (what was exported, what was imported), both by path.
+
+    Raises `BufferError` that names every leaf that JAX would have to copy.
+    """
+    addresses = {path: view.__array_interface__["data"][0] for path, view in views.items()}
+    dtypes = {dtype: dtype_obstacle(dtype) for dtype in {view.dtype for view in views.values()}}
+    obstacles: list[Difference] = []
+    for path, view in views.items():
+        of_dtype = dtypes[view.dtype]
+        if of_dtype is not None:
+            obstacles.append(Difference(path, of_dtype[0], view.dtype.name, of_dtype[1]))
+        elif (of_place := place_obstacle(path, view, addresses[path])) is not None:
+            obstacles.append(of_place)
+    refuse(obstacles)
+    exports: dict[str, Array] = {}
+    arrays: dict[str, jax.Array] = {}
+    for path, view in views.items():
+        if not view.size:  # no byte to share, and its address need not be one
+            arrays[path] = _jnp.zeros(view.shape, view.dtype)
+            continue
+        producer: Any = view
+        if view.dtype in _UNSIGNED:
+            code, unsigned = _UNSIGNED[view.dtype]
+            view = view.view(unsigned)
+            producer = _Renamed(view, code)
+        exports[path] = view
+        arrays[path] = _dlpack.from_dlpack(producer, copy=False)
+    refuse(
+        [
+            Difference(path, "a view", "a copy that JAX made", "leave it out with only=, and report this as a bug")
+            for path, array in arrays.items()
+            if array.size and array.unsafe_buffer_pointer() != addresses[path]
+        ]
+    )
+    return exports, arrays
+
+
+def refuse(obstacles: list[Difference]) -> None:
+    """Raise `BufferError` if there is any obstacle, naming them all."""
+    if obstacles:
+        raise BufferError(listing(obstacles, "that JAX cannot view without a copy"))
+
+
+class Lend:
+    """A context manager: inside it, a tree of `jax.Array`s over the bytes of a store. See `Store.lend`."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        views: Callable[[], dict[str, Array]],
+        tree: Callable[[Mapping[str, jax.Array]], Any],
+        patience: float,
+    ) -> None:
+        self._memory, self._views, self._tree, self._patience = memory, views, tree, patience
+        self._lease: Lease | None = None
+        self._arrays: list[jax.Array] = []
+
+    def __del__(self) -> None:
+        """Do not leave a lend that nobody can exit any more in the way of every write."""
+        if self._lease is not None:
+            self._lease.abandon()
+
+    def __enter__(self) -> Any:
+        """Lend: from here until the exit nothing writes the buffer through the store."""
+        if self._lease is not None:
+            raise RuntimeError("expected a lend that was not entered before; fix: call lend() again")
+        self._lease = Lease(self._memory)  # before it begins: whatever interrupts that finds it, and ends it
+        try:
+            self._lease.begin()
+            exports, arrays = import_views(self._views())
+            self._lease.watch(exports.items())
+            self._arrays = list(arrays.values())
+            return self._tree(arrays)
+        except BaseException:
+            self._end()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Delete the arrays, and wait until the last computation that reads them has finished."""
+        left = self._end()
+        if not left:
+            return
+        message = (
+            f"expected all lent leaves back, got {len(left)} still read after {self._patience} s: "
+            f"{', '.join(map(repr, left[:8]))}{', …' if len(left) > 8 else ''}; "
+            "fix: drop the NumPy or torch views taken in the block (np.asarray, jax.device_get), or raise patience= "
+            "for a longer computation. The store stays lent until they are gone"
+        )
+        if error is None:
+            raise LentError(message)
+        error.add_note(message)
+
+    def _end(self) -> list[str]:
+        assert self._lease is not None
+        for array in self._arrays:
+            array.delete()
+        self._arrays = []
+        return self._lease.end(self._patience)
+
+
+def require_jax(library: str) -> None:
+    """Raise `ValueError` unless `library` is one that can be lent to."""
+    if library != "jax":
+        have = " (torch writes: wrap or adopt its memory instead)" if library == "torch" else ""
+        raise ValueError(f"expected 'jax', got {library!r}{have}; fix: lend('jax'), or give NumPy views by path")

@@ -1,0 +1,199 @@
+"""Population: many models in one buffer.
+
+    >>> layout = Layout.from_tree({"bias": np.zeros(2, "f4"), "kernel": np.zeros((2, 2), "f4")})
+    >>> pop = Population.zeros(layout, 3)
+    >>> pop[1]["bias"][:] = 7
+    >>> pop["bias"]
+    array([[0., 0.],
+           [7., 7.],
+           [0., 0.]], dtype=float32)
+
+The order decides who can read it without a copy. Both are one contiguous buffer:
+
+```
+order="leaf"     | bias of 0, 1, 2 | kernel of 0, 1, 2 |     dense stacked leaves: JAX takes them, vmap runs in place
+order="member"   | bias 0, kernel 0 | bias 1, kernel 1 | ... `matrix` is exactly (P, N): NumPy, torch, optimisers
+```
+
+Leaves that do not train are held once, after the rest, and shared by all members.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+
+from flatstore.layout import Array, Dims, Layout, Tied, Trainable
+from flatstore.memory import JAX_ALIGN, Memory
+from flatstore.store.assigning import incoming
+from flatstore.store.placement import population_plan
+from flatstore.store.store import Store
+from flatstore.store.verbs import Verbs
+
+PopulationOrder = Literal["leaf", "member"]
+
+
+class Population(Verbs):
+    """One buffer and one layout, `size` times.
+
+    `pop[path]` is a leaf of all members, shape (size, *leaf), or of the leaf alone where it does not train;
+    `pop[i]` is member i, a `Store`; `pop[a:b]` a population. All are views.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def zeros(cls, layout: Layout, size: int, *, order: PopulationOrder = "leaf") -> Self:
+        """`size` members of zeros in new memory. Raises `MemoryError`, `ValueError` for what cannot be a population."""
+        plan = population_plan(layout, size, order)
+        return cls._complete(cls._over(layout, Memory.heap(plan.nbytes), plan, 0, size))
+
+    @classmethod
+    def from_tree(
+        cls,
+        tree: Any,
+        size: int,
+        *,
+        order: PopulationOrder = "leaf",
+        align: int = 64,
+        trainable: Trainable = None,
+        dims: Dims = None,
+        tied: Tied = None,
+    ) -> Self:
+        """`size` copies of one model, a pytree of arrays. The keywords are those of `Layout.from_tree`."""
+        layout = Layout.from_tree(tree, align=align, trainable=trainable, dims=dims, tied=tied)
+        pop = cls.zeros(layout, size, order=order)
+        for leaf, array in incoming(layout, tree):
+            pop.leaf_view(leaf.path)[...] = array
+        return pop
+
+    @classmethod
+    def wrap(cls, buffer: Any, layout: Layout, size: int, *, order: PopulationOrder = "leaf") -> Self:
+        """A population over memory that you hold: views. Takes and raises what `Store.wrap` does."""
+        plan = population_plan(layout, size, order)
+        return cls._complete(cls._wrap(buffer, layout, plan, JAX_ALIGN if order == "leaf" else 1, size))
+
+    @classmethod
+    def _complete(cls, pop: Self) -> Self:
+        pop._whole = True
+        return pop
+
+    @property
+    def size(self) -> int:
+        """The number of members."""
+        return self._lead[0]
+
+    @property
+    def order(self) -> str:
+        """'leaf' or 'member'."""
+        return self._plan.order
+
+    def __len__(self) -> int:
+        """The number of members."""
+        return self._lead[0]
+
+    def __iter__(self) -> Iterator[Store]:
+        """The members, as views."""
+        return (self[i] for i in range(self.size))
+
+    @overload
+    def __getitem__(self, key: int) -> Store: ...
+    @overload
+    def __getitem__(self, key: slice) -> Self: ...
+    @overload
+    def __getitem__(self, key: str | tuple[Any, ...]) -> Array: ...
+    def __getitem__(self, key: Any) -> Any:
+        """A member (int), a population of neighbours (slice, step 1), or a leaf of all members (path): views."""
+        if isinstance(key, (str, tuple)):
+            return self.leaf_view(key)
+        size = self._count or 0
+        if isinstance(key, slice):
+            start, stop, step = key.indices(size)
+            if step != 1 or stop <= start:
+                raise IndexError(
+                    f"expected a slice of at least one member with step 1, got {key} of {size} members; "
+                    "fix: index members one by one"
+                )
+            return self._over(self.layout, self._memory, self._plan, self._first + start, stop - start)
+        try:
+            i = operator.index(key)
+        except TypeError:
+            raise TypeError(
+                f"expected a member's number, a slice or a path, got {type(key).__name__}; fix: index one by one"
+            ) from None
+        if not -size <= i < size:
+            raise IndexError(f"expected a member in 0 .. {size - 1}, got {i}; fix: len(pop) is the number of members")
+        return Store._over(self.layout, self._memory, self._plan, self._first + i % size)  # pyright: ignore[reportPrivateUsage]
+
+    def chunks(self, at_most: int) -> Iterator[Self]:
+        """The population in consecutive slices of at most `at_most` members that JAX can take: views.
+
+        In order='leaf' each starts where every leaf is aligned: at a multiple of up to 16 members for float32.
+        Raises `ValueError` if `at_most` is less than that multiple.
+        """
+        if at_most < 1:
+            raise ValueError(f"expected at_most >= 1, got {at_most}; fix: name a number of members")
+        stride = 1
+        if self.order == "leaf":
+            stride = math.lcm(*(JAX_ALIGN // math.gcd(JAX_ALIGN, x.nbytes) for x in self.layout.homes if x.trainable))
+        if self._first % stride:
+            raise ValueError(
+                f"expected a population that starts at a multiple of {stride} members, got a slice from {self._first}; "
+                "fix: take the chunks of the whole population, or slice it there"
+            )
+        length = at_most - at_most % stride
+        if at_most < self.size and not length:
+            raise ValueError(
+                f"expected at_most >= {stride}, the members from one aligned start to the next, got {at_most}; "
+                f"fix: say {stride} or more, or order='member' for chunks that JAX need not take"
+            )
+        step = length or self.size
+        return (self[start : start + step] for start in range(0, self.size, step))
+
+    @property
+    def axes(self) -> Any:
+        """The tree of `in_axes` for `jax.vmap`: 0 where a leaf has the axis of the members, None where it is shared."""
+        rows = iter(self.layout.leaves)
+        riders = dict(self.layout.riders)
+        total = len(self.layout.leaves) + len(riders)
+        return self.layout.treedef.unflatten(
+            [0 if i not in riders and next(rows).trainable else None for i in range(total)]
+        )
+
+    @property
+    def matrix(self) -> Array:
+        """All trainable parameters, shape (members, parameters), a row per member, packed: a view.
+
+        Only order='member' has one; else raises `ValueError`.
+        """
+        if self.order != "member":
+            raise ValueError(
+                "expected a population in order='member', got order='leaf', whose members do not lie in rows; "
+                "fix: pop.copy(order='member').matrix or pop.to_vector(), which copy"
+            )
+        homes = sorted(self.layout.homes, key=lambda leaf: (self.start_of(leaf), leaf.size))
+        leaves = [leaf for leaf in homes if leaf.trainable]
+        starts = [self.start_of(leaf) for leaf in leaves]
+        if any(a + leaf.nbytes != b for a, b, leaf in zip(starts, starts[1:], leaves, strict=False)) or not leaves:
+            raise ValueError(
+                "expected trainable leaves that lie together, got a node without them (none, or some tied to leaves "
+                "outside of it); fix: the whole population's matrix, or to_vector(), which copies"
+            )
+        dtype, step = leaves[0].dtype, self._plan.places[leaves[0].path].step
+        shape, strides = (self.size, sum(leaf.size for leaf in leaves)), (step or 0, dtype.itemsize)
+        return self._shown("matrix", lambda: np.ndarray(shape, dtype, self._memory.bytes, starts[0], strides))
+
+    def copy(self, *, order: PopulationOrder | None = None) -> Population:
+        """A population with the same members in memory of its own, in the same order or another: a copy."""
+        other = Population.zeros(self.layout, self.size, order=order or self._plan.order)  # pyright: ignore[reportArgumentType]
+        for leaf in self.layout.homes:
+            other.leaf_view(leaf.path)[...] = self.leaf_view(leaf.path)
+        return other
+
+    def __repr__(self) -> str:
+        """The leaves with their places."""
+        return self._describe(f"Population: {self.size:,} members, order={self.order!r}, of {self.layout.summary}")

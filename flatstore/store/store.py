@@ -1,0 +1,145 @@
+"""Store: one model in one buffer.
+
+    >>> store = Store.from_tree({"dense": {"bias": np.zeros(2, "f4"), "kernel": np.ones((2, 2), "f4")}}, align=1)
+    >>> store.flat[1] = 5
+    >>> store.tree["dense"]["bias"]
+    array([0., 5.], dtype=float32)
+
+The flat vector, the tree and each leaf are views of the same bytes: what one writes, all show. Ask for them as often
+as you like; after the first time they cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from flatstore.layout import Array, Dims, Layout, Leaf, Tied, Trainable
+from flatstore.memory import Memory, ended, settle
+from flatstore.store.placement import store_plan
+from flatstore.store.verbs import Verbs
+
+
+class Store(Verbs, Mapping[str, Array]):
+    """One buffer and one layout: a mapping from path to view.
+
+    Made by `from_tree` (copies once, in), `zeros` or `wrap` (memory that you hold).
+    """
+
+    __slots__ = ("_flat",)
+
+    @classmethod
+    def from_tree(
+        cls, tree: Any, *, align: int = 64, trainable: Trainable = None, dims: Dims = None, tied: Tied = None
+    ) -> Self:
+        """A store with the values of a pytree of arrays: copies them, once. Arguments as for `Layout.from_tree`."""
+        store = cls.zeros(Layout.from_tree(tree, align=align, trainable=trainable, dims=dims, tied=tied))
+        store.assign(tree)
+        return store
+
+    @classmethod
+    def zeros(cls, layout: Layout) -> Self:
+        """A store of zeros in new memory of `layout.nbytes` bytes. Raises `MemoryError`, `TypeError` for no layout."""
+        plan = store_plan(layout)
+        return cls._over(layout, Memory.heap(layout.nbytes, max(64, layout.align)), plan)
+
+    @classmethod
+    def wrap(cls, buffer: Any, layout: Layout) -> Self:
+        """A store over memory that you hold: views. What stands there are the parameters; nothing is written.
+
+        `buffer` is a NumPy array, a torch tensor, anything with DLPack or the buffer protocol; its first
+        `layout.nbytes` bytes are used.
+
+        Raises `ValueError` if it is too small, misaligned, read-only or not contiguous, or if the bytes between the
+        leaves are not zero; `TypeError` if it is no memory, or `layout` is no layout.
+        """
+        return cls._wrap(buffer, layout, store_plan(layout), layout.align)
+
+    # -- a mapping
+
+    def __getitem__(self, path: str | tuple[Any, ...]) -> Array:
+        """The view of a leaf, by its path or tuple of keys; a 0-d leaf is a 0-d view. Raises `KeyError`."""
+        if ended:
+            settle()
+        try:
+            return self._views[path]  # pyright: ignore[reportArgumentType] (a tuple is a miss)
+        except (KeyError, TypeError):
+            return self._view(self.layout.leaf(path))
+
+    def __iter__(self) -> Iterator[str]:
+        """The paths, in JAX's order."""
+        return iter(self.layout.by_path)
+
+    def __len__(self) -> int:
+        """The number of paths."""
+        return len(self.layout.by_path)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether this is the same store; compare values with `to_vector()`."""
+        return self is other
+
+    def __hash__(self) -> int:
+        """A hash of the object, not of its values."""
+        return id(self)
+
+    # -- vectors
+
+    @property
+    def flat(self) -> Array:
+        """The trainable leaves as one 1-D vector: a view, in memory order, the gaps between leaves shown as zeros.
+
+        Raises `ValueError` if they are of several dtypes (see `flats`), none, or do not lie together.
+        """
+        if ended:
+            settle()
+        try:
+            return self._flat
+        except AttributeError:  # the first time
+            flats = self.flats
+        if len(flats) != 1:
+            raise ValueError(
+                f"expected trainable leaves of one dtype, got {', '.join(flats) or 'no trainable leaf'}; "
+                "fix: store.flats has a vector per dtype, store.to_vector() is a packed copy"
+            )
+        self._flat = next(iter(flats.values()))
+        return self._flat
+
+    @property
+    def flats(self) -> dict[str, Array]:
+        """{dtype name: 1-D vector of the trainable leaves of that dtype}: views, as `flat`."""
+        groups: dict[str, list[Leaf]] = {}
+        for leaf in sorted(self.layout.homes, key=lambda leaf: (leaf.offset, leaf.nbytes)):
+            if leaf.trainable:
+                groups.setdefault(leaf.dtype.name, []).append(leaf)
+        return {name: self._vector(name, leaves) for name, leaves in groups.items()}
+
+    def _vector(self, name: str, leaves: list[Leaf]) -> Array:
+        if self._plan.order == "leaf":
+            raise ValueError(
+                "expected a model whose leaves lie together, got a member of a population in order='leaf'; "
+                "fix: member.to_vector() or member.copy().flat, which copy, or a population in order='member'"
+            )
+        starts = [self.start_of(leaf) for leaf in leaves]
+        stops = [start + leaf.nbytes for start, leaf in zip(starts, leaves, strict=True)]
+        dtype = leaves[0].dtype
+        for leaf, stop, start in zip(leaves[1:], stops, starts[1:], strict=False):
+            if not 0 <= start - stop < max(self.layout.align, dtype.itemsize):
+                raise ValueError(
+                    f"expected leaves that lie together, got {leaf.path!r} apart from the one before it (it is tied to "
+                    "a leaf outside of this node); fix: node.to_vector() or node.copy().flat, which copy"
+                )
+        size = (stops[-1] - starts[0]) // dtype.itemsize
+        return self._shown(name, lambda: np.ndarray(size, dtype, self._memory.bytes, starts[0]))
+
+    def copy(self) -> Store:
+        """A store with the same values in memory of its own, whatever this one is a part of: a copy."""
+        other = Store.zeros(self.layout)
+        for leaf in self.layout.homes:
+            other.leaf_view(leaf.path)[...] = self.leaf_view(leaf.path)
+        return other
+
+    def __repr__(self) -> str:
+        """The leaves with their places."""
+        return self._describe(f"Store: {self.layout.summary}")

@@ -1,0 +1,163 @@
+"""The verbs that a store and a population have in common: assign, lend, alias, verify, to_vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+
+from flatstore.layout import Array, Leaf
+from flatstore.memory import Lend, import_views, require_jax
+from flatstore.store.assigning import Pairs, cast, incoming, incoming_leaf, is_pairs, same_bits
+from flatstore.store.verifying import is_same_view, rebound
+from flatstore.store.views import Views
+from flatstore.trees import Difference, Glob, StructureError, matcher, refuse_idle_glob
+
+
+class Verbs(Views):
+    """What can be done with a memory full of views."""
+
+    __slots__ = ()
+
+    def assign(self, values: Any) -> None:
+        """Copy `values` in: a tree, a packed vector, a mapping {path: array}, or an iterable of (path, array).
+
+        Trees, vectors and mappings are whole; an iterable writes just the leaves that it names, one after the other,
+        so that a model can be made leaf by leaf without a second copy of it. Dtypes may differ within a kind
+        (float64 into float32). Everything is checked before anything is written; of an iterable, each leaf.
+
+        Raises `StructureError` with every leaf that differs, `LentError` while the buffer is lent.
+        """
+        if isinstance(values, Views):
+            values = {path: values.leaf_view(path) for path in values.layout.by_path}
+        with self._memory.writing():
+            if is_pairs(self.layout, values):
+                self._assign_each(values)
+            else:
+                self._write(incoming(self.layout, values, self._lead))
+
+    def _assign_each(self, values: Any) -> None:
+        written: list[str] = []
+        try:
+            for path, value in values:
+                self._write([incoming_leaf(self.layout, path, value, self._lead)])
+                written.append(path)
+        except BaseException as error:
+            error.add_note(f"written before: {', '.join(map(repr, written)) or 'nothing'}")
+            raise
+
+    def __setitem__(self, path: Any, value: Any) -> None:
+        """Copy a value of the leaf's shape in; for broadcasting, write through the view: `x[path][...] = 0`."""
+        with self._memory.writing():
+            self._write([incoming_leaf(self.layout, path, value, self._lead)])
+
+    def _write(self, pairs: Pairs) -> None:
+        own = self._memory
+        ready: list[tuple[Array, Array]] = []
+        differences: list[Difference] = []
+        for leaf, array in pairs:
+            view = self._make(leaf, writeable=True)
+            if self._is_shared(leaf):
+                if not same_bits(cast(array, leaf.dtype), view):
+                    fix = "write it through the whole population, or make it trainable"
+                    differences.append(Difference(leaf.path, "the value that all members share", "another", fix))
+                continue
+            low, high = byte_bounds(array) if array.size else (0, 0)
+            if low < own.stop and own.start < high and not is_same_view(array, view):
+                array = array.copy()  # it reads from this memory, and may have been overwritten by its turn
+            ready.append((view, array))
+        if differences:
+            raise StructureError(differences)
+        with np.errstate(all="ignore"):
+            for view, array in ready:
+                np.copyto(view, array, casting="same_kind")
+
+    def lend(self, library: str = "jax", *, only: Glob | None = None, patience: float = 10.0) -> Lend:
+        """A context manager that gives the tree with `jax.Array` leaves over the very bytes: views.
+
+        Meanwhile writes through the store raise and its cached NumPy views are read-only. On exit the arrays are
+        deleted, and the exit waits until the last computation that reads them has finished. If something still holds
+        them after `patience` seconds (a NumPy or torch view taken inside), it raises `LentError` with the leaves'
+        names, and the store stays lent until they are gone.
+
+        Args:
+            library: 'jax'.
+            only: globs; other leaves are None in the tree (a tied leaf brings its home), as for what JAX cannot view.
+            patience: seconds.
+
+        Raises on entering `BufferError` with every leaf that JAX could not take without a copy.
+        """
+        require_jax(library)
+        if not isinstance(patience, (int, float)) or not patience >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"expected patience >= 0 in seconds, got {patience!r}; fix: a number like 10.0")
+        rows = self._chosen(only)
+        return Lend(
+            self._memory,
+            lambda: {leaf.path: self._make(leaf, writeable=True) for leaf in rows if leaf.tied is None},
+            self._tree_of,
+            patience,
+        )
+
+    def alias(self, library: str = "jax", *, only: Glob | None = None) -> Any:
+        """The tree with `jax.Array` leaves over the very bytes, kept alive and not fenced: views.
+
+        They show later writes. Order your writes yourself: one that happens while a computation reads tears it, and
+        JAX may hold a value that it has read before. `lend` is the fenced way. The same object each time.
+        """
+        require_jax(library)
+        key = None if only is None else tuple([only] if isinstance(only, str) else only)
+        cached = self._alias
+        if cached is None or cached[0] != key or any(array.is_deleted() for array in cached[1]):
+            homes = [leaf for leaf in self._chosen(only) if leaf.tied is None]
+            _, arrays = import_views({leaf.path: self._make(leaf, writeable=True) for leaf in homes})
+            cached = self._alias = (key, list(arrays.values()), self._tree_of(arrays))
+        return cached[2]
+
+    def _chosen(self, only: Glob | None) -> list[Leaf]:
+        if only is None:
+            return list(self.layout.leaves)
+        matches = matcher(only)
+        rows = [leaf for leaf in self.layout.leaves if matches(leaf.path)]
+        if not rows:
+            refuse_idle_glob("only", only, self.layout.by_path)
+        chosen = {leaf.path for leaf in rows} | {leaf.tied or leaf.path for leaf in rows}
+        return [leaf for leaf in self.layout.leaves if leaf.path in chosen]
+
+    def _tree_of(self, values: Mapping[str, Any]) -> Any:
+        return self.layout.unflatten([values.get(leaf.tied or leaf.path) for leaf in self.layout.leaves])
+
+    def verify(self) -> None:
+        """Check that every leaf of `tree` still lives in the buffer.
+
+        Raises `StructureError` that names each leaf that was rebound (`store.tree["w"] = …`), removed or added.
+        """
+        if self._tree is None:
+            return
+        differences = rebound(self._tree, self.layout, lambda leaf: self._make(leaf, writeable=True))
+        if differences:
+            raise StructureError(differences, "of the tree not in the buffer any more")
+
+    def to_vector(self) -> Array:
+        """A packed copy: a number per parameter in index order, with the axis of the members before it, if any.
+
+        Shape (layout.size,) or (members, layout.size). Leaves of several dtypes are promoted as NumPy does.
+        """
+        homes = self.layout.homes
+        out = np.empty((*self._lead, self.layout.size), _common_dtype({leaf.dtype for leaf in homes}))
+        for leaf in homes:
+            view = self._make(leaf, writeable=True)
+            lead = view.shape[: view.ndim - len(leaf.shape)]
+            out[..., leaf.index : leaf.index + leaf.size] = view.reshape((*lead, leaf.size))
+        return out
+
+
+def _common_dtype(dtypes: set[np.dtype[Any]]) -> np.dtype[Any]:
+    try:
+        return np.result_type(*dtypes)
+    except TypeError as error:
+        raise TypeError(
+            f"expected dtypes that NumPy can promote, got {', '.join(sorted(d.name for d in dtypes))}; "
+            "fix: read the leaves one by one"
+        ) from error

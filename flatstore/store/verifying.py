@@ -1,0 +1,34 @@
+"""Which leaves of a tree no longer live in the buffer: the user rebound, removed or added them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from flatstore.layout import Array, Layout, Leaf
+from flatstore.trees import Difference, by_path
+
+
+def is_same_view(a: Array, b: Array) -> bool:
+    """Whether two arrays show the same bytes in the same shape."""
+    kinds = [(x.__array_interface__["data"][0], x.shape, x.strides, x.dtype) for x in (a, b)]
+    return kinds[0] == kinds[1]
+
+
+def rebound(tree: Any, layout: Layout, view_of: Callable[[Leaf], Array]) -> list[Difference]:
+    """Every leaf in which a tree is not the tree of views that `layout` and `view_of` make."""
+    got = by_path(tree)
+    differences: list[Difference] = []
+    for path, leaf in layout.by_path.items():
+        if path not in got:
+            differences.append(Difference(path, "a view of the buffer", "nothing", f"take it from store[{path!r}]"))
+        elif not (isinstance(got[path], np.ndarray) and is_same_view(got[path], view_of(leaf))):
+            fix = f"write the buffer with store[{path!r}] = value"
+            kind = "an array" if hasattr(got[path], "shape") else repr(got[path])[:40]
+            differences.append(Difference(path, "a view of the buffer", f"{kind} that lives elsewhere", fix))
+    riding = set(by_path(layout.unflatten(layout.leaves))) - layout.by_path.keys()
+    for path in got.keys() - layout.by_path.keys() - riding:
+        differences.append(Difference(path, "nothing", "a leaf that was added", "plan a new layout with it"))
+    return differences

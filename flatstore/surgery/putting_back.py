@@ -1,0 +1,115 @@
+"""Putting a tree back: what a library has made anew goes into the store that it came from.
+
+    >>> store = Store.from_tree({"params": np.zeros(2, "f4"), "opt": (np.zeros(2, "f4"), None)})
+    >>> put_back(store, (np.ones(2, "f4"), None), at="opt")
+    >>> store["opt/0"]
+    array([1., 1.], dtype=float32)
+
+Law 6 to the letter: the types of the nodes and what is static in them are compared too, not only leaves by path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from flatstore.layout import Layout, Leaf, spec_of
+from flatstore.store import Store, incoming
+from flatstore.trees import (
+    Difference,
+    Parts,
+    StructureError,
+    as_path,
+    by_path,
+    children,
+    flatten,
+    parts_of,
+    path_of,
+    pieces_of,
+)
+
+
+def put_back(store: Store, tree: Any, at: str = "") -> None:
+    """Copy in a tree of the structure of `store`, or of its node at path `at`. Nodes and leaves are compared.
+
+    `assign` compares leaves by path. This compares the types of the nodes too, so that the state of another optimiser
+    whose leaves have the same names is refused, and dtypes must be equal. What is not written must be as it was: what
+    rides along (functions, strings, typed PRNG keys; a `jax.random.PRNGKey` is numbers), and what is static in a node
+    (the stride of a convolution).
+
+    Raises, before anything is written: `StructureError` with all that differs, `KeyError` if there is no such node,
+    `LentError` while the buffer is lent, `TypeError` for what is no store.
+    """
+    if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"expected a store, got {type(store).__name__}; fix: Store.from_tree(tree), or population[i]")
+    path = as_path(at)
+    part = store if path == "" else next((node for name, node in store.modules() if name == path), None)
+    if part is None:
+        some = [name for name, _ in store.modules()][1:4]
+        raise KeyError(f"expected the path of a node, got {path!r}; fix: one like {some}; for a leaf, store[path] = x")
+    differences = list(_unlike(part.layout.unflatten(part.layout.leaves), tree, parts_of(path)))
+    if differences:
+        raise StructureError(differences)
+    if path:  # what `assign` would say of names inside the node is said first, of whole paths
+        rows = [store.layout.by_path[f"{path}/{leaf.path}"] for leaf in part.layout.leaves]
+        layout = Layout.of_node(rows, 0, store.layout.align, None, rows)
+        incoming(layout, {f"{path}/{name}": leaf for name, leaf in by_path(tree).items()})
+    part.assign(tree)
+
+
+def _unlike(expected: Any, got: Any, at: Parts) -> Iterator[Difference]:
+    """Everything in which a tree differs from a tree of rows."""
+    path = "/".join(at)
+    inside, given = ({path_of((key,)): child for key, child in children(x)} for x in (expected, got))
+    kind, other = in_words(expected, path), in_words(got, path)
+    if isinstance(expected, Leaf):
+        if kind != other:
+            yield Difference(path, kind, other, "give what the layout holds")
+    elif type(expected) is not type(got):
+        yield Difference(path, kind, other, "give a tree of the nodes that the store was made of")
+    elif inside.keys() == given.keys() and not _same(_static(expected), _static(got)):
+        words = (_static_words(x, y, inside) for x, y in ((expected, got), (got, expected)))
+        fix = "make it what the store was made of: only numbers are put back"
+        yield Difference(path, f"{kind} {next(words)}", f"{other} {next(words)}", fix)
+    for name, child in inside.items():
+        if name in given:
+            yield from _unlike(child, given[name], (*at, name))
+        else:
+            for piece in pieces_of(child, {}):
+                sub = "/".join((*at, name, *piece.old))
+                yield Difference(sub, in_words(piece.value, sub), "nothing", "add it")
+    for name in (name for name in given if name not in inside):
+        for piece in pieces_of(given[name], {}):
+            sub = "/".join((*at, name, *piece.old))
+            yield Difference(sub, "nothing", in_words(piece.value, sub), "remove it")
+
+
+def _static(node: Any) -> Any:
+    """What JAX keeps of a node besides its children; something that rides along is itself. Of a mapping nothing."""
+    if isinstance(node, Mapping):
+        return None
+    data = flatten(node, is_leaf=lambda x: x is not node)[1].node_data()
+    return node if data is None else data[1]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two things of one type are equal; PRNG keys, which compare by element, too."""
+    kinds = [(getattr(x, "shape", None), getattr(x, "dtype", None)) for x in (one, other)]
+    return one is other or (kinds[0] == kinds[1] and bool(np.all(one == other)))
+
+
+def _static_words(node: Any, other: Any, inside: Mapping[str, Any]) -> str:
+    """What is static in a node and not the same in the other one, in words: by field, where it has fields."""
+    names = [x.name for x in fields(node) if x.name not in inside] if is_dataclass(node) else []
+    pairs = [(name, getattr(node, name, None), getattr(other, name, None)) for name in names]
+    named = [f"{name}={value!r:.100}" for name, value, another in pairs if not _same(value, another)]
+    return f"with {', '.join(named)}" if named else " ".join(f"{_static(node)!r:.100}".split())
+
+
+def in_words(value: Any, path: str) -> str:
+    """What a leaf or a node is, in words."""
+    spec = spec_of(value, path)
+    return str(spec) if spec is not None else "None" if value is None else f"a {type(value).__name__}"

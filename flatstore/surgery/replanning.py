@@ -1,0 +1,127 @@
+"""Model surgery: the layout of an edited model, and the bytes moved into it.
+
+    >>> import numpy as np
+    >>> layout = Layout.from_tree({"Dense_0": {"bias": np.zeros(2, "f4")}, "Dense_1": {"bias": np.zeros(3, "f4")}})
+    >>> list(replan(layout, drop="Dense_1", rename={"Dense_*": "encoder/*"}).by_path)
+    ['encoder/0/bias']
+
+`replan` plans the new model, `transfer` fills it from the old one. Both go by path, on any pytree: what holds for
+parameters holds for the optimiser's state that is named after them.
+
+An edit is said in the same words to `replan` and to `transfer`:
+
+    drop      globs of leaves or nodes
+    rename    {pattern of leaves or nodes: new name}; '*' stands for the same text on both sides, and crosses '/'
+    add       {path: arrays, shapes or a layout}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from flatstore.layout import Layout, Leaf, place, spec_of
+from flatstore.store import Views
+from flatstore.trees import (
+    Glob,
+    Origin,
+    Piece,
+    Rename,
+    as_path,
+    built,
+    flatten,
+    globs_of,
+    items,
+    matcher,
+    path_of,
+    pieces_of,
+    refuse_clashes,
+    refuse_idle_glob,
+    renamed,
+)
+
+
+def replan(
+    layout: Layout, *, drop: Glob = (), rename: Rename = None, add: Mapping[str, Any] | None = None, order: Glob = ()
+) -> Layout:
+    """The layout of an edited model: what `Layout.from_tree` gives for the edited tree. Nothing is allocated.
+
+    First it drops, then renames, then adds. A node keeps its type where its children keep their names; a dict or a
+    list may also gain and lose some. Leaves stay trainable, tied and named along their axes as they were.
+
+    Args:
+        layout: the old one; unchanged.
+        drop: globs of leaves or nodes.
+        rename: {pattern: new name}, all at once; the first pattern that matches a path counts.
+        add: {path: a pytree of arrays or shapes (`jax.ShapeDtypeStruct`), or a layout}.
+        order: globs. In memory, leaves that the first one matches come first, then those of the second, and so on;
+            trainable leaves still stand before the others and each dtype together. No index changes.
+
+    Raises:
+        ValueError: a name that matches nothing, two leaves in one place, a node that cannot lose or gain a child.
+        TypeError: something to add that has no shape and dtype.
+    """
+    if not isinstance(layout, Layout):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"expected a layout, got a {type(layout).__name__}; fix: store.layout, or Layout.from_tree(tree)"
+        )
+    origin: Origin = {}
+    homes = {id(leaf): id(layout.by_path[leaf.tied or leaf.path]) for leaf in layout.leaves}
+    pieces = renamed(pieces_of(layout.unflatten(layout.leaves), origin), drop, rename)
+    for number, (path, value) in enumerate(items("add", add)):
+        at = as_path(path)
+        pieces += pieces_of(_planned(at, value, homes), origin, (number,), at)
+    refuse_clashes((piece.new, piece.name) for piece in pieces)
+    flat, treedef = flatten(built(pieces, origin)) if pieces else ([], None)
+    rows: list[Leaf] = []
+    first: dict[int, str] = {}
+    for keys, leaf in flat:
+        if isinstance(leaf, Leaf):
+            path, home = path_of(keys), homes[id(leaf)]
+            rows.append(Leaf(path, keys, leaf.shape, leaf.dtype, leaf.trainable, first.get(home), leaf.dims))
+            first.setdefault(home, path)
+    if not rows:
+        raise ValueError("expected a numeric leaf in the new layout, got none; fix: drop less")
+    riders = tuple((i, leaf) for i, (_, leaf) in enumerate(flat) if not isinstance(leaf, Leaf))
+    return Layout(_placed(rows, order, layout.align), layout.align, treedef, riders)
+
+
+def _planned(path: str, value: Any, homes: dict[int, int]) -> Any:
+    """Something to add as a tree of rows; notes their homes."""
+    pieces = to_add(path, value)
+    if not isinstance(value, Layout):
+        if all(spec_of(piece.value, "/".join(piece.new)) is None for piece in pieces):
+            return value
+        value = Layout.from_tree(value)
+    rows = {leaf.path: replace(leaf) for leaf in value.leaves}
+    homes.update({id(leaf): id(rows[leaf.tied or leaf.path]) for leaf in rows.values()})
+    return value.unflatten(rows.values())
+
+
+def to_add(path: str, value: Any) -> list[Piece]:
+    """The pieces of something to add; rows, of a layout. Raises `TypeError` for what is no tree of arrays or shapes."""
+    if type(value) in (list, tuple) and value and all(isinstance(n, int) for n in value):
+        raise TypeError(
+            f"add: expected an array or a shape with a dtype at {path!r}, got the bare shape {value}; "
+            "fix: jax.ShapeDtypeStruct(shape, 'float32')"
+        )
+    pieces = pieces_of(value.unflatten(value.leaves) if isinstance(value, Layout) else value, {}, (0,), path)
+    for piece in pieces:
+        if isinstance(piece.value, (Views, Layout)):
+            raise TypeError(
+                f"add: expected arrays or shapes at {'/'.join(piece.new)!r}, got a {type(piece.value).__name__}; "
+                "fix: give store.tree, or store.layout under a path of its own"
+            )
+    return pieces
+
+
+def _placed(rows: Sequence[Leaf], order: Glob, align: int) -> tuple[Leaf, ...]:
+    """The rows with their places; in memory, what an earlier glob matches comes first."""
+    globs = globs_of("order", order)
+    for pattern in globs:
+        refuse_idle_glob("order", pattern, [row.path for row in rows])
+    matches = [matcher(pattern) for pattern in globs]
+    ranks = {row.path: next((i for i, match in enumerate(matches) if match(row.path)), len(globs)) for row in rows}
+    offsets = {row.path: row.offset for row in place(sorted(rows, key=lambda row: ranks[row.path]), align)}
+    return tuple(replace(row, offset=offsets[row.path]) for row in place(rows, align))

@@ -1,0 +1,143 @@
+"""The bytes of a model, moved into the layout of an edited one."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import jax
+import numpy as np
+
+from flatstore.layout import Array, Layout, Leaf, Spec, as_numpy, spec_of
+from flatstore.memory import overlap
+from flatstore.store import Population, Store, Views, same_bits
+from flatstore.surgery.putting_back import in_words
+from flatstore.surgery.replanning import to_add
+from flatstore.trees import (
+    Difference,
+    Glob,
+    Rename,
+    StructureError,
+    as_path,
+    below,
+    items,
+    parts_of,
+    pieces_of,
+    refuse_clashes,
+    renamed,
+)
+
+Model = TypeVar("Model", Store, Population)
+
+
+def transfer(
+    old: Model,
+    new: Model | Layout,
+    *,
+    drop: Glob = (),
+    rename: Rename = None,
+    add: Mapping[str, Any] | Glob | None = None,
+) -> Model:
+    """Copy every leaf of `old` to its counterpart in `new`, once, without a temporary; returns `new`.
+
+    The counterpart has the same path, or the one that `rename` gives. What `drop` names is left behind. What `add`
+    names needs no counterpart: it takes the arrays given for it, or keeps what it holds where there is only a shape, a
+    layout or a glob.
+
+    Args:
+        old: a store or a population; unchanged.
+        new: one of the same kind, or a layout, of which it makes one in new memory (zeros where nothing comes).
+        drop: as for `replan`.
+        rename: as for `replan`.
+        add: as for `replan`, or only globs. An array is one model's; all members of a population get it.
+
+    Raises, before anything is written:
+        StructureError: leaves of the old or the new one without a counterpart, or of another shape or dtype: all.
+        ValueError: a name that matches nothing, two leaves for one place, stores over the same memory.
+        TypeError: a store and a population.
+        LentError: the new one is lent.
+    """
+    kinds = [f"Population of {x.size}" if isinstance(x, Population) else type(x).__name__ for x in (old, new)]
+    if not isinstance(old, Views) or not (isinstance(new, Layout) or kinds[0] == kinds[1]):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"expected two stores, two populations of one size, or a layout, got {kinds}; fix: new.layout")
+    target = new if isinstance(new, Layout) else new.layout
+    is_globs = not isinstance(add, Mapping | None)
+    given = {} if is_globs else dict(items("add", cast(Any, add)))
+    globs: Any = add if is_globs else [glob.escape(as_path(path)) for path in given]
+    may_lack = below("add", globs, [piece.name for piece in pieces_of(target.unflatten(target.leaves), {})])
+    lead = () if isinstance(old, Store) else (old.size,)
+    moves = [
+        (piece.name, "/".join(piece.new), old.leaf_view(piece.name))
+        for piece in renamed(pieces_of(old.layout.unflatten(old.layout.leaves), {}), drop, rename)
+        if isinstance(piece.value, Leaf)
+    ]
+    moves += _given(given, target, lead)
+    refuse_clashes((parts_of(path), name) for name, path, _ in moves)
+    arrays = _counterparts(moves, target, lead, may_lack if is_globs else lambda _: False)
+    if isinstance(new, Layout):
+        order: Any = "leaf" if isinstance(old, Store) else old.order
+        new = cast(Model, Store.zeros(new) if isinstance(old, Store) else Population.zeros(new, old.size, order=order))
+    if overlap(old.memory, new.memory):
+        raise ValueError("expected a new store in memory of its own, got one over the old one's; fix: pass its layout")
+    new.assign({path: arrays.get(leaf.tied or path, new.leaf_view(path)) for path, leaf in target.by_path.items()})
+    return new
+
+
+def _counterparts(
+    moves: Sequence[tuple[str, str, Any]], target: Layout, lead: tuple[int, ...], may_lack: Callable[[str], bool]
+) -> dict[str, Array]:
+    """{home of `target`: what goes there} of (name, path, array). Raises `StructureError` with all that has none.
+
+    Of what is given as a `Spec` only the kind is checked.
+    """
+    differences = [
+        Difference(name, "a counterpart in the new layout", f"none at {path!r}", "drop or rename it, or plan it there")
+        for name, path, _ in moves
+        if path not in target.by_path
+    ]
+    sources = {path: array for _, path, array in moves}
+    found: dict[str, Array] = {}
+    for path, leaf in target.by_path.items():
+        if path not in sources:
+            continue
+        source, home = sources[path], leaf.tied or path
+        expected = str(Spec((*lead, *leaf.shape) if leaf.trainable else leaf.shape, leaf.dtype))
+        got = in_words(source, path)
+        if expected != got:
+            alike = "drop the old one and add the new one, or plan the new one alike"
+            fix = alike if hasattr(source, "shape") else "give an array of numbers, or a shape to keep what is there"
+            differences.append(Difference(path, expected, got, fix))
+        elif not isinstance(source, Spec) and not same_bits(found.setdefault(home, source), source):
+            fix = f"give both the same, or plan with tied=False: it is another name of {home!r}"
+            differences.append(Difference(path, f"the values of {home!r}", "other values", fix))
+    differences += [
+        Difference(path, "a counterpart in the old layout", "none", "rename one to it, or add it")
+        for path, leaf in target.by_path.items()
+        if path not in sources and (leaf.tied or path) not in found and not may_lack(path)
+    ]
+    if differences:
+        raise StructureError(differences, "without a counterpart of the same shape and dtype")
+    return found
+
+
+def _given(add: Mapping[str, Any], target: Layout, lead: tuple[int, ...]) -> list[tuple[str, str, Any]]:
+    """(name, path, array) for each array among what is to be added; a population's members share it.
+
+    What is only a shape is a `Spec`. What rides along is listed where the target has an array.
+    """
+    found: list[tuple[str, str, Any]] = []
+    for at, value in add.items():
+        for piece in to_add(as_path(at), value):
+            path = "/".join(piece.new)
+            row, spec, source = target.by_path.get(path), spec_of(piece.value, path), piece.value
+            if spec is not None:
+                per_member = row is not None and row.trainable and row.shape == spec.shape
+                shape = lead + spec.shape if per_member else spec.shape
+                if isinstance(source, (Leaf, jax.ShapeDtypeStruct)):
+                    source = Spec(shape, spec.dtype)
+                else:
+                    source = np.broadcast_to(as_numpy(source, path).astype(spec.dtype, copy=False), shape)
+            if spec is not None or row is not None:
+                found.append((piece.name, path, source))
+    return found

@@ -1,0 +1,32 @@
+"""Names of leaves and edits of trees: no arrays."""
+
+from flatstore.trees.differences import Difference as Difference
+from flatstore.trees.differences import StructureError as StructureError
+from flatstore.trees.differences import count as count
+from flatstore.trees.differences import listing as listing
+from flatstore.trees.edits import Origin as Origin
+from flatstore.trees.edits import Parts as Parts
+from flatstore.trees.edits import Piece as Piece
+from flatstore.trees.edits import Rename as Rename
+from flatstore.trees.edits import below as below
+from flatstore.trees.edits import built as built
+from flatstore.trees.edits import items as items
+from flatstore.trees.edits import parts_of as parts_of
+from flatstore.trees.edits import pieces_of as pieces_of
+from flatstore.trees.edits import renamed as renamed
+from flatstore.trees.flat_dicts import flatten_dict as flatten_dict
+from flatstore.trees.flat_dicts import refuse_clashes as refuse_clashes
+from flatstore.trees.flat_dicts import unflatten_dict as unflatten_dict
+from flatstore.trees.paths import Glob as Glob
+from flatstore.trees.paths import KeyPath as KeyPath
+from flatstore.trees.paths import as_path as as_path
+from flatstore.trees.paths import by_path as by_path
+from flatstore.trees.paths import children as children
+from flatstore.trees.paths import flatten as flatten
+from flatstore.trees.paths import globs_of as globs_of
+from flatstore.trees.paths import keys_of as keys_of
+from flatstore.trees.paths import matcher as matcher
+from flatstore.trees.paths import nodes as nodes
+from flatstore.trees.paths import nodes_of as nodes_of
+from flatstore.trees.paths import path_of as path_of
+from flatstore.trees.paths import refuse_idle_glob as refuse_idle_glob

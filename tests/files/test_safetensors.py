@@ -1,0 +1,156 @@
+"""Files: what is saved comes back, to the bit, as it was tied, and a failed save leaves the old file."""
+
+import json
+from collections import OrderedDict
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import flatstore as fs
+from flatstore.files.safetensors import layout_of
+
+
+def a_store():
+    shared = np.arange(6, dtype=np.float32).reshape(2, 3)
+    tree = {
+        "embed": {"w": shared},
+        "head": {"w": shared},
+        "layers": [{"bias": np.full(2, i, np.float32)} for i in range(11)],
+        "half": np.array([1, -0.0, np.nan], ml_dtypes.bfloat16),
+        "tiny": np.array([0.5, 448], ml_dtypes.float8_e4m3fn),
+        "count": np.int64(3),
+        "flag": np.array([True, False]),
+        "a/b~c": np.float32(1.5),
+        "name": "rides along",
+    }
+    return fs.Store.from_tree(tree, dims={"embed/w": ("in", "out")}, align=16)
+
+
+def test_a_file_gives_back_the_same_layout_and_the_same_bits(tmp_path):
+    store = a_store()
+    fs.save(tmp_path / "a.safetensors", store)
+    again = fs.load(tmp_path / "a.safetensors")
+    assert layout_of(tmp_path / "a.safetensors").digest == store.layout.digest
+    assert again.layout == store.layout
+    assert again.buffer.tobytes() == store.buffer.tobytes()
+    assert again["head/w"] is again["embed/w"]
+
+
+def test_a_file_fills_the_tree_that_it_is_told_to_be_like(tmp_path):
+    store = a_store()
+    fs.save(tmp_path / "a.safetensors", store)
+    again = fs.load(tmp_path / "a.safetensors", like=store.layout)
+    assert again.tree["name"] == "rides along"
+    assert isinstance(again.tree["layers"], list)
+    assert again.buffer.tobytes() == store.buffer.tobytes()
+    assert fs.load(tmp_path / "a.safetensors", like=store.tree)["count"] == 3
+
+
+def test_the_safetensors_library_reads_what_we_write(tmp_path):
+    fs.save(tmp_path / "a.safetensors", fs.Store.from_tree({"w": np.eye(3, dtype="f4"), "b": np.arange(2.0)}))
+    tensors = safetensors.numpy.load_file(tmp_path / "a.safetensors")
+    assert np.array_equal(tensors["w"], np.eye(3))
+    assert np.array_equal(tensors["b"], [0, 1])
+
+
+def test_a_member_of_a_population_is_saved_as_a_store_of_its_own(tmp_path):
+    for order in ("leaf", "member"):
+        pop = fs.Population.zeros(
+            fs.Layout.from_tree({"w": np.zeros((2, 3), "f4"), "b": np.zeros(3, "f4")}), 4, order=order
+        )
+        pop[2].assign({"w": np.ones((2, 3)), "b": np.arange(3.0)})
+        fs.save(tmp_path / "a.safetensors", pop[2])
+        again = fs.load(tmp_path / "a.safetensors")
+        assert np.array_equal(again["w"], np.ones((2, 3)))
+        assert np.array_equal(again["b"], [0, 1, 2])
+
+
+def test_a_file_of_others_is_read_by_its_tensors_names(tmp_path):
+    safetensors.numpy.save_file({"net.0.weight": np.eye(2), "a/b": np.ones(3), "a": np.zeros(1)}, tmp_path / "t")
+    again = fs.load(tmp_path / "t")
+    assert np.array_equal(again["net.0.weight"], np.eye(2))
+    assert np.array_equal(again[("a/b",)], np.ones(3))
+    assert isinstance(again.tree, OrderedDict)
+
+
+def test_a_file_that_does_not_match_lists_every_leaf(tmp_path):
+    fs.save(tmp_path / "a.safetensors", fs.Store.from_tree({"w": np.zeros((2, 3), "f4"), "old": np.zeros(1, "f4")}))
+    with pytest.raises(fs.StructureError) as caught:
+        fs.load(tmp_path / "a.safetensors", like={"w": np.zeros((3, 2), "f4"), "new": np.zeros(1, "f4")})
+    assert {difference.path for difference in caught.value.differences} == {"w", "old", "new"}
+    assert "'w': expected float32[3,2], got float32[2,3]; fix: " in str(caught.value)
+
+
+def test_a_dtype_is_not_changed_on_the_way_in(tmp_path):
+    fs.save(tmp_path / "a.safetensors", fs.Store.from_tree({"w": np.zeros(2, "f8")}))
+    with pytest.raises(fs.StructureError, match=r"expected float32\[2\], got float64\[2\]"):
+        fs.load(tmp_path / "a.safetensors", like={"w": np.zeros(2, "f4")})
+
+
+def test_a_dtype_that_the_format_does_not_know_is_an_error_before_anything_is_written(tmp_path):
+    store = fs.Store.from_tree({"w": np.zeros(2, "c16"), "v": np.zeros(2, "g"), "b": np.zeros(2, "f4")})
+    with pytest.raises(fs.StructureError, match=r"(?s)2 leaves of a dtype that cannot be saved:.*float128.*complex128"):
+        fs.save(tmp_path / "a.safetensors", store)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    fs.save(path, fs.Store.from_tree({"w": np.zeros(2, "f4")}))
+    before = path.read_bytes()
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        fs.save(path, fs.Store.from_tree({"w": np.ones(2, "f4")}))
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "nonsense",
+        "[]",
+        json.dumps({"version": 2, "align": 64, "leaves": []}),
+        '{"version": 1, "align": 64, "leaves": [["x", true, null, null]]}',
+    ],
+)
+def test_metadata_that_save_did_not_write_are_an_error(tmp_path, note):
+    safetensors.numpy.save_file({"w": np.zeros(3)}, tmp_path / "t", metadata={"flatstore": note})
+    with pytest.raises(ValueError, match="expected the table of leaves that save writes, got other metadata.*fix"):
+        fs.load(tmp_path / "t")
+
+
+def test_something_else_than_safetensors_is_an_error(tmp_path):
+    (tmp_path / "t").write_bytes(b"not a file of tensors")
+    with pytest.raises(ValueError, match="expected a safetensors file, got .*fix: "):
+        fs.load(tmp_path / "t")
+    with pytest.raises(FileNotFoundError):
+        fs.load(tmp_path / "none")
+
+
+def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path):
+    fs.save(tmp_path / "a.safetensors", fs.Store.from_tree({"w": np.zeros(2, "f4")}))
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_population_is_not_saved_as_if_it_were_one_model(tmp_path):
+    with pytest.raises(TypeError, match=r"expected a Store, got Population; fix: save a member, pop\[i\]"):
+        fs.save(tmp_path / "a", fs.Population.from_tree({"w": np.zeros(2, "f4")}, 3))
+
+
+def test_a_folder_that_is_not_there_is_an_error_that_names_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a file in a folder that exists, got .*none/a"):
+        fs.save(tmp_path / "none" / "a", fs.Store.from_tree({"w": np.zeros(2, "f4")}))
+
+
+def test_axes_names_of_a_leaf_whose_path_looks_like_a_glob_come_back(tmp_path):
+    store = fs.Store.from_tree({"w[0]": np.zeros((2, 3), "f4")}, dims={"w*": ("a", None)})
+    fs.save(tmp_path / "a", store)
+    assert fs.load(tmp_path / "a").layout == store.layout
