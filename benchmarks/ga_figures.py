@@ -141,6 +141,31 @@ def beside_perturbation(quick: bool) -> Iterator[Row]:
     yield beside("each", ", ".join(rates) + " G genes/s")
 
 
+def bounds(quick: bool) -> Iterator[Row]:
+    """A generation with bounds that some genes are beyond, and with a mutation of one's own, beside a plain one."""
+    members, genes = (64, 50_000) if quick else (256, 500_000)
+    pops = [zeros(10, members, genes) for _ in range(4)]
+    for pop in pops:
+        rows = pop.buffer.view(np.float32)
+        rows[:] = np.random.default_rng(2).standard_normal(rows.size, dtype=np.float32)
+    clip, reflect = (fs.ga.Bounds({"*": (-1, 1)}, outside) for outside in ("clip", "reflect"))
+    own = fs.ga.Mutate(_added, table=fs.Normal(1).values, scale=SCALE)
+    calls = {
+        "no bounds": stepping(pops[0], mutate=fs.Normal(SCALE)),
+        "clipped": stepping(pops[1], mutate=fs.Normal(SCALE), bounds=clip),
+        "reflected": stepping(pops[2], mutate=fs.Normal(SCALE), bounds=reflect),
+        "a mutation of one's own": stepping(pops[3], mutate=own),
+    }
+    taken = interleaved(calls, 5 if quick else 15)
+    for name in list(calls)[1:]:
+        figure = f"seconds, {name} / no bounds, {members} x {genes:,}"
+        yield beside(figure, f"{ratio(taken, name, 'no bounds'):.2f} x")
+
+
+def _added(gene: Any, scale: Any, draw: Any) -> Any:
+    return gene + scale * draw
+
+
 MEASURES: tuple[Callable[[bool], Iterator[Row]], ...] = (
     memory,
     peers,
@@ -149,6 +174,7 @@ MEASURES: tuple[Callable[[bool], Iterator[Row]], ...] = (
     linear,
     beside_perturbation,
     beside_the_roof,
+    bounds,
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def require(module: str, extra: str) -> Any:
-    """Import an optional module. Raises `ImportError` that says which extra of flatstore brings it."""
+    """Import an optional module. Raises an `ImportError` that names the extra of flatstore to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -19,7 +19,7 @@ from flatstore.store import Population, Store
 
 _jax: Any = jax
 
-# What the starts of an episode are drawn for: each has a stream of its own.
+# What episodes are run for: each has its own random numbers, and so its own starting states.
 _EVALUATE, _CHOOSE, _MEASURE, _REPORT = range(4)
 
 
@@ -42,22 +42,22 @@ class CartPole(Task):
         return self._to_evaluate.returns(stacked, (self.seed, _EVALUATE, generation)).mean(axis=1)
 
     def choose(self, pop: Population) -> int:
-        """The member of the highest mean return over more episodes."""
+        """The member with the highest mean return over more episodes."""
         with pop.lend() as stacked:
             return int(self._to_choose.returns(stacked, (self.seed, _CHOOSE)).mean(axis=1).argmax())
 
     def measure(self, champion: Store, number: int) -> dict[str, float]:
-        """The mean return over 100 episodes that nothing has seen before."""
+        """The mean return over 100 new episodes, by name."""
         return {"champion": float(self._fresh(champion, (self.seed, _MEASURE, number)).mean())}
 
     def report(self, champion: Store) -> tuple[str, str]:
-        """The mean return over 100 more such episodes."""
+        """The mean return over 100 other new episodes, as text."""
         returns = self._fresh(champion, (self.seed, _REPORT))
         return "mean return", f"{returns.mean():.2f} over {returns.size} fresh episodes (worst {returns.min():.0f})"
 
     @property
     def temporaries(self) -> int:
-        """The most bytes that evaluating the population took beside it in compiled programs."""
+        """The most bytes of temporary memory that a compiled program took to evaluate the population."""
         return max(self._to_evaluate.act.temporaries, self._to_choose.act.temporaries)
 
     def _fresh(self, champion: Store, seed: tuple[int, ...]) -> Array:
@@ -66,7 +66,7 @@ class CartPole(Task):
 
 
 class Episodes:
-    """As many episodes for each of several networks, all at once in one vectorised environment."""
+    """`each` episodes for each of `networks` networks, all at once in one vectorised environment."""
 
     def __init__(self, networks: int, each: int) -> None:
         self._shape = networks, each
@@ -79,17 +79,17 @@ class Episodes:
         self.act = Program(act)
 
     def returns(self, stacked: Any, seed: tuple[int, ...]) -> Array:
-        """The return of each episode, shape (networks, each): the rewards until it ends."""
+        """The return of each episode, the sum of its rewards until it ends: shape (networks, each)."""
         observations, _ = self._env.reset(seed=int(seeds(seed, 1)[0] >> 1))
         totals, running = np.zeros(self._env.num_envs), np.ones(self._env.num_envs, bool)
         while running.any():
             actions = np.asarray(self.act(stacked, observations.reshape(*self._shape, -1))).ravel()
             observations, rewards, terminated, truncated, _ = self._env.step(actions)
-            totals += np.where(running, rewards, 0)  # an episode that has ended begins anew by itself
+            totals += np.where(running, rewards, 0)  # an episode that has ended starts again by itself
             running &= ~(terminated | truncated)
         return totals.reshape(self._shape)
 
 
 def act(stacked: Any, observations: Any) -> Any:
-    """The action of each network in each of its episodes: (networks, each, 4) to (networks, each)."""
+    """The actions of the networks for observations of shape (networks, each, 4): shape (networks, each)."""
     return jax.vmap(logits)(stacked, observations.swapaxes(1, 2)).argmax(axis=1)

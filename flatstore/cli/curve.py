@@ -1,4 +1,4 @@
-"""The learning curve: how the champion does by generation, and its picture."""
+"""The learning curve: how well the champion does by generation, and its picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Curve:
         self.points: list[tuple[int, float, dict[str, float]]] = []
 
     def add(self, generation: int, fitness: float, measures: dict[str, float]) -> None:
-        """One more point."""
+        """Append a point."""
         self.points.append((generation, fitness, measures))
 
     def write(self, path: Path, title: str, task: Task) -> None:

@@ -18,11 +18,11 @@ from flatstore.store import Population, Store
 _jax: Any = jax
 
 SHIFT, NOISE = 0.3, 0.4
-"""How a training image is varied: moved by at most so many pixels, and blurred by so many standard deviations."""
+"""How a training image is varied: moved by at most SHIFT pixels, plus NOISE times standard normal noise."""
 
 
 class Digits(Task):
-    """Label images, given as columns of 64 numbers. Training and test images are two parts that share none."""
+    """Classify images, given as columns of 64 numbers. The training and the test set share none."""
 
     TITLE, NEEDS, AXIS, UNIT, FITNESS = "digits", "sklearn", "accuracy, %", " %", None
     BATCH = 128
@@ -41,12 +41,12 @@ class Digits(Task):
         self._train, self._test = Program(accuracy), Program(accuracy)
 
     def batch(self, generation: int) -> tuple[Array, Array]:
-        """Some training images, each moved and blurred a little: the same for the same seed and generation."""
+        """Some training images, each moved a little and with noise: the same for the same seed and generation."""
         rng: Any = np.random.default_rng((self.seed, generation))
         chosen: Array = rng.choice(len(self.train_y), self.BATCH, replace=False)
         x = _moved(self.train_x[:, chosen], rng)
-        blur = rng.standard_normal(x.shape, dtype=np.float32)
-        return x + NOISE * blur, self.train_y[chosen]
+        noise = rng.standard_normal(x.shape, dtype=np.float32)
+        return x + NOISE * noise, self.train_y[chosen]
 
     def evaluate(self, stacked: Any, generation: int) -> Array:
         """The mean log-probability that each member gives the labels of the generation's batch."""
@@ -64,13 +64,13 @@ class Digits(Task):
             return {"training": 100 * float(train), "test": 100 * float(test)}
 
     def report(self, champion: Store) -> tuple[str, str]:
-        """The accuracies."""
+        """The test and the training accuracy, as text."""
         accuracies = self.measure(champion, 0)
         return "test accuracy", f"{accuracies['test']:.2f} % (training {accuracies['training']:.2f} %)"
 
     @property
     def temporaries(self) -> int:
-        """The most bytes that evaluating the population took beside it in compiled programs."""
+        """The most bytes of temporary memory that a compiled program took to evaluate the population."""
         return max(self._fitness.temporaries, self._on_all.temporaries)
 
 
@@ -78,10 +78,10 @@ def _moved(x: Array, rng: Any) -> Array:
     """Each image moved by a fraction of a pixel along both axes, between its neighbours; edges repeat."""
     images = x.reshape(8, 8, -1)
     for axis in (0, 1):
-        by = rng.uniform(-SHIFT, SHIFT, images.shape[2]).astype(np.float32)
+        distance = rng.uniform(-SHIFT, SHIFT, images.shape[2]).astype(np.float32)
         padded = np.pad(images, [(1, 1) if k == axis else (0, 0) for k in range(3)], mode="edge")
         before, after = (np.take(padded, np.arange(8) + k, axis=axis) for k in (0, 2))
-        images = (1 - abs(by)) * images + np.maximum(by, 0) * before + np.maximum(-by, 0) * after
+        images = (1 - abs(distance)) * images + np.maximum(distance, 0) * before + np.maximum(-distance, 0) * after
     return images.reshape(x.shape)
 
 

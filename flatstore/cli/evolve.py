@@ -37,8 +37,8 @@ _DEFAULTS: dict[str, dict[str, tuple[Callable[[Task, Settings], Strategy], Setti
     },
 }
 _CHAMPION, _CURVE = "champion.safetensors", "curve.png"
-_CHECKS = 40  # how often the champion is looked at in a run
-_TRACED = 2  # the generation whose memory is measured: the first that is stepped to and compiles nothing
+_CHECKS = 40  # how many times in a run the champion is measured
+_TRACED = 2  # the generation whose memory is measured: the first that compiles nothing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "to the bit."
     )
     parser.add_argument("--task", choices=list(_TASKS), default="digits", help="what to learn (default %(default)s)")
-    first = ", ".join(f"{task}: {next(iter(of))}" for task, of in _DEFAULTS.items())
+    first = ", ".join(f"{task}: {next(iter(algorithms))}" for task, algorithms in _DEFAULTS.items())
     parser.add_argument(
         "--algo",
         choices=list(_ALGORITHMS),
@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("seed", "seed"),
     ):
         defaults = "; ".join(
-            f"{task} " + ", ".join(f"{algo}: {getattr(settings, name)}" for algo, (_, settings) in of.items())
-            for task, of in _DEFAULTS.items()
+            f"{task} " + ", ".join(f"{algo}: {getattr(settings, name)}" for algo, (_, settings) in algorithms.items())
+            for task, algorithms in _DEFAULTS.items()
         )
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{what} (default {defaults})")
     parser.add_argument(
@@ -77,29 +77,29 @@ def run(arguments: argparse.Namespace) -> int:
     algo = arguments.algo or next(iter(algorithms))
     if algo not in algorithms:
         have = ", ".join(algorithms)
-        return _refused(f"expected --algo {have} for --task {arguments.task}, got {algo}; fix: one of these")
+        return _fail(f"expected --algo {have} for --task {arguments.task}, got {algo}; fix: choose one of these")
     strategy_type, defaults = algorithms[algo]
     chosen = {
         name: default if getattr(arguments, name) is None else getattr(arguments, name)
         for name, default in vars(defaults).items()
     }
     settings = Settings(**chosen)
-    problem = _problem(settings, algo) or _cannot_write(arguments.out)
+    problem = _problem_with_settings(settings, algo) or _problem_with_folder(arguments.out)
     if problem is not None:
-        return _refused(problem)
+        return _fail(problem)
     for module in (task_type.NEEDS, "safetensors", "matplotlib", "rich"):
         require(module, "demo")
     start, prepared, scratch, curve = time.perf_counter(), 0.0, 0, Curve()
     every, traced = -(-settings.generations // _CHECKS), min(_TRACED, settings.generations - 1)
-    with progress(settings.generations) as show:
-        show.note(f"loading {task_type.TITLE}, compiling")
+    with progress(settings.generations) as display:
+        display.note(f"loading {task_type.TITLE}, compiling")
         task = task_type(settings)
         strategy = strategy_type(task, settings)
         generations = strategy.run()
         state = ""
         for number in range(1, settings.generations + 1):
             if number == traced + 1:
-                scratch, scores = _traced(lambda: next(generations))
+                scratch, scores = _with_peak(lambda: next(generations))
             else:
                 scores = next(generations)
             if number == 1:
@@ -108,44 +108,44 @@ def run(arguments: argparse.Namespace) -> int:
                 measures = task.measure(strategy.champion(), number)
                 curve.add(number, float(scores.mean()), measures)
                 state = "".join(f"  {name} {value:5.1f}{task.UNIT}" for name, value in measures.items())
-            show.advance(number, f"fitness {scores.mean():7.3f}{state}")
+            display.advance(number, f"fitness {scores.mean():7.3f}{state}")
         champion = strategy.champion()
         result, value = task.report(champion)
     seconds = time.perf_counter() - start
     save(arguments.out / _CHAMPION, champion)
     curve.write(arguments.out / _CURVE, f"{_ALGORITHMS[algo]} on {task.TITLE}", task)
-    evolved, extra = strategy.evolved, strategy.state + max(scratch, task.temporaries)
-    what, members = ("population", f"{evolved.size:,} members x ") if isinstance(evolved, Population) else ("model", "")
+    evolved, extra = strategy.evolved, strategy.state_bytes + max(scratch, task.temporaries)
+    noun, members = ("population", f"{evolved.size:,} members x ") if isinstance(evolved, Population) else ("model", "")
     size = evolved.buffer.nbytes
     print(f"{result:<18} {value}")
     print(f"generations        {settings.generations:,}")
     print(f"time               {seconds:.1f} s, of which {prepared:.1f} s until the first generation")
-    print(f"{what:<18} {size:,} bytes: {members}{evolved.layout.size:,} parameters")
-    print(f"peak extra memory  {extra / size:.2f} x the {what} ({extra:,} bytes)")
+    print(f"{noun:<18} {size:,} bytes: {members}{evolved.layout.size:,} parameters")
+    print(f"peak extra memory  {extra / size:.2f} x the {noun} ({extra:,} bytes)")
     print(f"written            {arguments.out / _CHAMPION}, {arguments.out / _CURVE}")
     return 0
 
 
-def _refused(problem: str) -> int:
-    """Say what is wrong; returns the exit status."""
+def _fail(problem: str) -> int:
+    """Print what is wrong; returns the exit status for it."""
     print(f"flatstore evolve: {problem}", file=sys.stderr)
     return 2
 
 
-def _problem(settings: Settings, algo: str) -> str | None:
+def _problem_with_settings(settings: Settings, algo: str) -> str | None:
     """What is wrong with the settings, if anything."""
     if algo == "mezo" and settings.population != 1:
-        return f"expected no --population for --algo mezo, got {settings.population}; fix: it perturbs one network"
+        return f"expected no --population for --algo mezo, got {settings.population}; fix: leave it out"
     for name, least in (("population", 1 if algo == "mezo" else 4), ("generations", 1), ("hidden", 1), ("seed", 0)):
         if getattr(settings, name) < least:
             return f"expected --{name} >= {least}, got {getattr(settings, name)}; fix: give a larger number"
     if algo == "es" and settings.population % 2:
-        return f"expected an even --population for --algo es, got {settings.population}; fix: its members are pairs"
+        return f"expected an even --population for --algo es, got {settings.population}; fix: members come in pairs"
     return None
 
 
-def _cannot_write(folder: Path) -> str | None:
-    """Why the results could not be written when the run is over, if they could not."""
+def _problem_with_folder(folder: Path) -> str | None:
+    """Why the results cannot be written to the folder, if they cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -158,8 +158,8 @@ def _cannot_write(folder: Path) -> str | None:
     return None
 
 
-def _traced(step: Callable[[], Any]) -> tuple[int, Any]:
-    """The most bytes that NumPy and Python held at once during `step`, beyond what there was; and its result."""
+def _with_peak(step: Callable[[], Any]) -> tuple[int, Any]:
+    """(the most bytes that NumPy and Python allocated during `step` beyond those before, its result)."""
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()

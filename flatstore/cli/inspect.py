@@ -31,16 +31,19 @@ from flatstore.layout import Layout
 from flatstore.store import Population, Store
 
 _HEADER = ("path", "shape", "dtype", "offset", "bytes", "trainable", "tied")
-_NUMBERS = (3, 4)  # the columns that stand to the right
+_RIGHT_ALIGNED = (3, 4)  # columns
 _SHORTEST = 16  # characters of a path that a narrow terminal still shows
 
 
 class BadInput(ValueError):
-    """What the user has to mend; the message is the line to print."""
+    """Input that the user has to correct; the message is the line to print."""
 
 
-class _TheirBug(Exception):
-    """The user's own code raised: the cause is what to show."""
+class _UserCodeError(Exception):
+    """The user's own code raised an error, which is the cause of this one."""
+
+    def __init__(self, expected: str, error: Exception) -> None:
+        super().__init__(f"expected {expected}, got {type(error).__name__}; fix: see the traceback above")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,28 +74,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the layout and draw it, if asked. Nothing is printed or drawn unless all of the input is good.
 
-    Returns the exit status: 0; 2 for bad input, with one message on stderr that says what to mend; 1 if the user's own
-    code raised, with the traceback of that code. Never raises for either.
+    Returns the exit status: 0; 2 for bad input, with one message on stderr that says how to correct it; 1 if the user's
+    own code raised, with the traceback of that code. Never raises for either.
     """
     try:
         layout = layout_from(arguments.source, arguments.align, arguments.trainable)
         if arguments.plot is not None:
             _plot(layout, arguments.plot, arguments.source)
-    except _TheirBug as bug:
+    except _UserCodeError as bug:
         _print_traceback(bug.__cause__)
         print(f"flatstore inspect: {bug}", file=sys.stderr)
         return 1
     except BadInput as refused:
         print(f"flatstore inspect: {refused}", file=sys.stderr)
         return 2
-    # Whoever pipes gets everything; a terminal gets paths that fit.
+    # A pipe gets whole paths, a terminal gets paths that fit.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     drawn = f"\npicture: {arguments.plot}" if arguments.plot is not None else ""
     text = table(layout, width) + drawn
     try:
         print(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(sys.stdout.encoding or "utf-8"))
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough; keep Python from complaining when it closes stdout
+    except BrokenPipeError:  # as by `| head`; Python would complain when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -100,8 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
 def table(layout: Layout, width: int | None = None) -> str:
     """The rows of a layout in JAX's order under a header, and a line with the totals, as plain text.
 
-    Offsets and bytes are bytes; a tied row shows the place of its home, whose path stands under `tied`, and its bytes
-    count once in the totals. With `width` (characters) long paths lose their middle where a line would be longer.
+    A tied row shows the place of its home, whose path is in the column `tied`, and its bytes count once in the totals.
+    Offsets and bytes are bytes. With `width` (characters) long paths lose their middle where a line would be longer.
     """
     rows = [
         [
@@ -121,7 +124,7 @@ def table(layout: Layout, width: int | None = None) -> str:
     lines = [_HEADER, ["-" * wide for wide in widths], *rows]
     text = [
         "  ".join(
-            cell.rjust(wide) if i in _NUMBERS else cell.ljust(wide)
+            cell.rjust(wide) if i in _RIGHT_ALIGNED else cell.ljust(wide)
             for i, (cell, wide) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
@@ -134,25 +137,25 @@ def layout_from(source: str, align: int | None = None, trainable: Sequence[str] 
 
     `align` (bytes, 64 by default) and `trainable` (globs) are for a function that returns a tree.
 
-    Raises `BadInput` with a message for the user: expected, got, fix. What the user's own code raises is the cause of
-    the error that it raises then.
+    Raises `BadInput` with a message for the user: expected, got, fix. An error that the user's own code raises is the
+    cause of the error raised here.
     """
     module, colon, function = source.rpartition(":")
-    planned = [f"--{name}" for name, value in (("align", align), ("trainable", trainable)) if value is not None]
+    options = [f"--{name}" for name, value in (("align", align), ("trainable", trainable)) if value is not None]
     if os.path.exists(source) or not colon or os.sep in source:
-        if planned and os.path.exists(source):
+        if options and os.path.exists(source):
             raise BadInput(
-                f"expected {' and '.join(planned)} with module:function, got the file {source!r}, whose layout is what "
+                f"expected {' and '.join(options)} with module:function, got the file {source!r}, whose layout is what "
                 "it was saved with; fix: leave the option out"
             )
         return _layout_of_file(source)
     with _current_directory_importable():
-        value = _called(_function(module, function, source), source)
+        value = _call(_find_function(module, function, source), source)
     if isinstance(value, (Layout, Store, Population)):
-        if planned:
+        if options:
             raise BadInput(
-                f"expected {' and '.join(planned)} with a function that returns a tree, got a {type(value).__name__}, "
-                f"which is planned already, from {source}; fix: plan it so in the function"
+                f"expected {' and '.join(options)} with a function that returns a tree, got a {type(value).__name__}, "
+                f"which is planned already, from {source}; fix: plan it that way in the function"
             )
         return value if isinstance(value, Layout) else value.layout
     try:
@@ -186,37 +189,35 @@ def _current_directory_importable() -> Generator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # their code may have tidied up
+        with contextlib.suppress(ValueError):  # their code may have removed it
             sys.path.remove(here)
 
 
-def _function(module: str, function: str, source: str) -> Callable[..., Any]:
+def _find_function(module: str, function: str, source: str) -> Callable[..., Any]:
     """The function behind `module:function`; a dotted one is looked up attribute by attribute."""
     if not module or not function or module.startswith("."):
         raise BadInput(f"expected module:function, got {source!r}; fix: name both, like model:params")
     try:
         found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise _TheirBug(f"expected to import {module!r}, got {type(error).__name__}; fix: see above") from error
+    except Exception as error:
+        if not (isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}.")):
+            raise _UserCodeError(f"to import {module!r}", error) from error
         fix = (
             f"say {module.removesuffix('.py')}:{function}"
             if module.endswith(".py")
             else "run it in the directory that holds it"
         )
         raise BadInput(f"expected a module, got {module!r}, which cannot be found; fix: {fix}") from error
-    except Exception as error:
-        raise _TheirBug(f"expected to import {module!r}, got {type(error).__name__}; fix: see above") from error
     for name in function.split("."):
         try:
             found = getattr(found, name)
         except AttributeError as error:
-            near = [
+            functions = [
                 other for other in dir(found) if not other.startswith("_") and callable(getattr(found, other, None))
             ]
             raise BadInput(
                 f"expected a function of {module!r}, got {function!r}, which is not there; "
-                f"fix: one of {', '.join(near[:8]) or 'its functions (it has none)'}"
+                f"fix: one of {', '.join(functions[:8]) or 'its functions (it has none)'}"
             ) from error
     if not callable(found):
         kind = type(found).__name__
@@ -224,9 +225,9 @@ def _function(module: str, function: str, source: str) -> Callable[..., Any]:
     return found
 
 
-def _called(function: Callable[..., Any], source: str) -> Any:
+def _call(function: Callable[..., Any], source: str) -> Any:
     needed: list[str] = []
-    with contextlib.suppress(ValueError, TypeError):  # one without a signature: the call will tell
+    with contextlib.suppress(ValueError, TypeError):  # it has no signature
         needed = [
             parameter.name
             for parameter in inspect.signature(function).parameters.values()
@@ -241,7 +242,7 @@ def _called(function: Callable[..., Any], source: str) -> Any:
     try:
         return function()
     except Exception as error:
-        raise _TheirBug(f"expected {source}() to return a tree, got {type(error).__name__}; fix: see above") from error
+        raise _UserCodeError(f"{source}() to return a tree", error) from error
 
 
 def _print_traceback(error: BaseException | None) -> None:
@@ -259,7 +260,7 @@ _OURS = {__name__.partition(".")[0], "importlib"}
 
 def _plot(layout: Layout, target: str, title: str) -> None:
     if Path(target).suffix.lower() != ".png":
-        raise BadInput(f"--plot: expected a file that ends in .png, got {target!r}; fix: name it so")
+        raise BadInput(f"--plot: expected a file that ends in .png, got {target!r}; fix: name a .png file")
     try:
         image = picture(layout, os.path.basename(title) if os.path.exists(title) else title)
         Path(target).write_bytes(image)
@@ -268,7 +269,7 @@ def _plot(layout: Layout, target: str, title: str) -> None:
     except OSError as error:
         raise BadInput(
             f"--plot: expected a file that can be written, got {target!r}: {error.strerror or error}; "
-            "fix: name one in a directory that exists and is yours"
+            "fix: name a file in a directory that you can write to"
         ) from error
 
 

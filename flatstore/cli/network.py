@@ -32,7 +32,7 @@ def layout_of_network(inputs: int, hidden: int, outputs: int) -> Layout:
 
 
 def initial_noise(inputs: int, hidden: int) -> Normal:
-    """What a new network is drawn from: weights of variance 1 / inputs, biases zero."""
+    """The noise that a new network is drawn from: weights of variance 1 / inputs, biases of zero."""
     return Normal({"hidden/weight": inputs**-0.5, "output/weight": hidden**-0.5, "*": 0})
 
 
@@ -48,10 +48,10 @@ class Program:
     def __init__(self, function: Any) -> None:
         self._function, self._compiled = _jax.jit(function), None
         self.temporaries = 0
-        """Bytes that it takes beside its arguments."""
+        """Bytes that it takes beside its arguments, once it is compiled."""
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the function returns."""
+        """Call the function, which is compiled first if this is the first call."""
         if self._compiled is None:
             self._compiled = self._function.lower(*arguments).compile()
             analysis: Any = self._compiled.memory_analysis()

@@ -29,7 +29,7 @@ def shorten(text: str, most: int) -> str:
 
 
 def printable(path: str) -> str:
-    r"""A path that a terminal or a picture can show: what is no printable character is escaped.
+    r"""A path as a terminal or a picture can show it: unprintable characters are escaped.
 
     >>> printable("a\nb"), printable("")
     ('a\\nb', '(the tree is one array)')
@@ -47,8 +47,8 @@ class Flag(NamedTuple):
     leaves: int
 
 
-class Placed(NamedTuple):
-    """A flag with its stem at `x`, on a line below the strip, its text to the left or (usually) to the right."""
+class PlacedFlag(NamedTuple):
+    """A flag with its stem at `x`, its text on line `tier` below the strip, to the right of the stem or `flipped`."""
 
     flag: Flag
     x: float
@@ -75,7 +75,7 @@ class Page:
         self._boxes: dict[tuple[Any, ...], list[Any]] = {}
 
     def width(self, text: str, points: float) -> float:
-        """In inches; by character, which is close and quick."""
+        """The width of a text in inches, summed over its characters, which is close and quick."""
         for character in set(text):
             if (character, points) not in self._widths:
                 font = self._font(family="DejaVu Sans", size=points)
@@ -100,7 +100,7 @@ class Page:
         corners = [(left, y), (right, y), (right, y + height), (left, y + height)]
         self._boxes.setdefault((colour, edge, hatched), []).append(corners)
 
-    def flags(self, placed: Sequence[Placed], y: float) -> None:
+    def flags(self, placed: Sequence[PlacedFlag], y: float) -> None:
         """Flags below a strip that ends at `y`; a bar shows how far one for several leaves reaches."""
         for flag, x, tier, flipped in placed:
             bottom = y + TIER * (tier + 1)
@@ -129,8 +129,8 @@ class Page:
         return file.getvalue()
 
 
-def hang(page: Page, flags: Sequence[Flag], tiers: int) -> list[Placed]:
-    """Where the flags (by their left end) that find room go: no text meets another, or the stem of one.
+def place_flags(page: Page, flags: Sequence[Flag], tiers: int) -> list[PlacedFlag]:
+    """Place the flags, sorted by their left ends, that find room: no text meets another text or a stem.
 
     The text stands to the right of its stem, and flags are placed from right to left, each on the first line that is
     free; where the page ends it stands to the left, and all is mirrored.
@@ -147,19 +147,19 @@ def hang(page: Page, flags: Sequence[Flag], tiers: int) -> list[Placed]:
     near = [item for item in near if abs(item[0] - item[1].left) < 0.35]
     limits = [end] * tiers  # the left end of what stands on each line, or crosses it
     used = [0.0] * tiers  # the right end of what hangs to the left of the page's end, or crosses its line
-    placed: list[Placed] = []
+    placed: list[PlacedFlag] = []
     for x, flag, wide in near:
         tier = next((t for t in range(tiers) if x - wide >= used[t]), None)
         if x + wide > end and tier is not None:
             used[: tier + 1] = [max(u, x) for u in used[: tier + 1]]
             limits[: tier + 1] = [min(limit, x - 0.04) for limit in limits[: tier + 1]]
             limits[tier] = min(limits[tier], x - wide)
-            placed.append(Placed(flag, x, tier, True))
+            placed.append(PlacedFlag(flag, x, tier, True))
     for x, flag, wide in reversed(near):
         if x + wide > end:
             continue
         tier = next((t for t in range(tiers) if x + wide <= limits[t] and all(x <= limits[u] for u in range(t))), None)
         if tier is not None:
             limits[: tier + 1] = [min(limit, x - 0.04) for limit in limits[: tier + 1]]
-            placed.append(Placed(flag, x, tier, False))
+            placed.append(PlacedFlag(flag, x, tier, False))
     return placed

@@ -31,8 +31,8 @@ from flatstore.cli.page import (
     WIDTH,
     Flag,
     Page,
-    Placed,
-    hang,
+    PlacedFlag,
+    place_flags,
     printable,
     shorten,
 )
@@ -46,7 +46,7 @@ _COLOURS = "#8db4d9 #eab07f #96c99a #d3a4cd #e3d27d #8fd0cf #dd9a9a #b5a7dd #c2b
 def picture(layout: Layout, title: str) -> bytes:
     """The memory of one model as a PNG, in bytes of the file; `title` stands above it. Writes nothing.
 
-    A block per leaf that owns bytes, as wide as they are many. Raises `ImportError` without matplotlib.
+    Each leaf that owns bytes has a block, as wide as their number. Raises `ImportError` without matplotlib.
     """
     page = Page()
     names: dict[str, list[str]] = {}
@@ -76,7 +76,7 @@ def picture(layout: Layout, title: str) -> bytes:
 
 
 class _Block(NamedTuple):
-    """A home and how it looks."""
+    """A leaf that owns bytes, and how it is drawn."""
 
     leaf: Leaf
     ties: tuple[str, ...]
@@ -108,7 +108,7 @@ class _Piece(NamedTuple):
     left: float
     right: float
     widest: bool
-    """Whether this is the part to label."""
+    """Whether this is the widest part of its block, which has the label."""
 
 
 def _legend(page: Page, layout: Layout, colours: dict[str, str], y: float) -> float:
@@ -127,7 +127,7 @@ def _legend(page: Page, layout: Layout, colours: dict[str, str], y: float) -> fl
 
 
 def _rows(blocks: Sequence[_Block]) -> int:
-    """How many rows to wrap over: by the number of blocks that matter, which is the perplexity of their sizes."""
+    """How many rows to wrap over: a row for every ten blocks that matter, counted as the perplexity of their sizes."""
     total = sum(block.leaf.nbytes for block in blocks)
     shares = [block.leaf.nbytes / total for block in blocks]
     return min(20, max(1, math.ceil(math.exp(-sum(share * math.log(share) for share in shares)) / 10)))
@@ -231,11 +231,11 @@ def _flags(
     `depth` is the number of keys that all paths share. Returns the lower end, and how many leaves stay unnamed.
     """
     deepest = max((len(piece.block.leaf.key_path) for piece in pieces), default=0)
-    best: list[Placed] = []
+    best: list[PlacedFlag] = []
     named = -1
     for keys in (None, *range(deepest, depth, -1)):
         flags = _grouped(pieces, keys, inside)
-        placed = hang(page, flags, tiers)
+        placed = place_flags(page, flags, tiers)
         count = sum(at.flag.leaves for at in placed)
         if count > named:
             best, named = placed, count

@@ -1,4 +1,4 @@
-"""The live display of a run: a bar in a terminal, a line now and then elsewhere."""
+"""The display of a run: a live bar in a terminal, otherwise about ten lines in all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Display(Protocol):
     """What shows a run as it goes."""
 
     def note(self, text: str) -> None:
-        """Say what is being done, when it takes a while."""
+        """Show what is being done, when it takes a while."""
         ...
 
     def advance(self, generation: int, state: str) -> None:
@@ -27,14 +27,14 @@ class Display(Protocol):
 
 @contextlib.contextmanager
 def progress(generations: int) -> Generator[Display]:
-    """A display for a run of so many generations: live in a terminal, plain lines without one.
+    """A display for a run of `generations` generations: live in a terminal, plain lines otherwise.
 
-    It notes what the kernels say that they compile.
+    It also shows what the kernels log, such as that they compile.
     """
     console = require("rich.console", "demo").Console()
     if not console.is_terminal:
         lines = _Lines(generations)
-        with _noted(lines.note):
+        with _kernel_log_to(lines.note):
             yield lines
         return
     rich: Any = require("rich.progress", "demo")
@@ -47,13 +47,13 @@ def progress(generations: int) -> Generator[Display]:
         console=console,
     ) as live:
         bar = _Bar(live, live.add_task("evolving", total=generations, state=""))
-        with _noted(bar.note):
+        with _kernel_log_to(bar.note):
             yield bar
 
 
 @contextlib.contextmanager
-def _noted(note: Callable[[str], None]) -> Generator[None]:
-    """Pass what the kernels log on to `note`."""
+def _kernel_log_to(note: Callable[[str], None]) -> Generator[None]:
+    """Call `note` with each message that the kernels log."""
     handler, level = _Handler(note), _KERNELS.level
     _KERNELS.addHandler(handler)
     _KERNELS.setLevel(logging.INFO)

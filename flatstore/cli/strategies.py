@@ -21,18 +21,18 @@ _jax: Any = jax
 
 
 class Strategy(Protocol):
-    """What it evolves, generation by generation, and the network that it has found."""
+    """A way to find a network for a task, generation by generation."""
 
-    state: int
-    """Bytes that it holds for the whole run beside what it evolves."""
+    state_bytes: int
+    """The bytes that it holds for the whole run beside `evolved`."""
 
     @property
     def evolved(self) -> Population | Store:
-        """What it evolves, in one memory for the whole run."""
+        """The population or the network, in one memory for the whole run."""
         ...
 
     def run(self) -> Iterator[Array]:
-        """The generations: the fitness of the members of each."""
+        """Iterate over the generations: the fitness of the members of each."""
         ...
 
     def champion(self) -> Store:
@@ -47,8 +47,8 @@ class EvolutionStrategy:
         """Draw the first centre."""
         self.task, self.settings, self.sigma, self.rate = task, settings, sigma, rate
         self.evolved = Population.zeros(task.layout, settings.population)
-        self.centre = first(task, settings)
-        self.state = 4 * task.layout.nbytes
+        self.centre = new_network(task, settings)
+        self.state_bytes = 4 * task.layout.nbytes
 
     def run(self) -> Iterator[Array]:
         """Sample around the centre, evaluate, and move the centre up."""
@@ -58,7 +58,7 @@ class EvolutionStrategy:
             seed=self.settings.seed,
             noise=Rademacher(self.sigma),
             members=self.evolved,
-            rate=lambda number: self.rate * faded(number, self.settings),
+            rate=lambda number: self.rate * fading(number, self.settings),
             optimiser=es.Adam(self.centre),
             generations=self.settings.generations,
         ):
@@ -70,24 +70,24 @@ class EvolutionStrategy:
 
 
 class Mezo:
-    """MeZO: one network, perturbed to both sides in its place, at a rate that fades."""
+    """MeZO: one network, perturbed in place to both sides, at a rate that fades."""
 
-    state = 0
+    state_bytes = 0
 
     def __init__(self, task: Task, settings: Settings, *, sigma: float, rate: float) -> None:
         """Draw the first network."""
         self.task, self.settings, self.sigma, self.rate = task, settings, sigma, rate
-        self.evolved = first(task, settings)
+        self.evolved = new_network(task, settings)
         self._stacked = Program(stacked)
 
     def run(self) -> Iterator[Array]:
-        """Evaluate the network on either side, and move it along the difference."""
+        """Evaluate the network perturbed to both sides, and move it towards the better one."""
         for move in es.mezo(
             self.evolved,
             lambda params, number: self.task.evaluate(self._stacked(params), number)[0],
             seed=self.settings.seed,
             noise=Rademacher(self.sigma),
-            rate=lambda number: self.rate * faded(number, self.settings),
+            rate=lambda number: self.rate * fading(number, self.settings),
             steps=self.settings.generations,
         ):
             yield move.fitness
@@ -97,15 +97,15 @@ class Mezo:
         return self.evolved
 
 
-def first(task: Task, settings: Settings) -> Store:
-    """A new network: on the grid of all noise of the default bound."""
+def new_network(task: Task, settings: Settings) -> Store:
+    """A network drawn at random, on the grid of any noise of the default bound."""
     store = Store.zeros(task.layout)
     es.update(store, task.initial, seeds(settings.seed, 1), [1.0])
     return store
 
 
-def faded(number: int, settings: Settings) -> float:
-    """What is left of a rate at a generation: half a wave of a cosine, from 1 to 0."""
+def fading(number: int, settings: Settings) -> float:
+    """The factor of a rate at a generation: half a cosine wave, from 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * number / settings.generations))
 
 
@@ -117,7 +117,7 @@ def stacked(params: Any) -> Any:
 class GeneticAlgorithm:
     """Truncation selection, uniform crossover, a mutation that fades, one elite."""
 
-    state = 0
+    state_bytes = 0
 
     def __init__(self, task: Task, settings: Settings, *, share: float, sigma: float, last_sigma: float) -> None:
         """Draw the first population."""

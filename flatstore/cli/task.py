@@ -1,4 +1,4 @@
-"""What a network can be evolved for, as the strategies of `flatstore evolve` see it."""
+"""What a task of `flatstore evolve` has to provide."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flatstore.store import Population, Store
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user may choose."""
+    """The options of a run that the user may choose."""
 
     population: int
     generations: int
@@ -21,23 +21,23 @@ class Settings:
 
 
 class Task(Protocol):
-    """A network, what its fitness is, and how the one that was found is judged."""
+    """A network, its fitness, and how the network that was found is judged."""
 
     TITLE: ClassVar[str]
-    """What it is called."""
+    """The name of the task."""
     NEEDS: ClassVar[str]
     """The optional library that brings the data or the environment."""
     AXIS: ClassVar[str]
-    """What `measure` measures."""
+    """The quantity that `measure` gives, with its unit, for the axis of the curve."""
     UNIT: ClassVar[str]
-    """Its unit, with a space before it."""
+    """The unit, with a space before it."""
     FITNESS: ClassVar[str | None]
-    """What the mean fitness is called in the curve, if it is in that unit."""
+    """The name of the mean fitness in the curve; None if it is not in that unit."""
 
     layout: Layout
-    """Of the network."""
+    """Where the parameters of the network live."""
     initial: Normal
-    """What a new network is drawn from."""
+    """The noise that a new network is drawn from."""
 
     def __init__(self, settings: Settings) -> None: ...
 
@@ -46,18 +46,18 @@ class Task(Protocol):
         ...
 
     def choose(self, pop: Population) -> int:
-        """The member that does best, by nothing that `measure` looks at."""
+        """The member that does best, judged without the data or episodes kept for the report."""
         ...
 
     def measure(self, champion: Store, number: int) -> dict[str, float]:
-        """How the champion after `number` generations does: named numbers in the unit."""
+        """How well the champion of generation `number` does: numbers in the unit, by name."""
         ...
 
     def report(self, champion: Store) -> tuple[str, str]:
-        """What came out: (what it is called, what it is)."""
+        """The result of the run as (name, text)."""
         ...
 
     @property
     def temporaries(self) -> int:
-        """The most bytes that evaluating the population took beside it in compiled programs."""
+        """The most bytes of temporary memory that a compiled program took to evaluate the population."""
         ...

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.es.groups import NO_NOISE
+from flatstore.es.groups import trainable_leaves
 from flatstore.es.journal import Move, mover
 from flatstore.es.optimisers import Optimiser
 from flatstore.es.ranks import centred_ranks
 from flatstore.es.sampling import layouts_differ, sample
 from flatstore.evaluation import Rate, check_run, fitness_of, hand_over, rate_at, refuse_unlendable, resumed_number
 from flatstore.kernels import Interrupts
-from flatstore.kernels.cpu import refuse_others
 from flatstore.layout import Array
 from flatstore.memory import overlap
 from flatstore.noise import Noise, Seed, seeds
@@ -98,8 +97,7 @@ def evolve(
     if not isinstance(size, whole) or size < 2 or size % 2:
         raise ValueError(f"expected an even number of members, 2 or more, got {size}; fix: they are pairs")
     move = mover(centre, noise, optimiser)
-    trainable = [leaf for leaf in centre.layout.homes if leaf.trainable and leaf.size]
-    refuse_others(trainable, "add noise to", NO_NOISE)
+    trainable_leaves(centre)
     pop = members if isinstance(members, Population) else Population.zeros(centre.layout, size)
     if pop.layout != centre.layout:
         raise layouts_differ("members", pop, centre)

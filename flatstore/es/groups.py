@@ -1,15 +1,27 @@
-"""What the compiled loops of the evolution strategies need to know of a store, dtype by dtype."""
+"""The leaves that noise is added to, one group for each dtype, as the compiled loops need to know them.
+
+A loop goes over the parameters of a group in the order of their index. It meets *pieces*: parameters that are
+neighbours in the index and in memory, and that have noise of one strength:
+
+```
+index     0          10         20         30
+leaf      | bias     | kernel              |
+scale     | 0.0      | 0.02                |
+memory    | ...      |      | kernel ...              a piece: first index, end, row of the table of strengths,
+                                                      place of the first, places from one member to the next
+```
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from flatstore.kernels import each
-from flatstore.kernels.cpu import STORAGE, ranges, refuse_others
+from flatstore.kernels import Task, run_tasks
+from flatstore.kernels.cpu import STORAGE, finite_check, ranges, refuse_other_dtypes
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.noise import Noise, spans
 from flatstore.store import Store, Views
@@ -26,63 +38,77 @@ LEAST, PARTS = 1 << 16, 16
 ROOM = 512
 """Random numbers beyond a block's width that scratch has room for: whole blocks of 128 at both ends."""
 
+NO_NOISE = "give it the scale 0, or leave it out of trainable="
+"""What to do about a leaf that noise cannot be added to."""
 
-class Pass(NamedTuple):
-    """The leaves of one dtype that noise is added to."""
+
+class Group(NamedTuple):
+    """The leaves of one dtype that a compiled loop goes over."""
 
     dtype: str
     real: Any
-    """The dtype that is computed with."""
+    """The dtype that is computed with: float32 for 16-bit leaves."""
     raw: Array
+    """The memory as a vector of what is stored: the places of the pieces count in it."""
     pieces: Array
     grid: float
     """What the parameters are multiples of; 0 where there is no grid."""
 
 
-Item = tuple[Pass, int, int]
-"""A range of the parameters in a pass: the first index and the end."""
-
-
-def moved(store: Views, noise: Noise) -> list[Leaf]:
-    """The leaves that noise is added to."""
+def noisy_leaves(store: Views, noise: Noise) -> list[Leaf]:
+    """The leaves that noise is added to: those that train, and whose scale is not 0."""
     return [leaf for leaf in store.layout.homes if leaf.trainable and leaf.size and noise.scale_of(leaf.path)]
 
 
-def passes(store: Store, noise: Noise) -> list[Pass]:
-    """A pass for each dtype.
+def trainable_leaves(store: Views, purpose: str = "add noise to", fix: str = NO_NOISE) -> list[Leaf]:
+    """The leaves that train and are not empty. Raises `ValueError` for a dtype that cannot be computed with."""
+    leaves = [leaf for leaf in store.layout.homes if leaf.trainable and leaf.size]
+    refuse_other_dtypes(leaves, purpose, fix)
+    return leaves
 
-    Raises `TypeError` for what is no store or no noise, `ValueError` for a dtype that cannot be computed with, or a
-    scale without a grid.
+
+def noisy_groups(store: Store, noise: Noise) -> list[Group]:
+    """The leaves that noise is added to, a group for each dtype; planned once for a store and a noise.
+
+    Raises `TypeError` unless these are a store and a noise; `ValueError` for a dtype that cannot be computed with, or a
+    scale that is too small or too large for the grid.
     """
     check_types(store, noise)
-    return store.planned(noise, lambda: _passes(store, noise))
+    return store.cached(noise, lambda: _noisy_groups(store, noise))
 
 
-def _passes(store: Store, noise: Noise) -> list[Pass]:
+def _noisy_groups(store: Store, noise: Noise) -> list[Group]:
     noise.check_grid(store.layout)
-    leaves = moved(store, noise)
-    refuse_others(leaves, "add noise to", NO_NOISE)
-    lines = lines_of(store.layout, noise)
-    noisy = Lines(lines.bounds[lines.line >= 0], lines.line[lines.line >= 0], lines.scales)
-    return passes_over(noisy, leaves, [store], noise)
+    leaves = noisy_leaves(store, noise)
+    refuse_other_dtypes(leaves, "add noise to", NO_NOISE)
+    strengths = strengths_of(store.layout, noise)
+    noisy = strengths.row >= 0
+    return groups_of(leaves, [store], Strengths(strengths.bounds[noisy], strengths.row[noisy], strengths.scales), noise)
 
 
-def passes_over(lines: Lines, leaves: list[Leaf], views: Sequence[Views], noise: Noise | None = None) -> list[Pass]:
-    """A pass for each dtype of the leaves: its pieces say where each index lies in each of the stores or populations.
+def trainable_groups(stores: Sequence[Store], purpose: str = "optimise") -> list[Group]:
+    """All that trains in the first store, a group for each dtype; the pieces have places in each of the stores."""
+    return groups_of(trainable_leaves(stores[0], purpose), stores, strengths_of(stores[0].layout, None))
 
-    With noise they have its grid.
+
+def groups_of(
+    leaves: Sequence[Leaf], views: Sequence[Views], strengths: Strengths, noise: Noise | None = None
+) -> list[Group]:
+    """A group for each dtype of the leaves; its pieces say where an index lies in each of the stores or populations.
+
+    With noise it has the noise's grid.
     """
-    found: list[Pass] = []
+    found: list[Group] = []
     for name in dict.fromkeys(leaf.dtype.name for leaf in leaves):
         stored, real, _, _ = STORAGE[name]
         grid = noise.grid(real) if noise is not None and stored is real else 0.0
-        places = pieces(lines, *(x.runs(name) for x in views))
-        found.append(Pass(name, real, views[0].raw(stored), places, grid))
+        pieces = _pieces(strengths, *(x.runs(name) for x in views))
+        found.append(Group(name, real, views[0].raw(stored), pieces, grid))
     return found
 
 
 def check_types(store: Any, noise: Any) -> None:
-    """Raise `TypeError` for what is no store or no noise."""
+    """Raise `TypeError` unless these are a store and a noise."""
     if not isinstance(store, Store):
         raise TypeError(
             f"expected a Store to move, got {type(store).__name__}; fix: Store.from_tree(tree), or a member, pop[i]"
@@ -91,113 +117,94 @@ def check_types(store: Any, noise: Any) -> None:
         raise TypeError(f"expected a noise, got {type(noise).__name__}; fix: like fs.Normal(0.02)")
 
 
-NO_NOISE = "give it the scale 0, or leave it out of trainable="
-"""What to do about a leaf that noise cannot be added to."""
+def refuse_not_finite(
+    store: Store, groups: Sequence[Group], name: str = "parameters", fix: str = "go back to the last good ones"
+) -> None:
+    """Raise `ValueError` if a leaf of the groups, whose first places are in `store`, holds NaN or an infinity."""
 
+    def look(task: Task, _scratch: None) -> int:
+        group, start, stop = task
+        return stop if finite_check(group.dtype)(start, stop, group.raw, group.pieces) else start
 
-def refuse_unknown(store: Store, leaves: list[Leaf]) -> None:
-    """Raise `ValueError` for a leaf that holds NaN or an infinity."""
-    for leaf in leaves:
-        (values,) = store.columns(leaf)
-        for start, stop in blocks(leaf.size, TASK):
-            finite = np.isfinite(values[start:stop])
-            if not finite.all():
-                at = start + int(finite.argmin())
+    if run_tasks(tasks_of(groups), look, lambda: None) is None:
+        return
+    for leaf in store.layout.homes:
+        (values,) = store.leaf_matrix(leaf)
+        for start, stop in blocks(leaf.size, TASK) if _is_in(leaf, groups) else ():
+            good = np.isfinite(values[start:stop])
+            if not good.all():
+                at = start + int(good.argmin())
                 raise ValueError(
-                    f"{leaf.path!r}: expected finite parameters, got {values[at]} at {at} of {leaf.size:,}; "
-                    "fix: go back to the last good ones"
+                    f"{leaf.path!r}: expected finite {name}, got {values[at]} at {at} of {leaf.size:,}; fix: {fix}"
                 )
 
 
-class Lines(NamedTuple):
-    """What noise is added where: a line of the table of `magnitudes` for each strength."""
+def _is_in(leaf: Leaf, groups: Sequence[Group]) -> bool:
+    """Whether a leaf is one of a group's."""
+    pieces = next((group.pieces for group in groups if group.dtype == leaf.dtype.name), None)
+    if not leaf.trainable or pieces is None:
+        return False
+    return bool(((pieces[:, 0] <= leaf.index) & (leaf.index < pieces[:, 1])).any())
+
+
+class Strengths(NamedTuple):
+    """Which noise is added where: a row of a table for each strength."""
 
     bounds: Array
     """First indices and ends, shape (spans, 2)."""
-    line: Array
-    """For each span; -1 for no noise."""
+    row: Array
+    """For each span its row of the table; -1 for no noise."""
     scales: tuple[float, ...]
-    """For each line."""
+    """For each row of the table."""
 
 
 @lru_cache(maxsize=8)
-def lines_of(layout: Layout, noise: Noise) -> Lines:
-    """The spans of one strength."""
-    bounds, strengths = spans(layout, noise)
-    scales = sorted({float(scale) for scale in strengths if scale})
-    return Lines(bounds, np.searchsorted([0.0, *scales], strengths) - 1, tuple(scales))
+def strengths_of(layout: Layout, noise: Noise | None) -> Strengths:
+    """The spans of parameters that train and have one strength; without noise all have one."""
+    bounds, scale = spans(layout, noise)
+    scales = sorted({float(x) for x in scale if x})
+    return Strengths(bounds, np.searchsorted([0.0, *scales], scale) - 1, tuple(scales))
 
 
 @lru_cache(maxsize=8)
-def magnitudes(noise: Noise, scales: tuple[float, ...]) -> tuple[Array, Array]:
-    """What draws add, a line for each scale: magnitudes in units (int16), and how many steps a unit has (int64)."""
+def table_of(noise: Noise, scales: tuple[float, ...]) -> tuple[Array, Array]:
+    """What draws add, a row for each scale: magnitudes in units (int16), and how many steps a unit has (int64)."""
     return np.stack([noise.magnitudes(scale) for scale in scales]), np.array([noise.unit(scale) for scale in scales])
 
 
-def pieces(lines: Lines, *runs: Array) -> Array:
-    """Where spans and runs meet: first index, end, line, and for each of the runs the place and the member's step.
+def _pieces(strengths: Strengths, *runs: Array) -> Array:
+    """Where spans of one strength and runs in memory meet.
 
-    Shape (pieces, 3 + 2 * len(runs)), int64.
+    Shape (pieces, 3 + 2 * len(runs)), int64: first index, end, row of the table, and for each of the runs the place of
+    the first parameter and the places from one member to the next.
     """
-    edges = np.unique(np.concatenate([lines.bounds.reshape(-1), *(run[:, :2].reshape(-1) for run in runs)]))
+    edges = np.unique(np.concatenate([strengths.bounds.reshape(-1), *(run[:, :2].reshape(-1) for run in runs)]))
     begin = edges[:-1]
     columns, inside = [begin, edges[1:]], np.ones(len(begin), bool)
-    for i, rows in enumerate((lines.bounds, *runs)):
+    for i, rows in enumerate((strengths.bounds, *runs)):
         at = np.maximum(np.searchsorted(rows[:, 0], begin, side="right") - 1, 0)
         inside &= (rows[at, 0] <= begin) & (begin < rows[at, 1])
-        columns += [lines.line[at]] if i == 0 else [rows[at, 2] + begin - rows[at, 0], rows[at, 3]]
+        columns += [strengths.row[at]] if i == 0 else [rows[at, 2] + begin - rows[at, 0], rows[at, 3]]
     return np.stack(columns, axis=1)[inside].astype(np.int64)
 
 
 def random_words(width: int, keys: int, size: int) -> Array:
-    """Room for the random words of a block of numbers of `width` bits, for so many keys."""
+    """Room for the random words of a block of `size` numbers of `width` bits, for so many keys."""
     return np.zeros((keys, -(-(size + ROOM) * width // 32)), np.uint32)
 
 
 def blocks(size: int, chunk: int) -> list[tuple[int, int]]:
-    """Ranges of at most `chunk` of so many parameters."""
+    """The ranges of at most `chunk` parameters that `size` of them are cut into."""
     return [(start, min(start + chunk, size)) for start in range(0, size, chunk)]
 
 
-def items(todo: list[Pass], numbers: int = 1) -> list[Item]:
-    """The passes, cut into ranges for the threads to take on, where each parameter takes so many numbers."""
-    every = numbers * sum(end - begin for p in todo for begin, end in ranges(p.pieces))
-    task = WIDTH * max(1, min(max(LEAST, every // PARTS), TASK) // (WIDTH * max(1, numbers)))
+def tasks_of(groups: Sequence[Group], numbers: int = 1) -> list[Task]:
+    """The groups, cut into tasks for the threads; each parameter takes `numbers` draws."""
+    every = numbers * sum(end - begin for group in groups for begin, end in ranges(group.pieces))
+    size = WIDTH * max(1, min(max(LEAST, every // PARTS), TASK) // (WIDTH * max(1, numbers)))
     return [
-        (p, begin + start, begin + stop)
-        for p in todo
-        for begin, end in ranges(p.pieces)
-        for start, stop in blocks(end - begin, task)
+        Task(group, begin + start, begin + stop)
+        for group in groups
+        for begin, end in ranges(group.pieces)
+        for start, stop in blocks(end - begin, size)
     ]
-
-
-def there_and_back(
-    todo: list[Item], forth: Callable[[Item, int], int], back: Callable[[Item, int, int], None]
-) -> tuple[Pass, int] | None:
-    """Call `forth(item, worker)` for all, over the threads: it returns how far it came.
-
-    If any did not come to its end, or failed, all that was done is undone by `back(item, end, worker)`. Returns the
-    pass and the place where one stopped, or None.
-    """
-    ends: dict[int, int] = {}
-    stopped: list[int] = []
-
-    def go(i: int, worker: int) -> None:
-        if not stopped:
-            ends[i] = forth(todo[i], worker)
-            if ends[i] < todo[i][2]:
-                stopped.append(i)
-
-    def undo() -> None:
-        done = list(ends.items())
-        each(lambda j, worker: back(todo[done[j][0]], done[j][1], worker), len(done))
-
-    try:
-        each(go, len(todo))
-    except BaseException:
-        undo()
-        raise
-    if not stopped:
-        return None
-    undo()
-    return todo[min(stopped)][0], ends[min(stopped)]

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.es.optimisers import Optimiser, refuse_not_finite
+from flatstore.es.groups import refuse_not_finite, trainable_groups
+from flatstore.es.optimisers import Optimiser
 from flatstore.es.updating import update
 from flatstore.es.weights import fixed_point
 from flatstore.layout import Array
@@ -104,7 +105,7 @@ def mover(store: Store, noise: Noise, optimiser: Optimiser | None) -> Callable[[
     """How seeds, weights and a rate move a store; all that may be wrong with it is looked for now."""
     nothing = np.zeros(0, np.uint64)
     with store.memory.writing():
-        refuse_not_finite(store, "a centre")
+        refuse_not_finite(store, store.cached("trainable", lambda: trainable_groups([store])), "numbers in a centre")
     if optimiser is None:
         update(store, noise, nothing, [])
 

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flatstore.es.groups import WIDTH, Lines, Pass, items, passes_over, random_words
+from flatstore.es.groups import WIDTH, random_words, refuse_not_finite, tasks_of, trainable_groups, trainable_leaves
 from flatstore.es.sampling import layouts_differ
-from flatstore.kernels import Interrupts, each
-from flatstore.kernels.cpu import adam, finite, momentum, optimiser_loop, refuse_others
+from flatstore.kernels import Interrupts, Task, run_tasks
+from flatstore.kernels.cpu import adam, momentum, optimiser_loop
 from flatstore.layout import Array
-from flatstore.noise import seeds, spans
+from flatstore.noise import seeds
 from flatstore.store import Store
 
 
@@ -44,35 +44,32 @@ class _Ruled:
         self.count = 0
         """The steps that were made."""
         self._states = [Store.zeros(store.layout) for _ in range(states)]
-        _passes(store)
+        trainable_leaves(store, "optimise", "leave it out of trainable=")
 
     def _step(self, rule: Any, gradient: Store, how: tuple[float, ...]) -> None:
         if gradient.layout != self.store.layout:
             raise layouts_differ("the gradient", gradient, self.store)
         if not math.isfinite(how[0]):
             raise ValueError(f"expected a finite rate, got {how[0]}; fix: like 0.01")
-        refuse_not_finite(gradient, "a gradient")
-        states = self._states[0], self._states[-1]
-        stores = self.store, gradient, *states
-        todo = items(gradient.planned((self.store, *states), lambda: _passes(*stores)))
-        keys, scratch = np.zeros(3, np.uint64), dict[int, Array]()
-        if any(p.raw.dtype != p.real for p, _, _ in todo):  # 16-bit leaves, which are rounded at random
-            keys = seeds(self.count, 3)
+        stores = self.store, gradient, self._states[0], self._states[-1]
+        check = gradient.cached("trainable", lambda: trainable_groups([gradient]))
+        refuse_not_finite(gradient, check, "numbers in a gradient", "look at where it is made")
+        groups = gradient.cached(stores, lambda: trainable_groups(stores))
+        keys = seeds(self.count, 3)  # of the rounding of 16-bit leaves
 
-        def task(i: int, worker: int) -> None:
-            p, start, stop = todo[i]
-            if worker not in scratch:
-                scratch[worker] = random_words(32, 3, WIDTH)
-            raws = tuple(store.raw(p.raw.dtype) for store in stores)
-            constants = tuple([p.real(x) for x in how])
-            loop = optimiser_loop(rule, len(self._states), p.dtype)
-            loop(start, stop, WIDTH, p.pieces, raws, constants, keys, scratch[worker])
+        def move(task: Task, words: Array) -> int:
+            group, start, stop = task
+            raws = tuple(store.raw(group.raw.dtype) for store in stores)
+            constants = tuple([group.real(x) for x in how])
+            loop = optimiser_loop(rule, len(self._states), group.dtype)
+            loop(start, stop, WIDTH, group.pieces, raws, constants, keys, words)
+            return stop
 
         with ExitStack() as stack:
             stack.enter_context(Interrupts())
             for store in (self.store, *self._states):
                 stack.enter_context(store.memory.writing())
-            each(task, len(todo))
+            run_tasks(tasks_of(groups), move, lambda: random_words(32, 3, WIDTH))
             self.count += 1
 
 
@@ -145,34 +142,6 @@ class Momentum(_Ruled):
     def step(self, gradient: Store, rate: float) -> None:
         """Move the store up along `gradient`, in place. Raises what `Adam.step` does."""
         self._step(momentum, gradient, (rate, self.beta))
-
-
-def refuse_not_finite(store: Store, name: str) -> None:
-    """Raise `ValueError` for a store with a number that is not finite, with the leaf."""
-    todo = items(store.planned("numbers", lambda: _passes(store)))
-    bad: list[int] = []
-
-    def task(i: int, worker: int) -> None:
-        p, start, stop = todo[i]
-        if not finite(p.dtype)(start, stop, p.raw, p.pieces):
-            bad.append(start)
-
-    each(task, len(todo))
-    if bad:
-        paths = [x.path for x in store.layout.homes if x.trainable and not np.isfinite(store.columns(x)).all()]
-        raise ValueError(
-            f"{paths[0]!r}: expected {name} of finite numbers, got NaN or infinity in {len(paths)} leaves; "
-            "fix: look at where it is made"
-        )
-
-
-def _passes(*stores: Store) -> list[Pass]:
-    """All that trains in the first, dtype by dtype; the pieces say where each index lies in each of the stores."""
-    layout = stores[0].layout
-    leaves = [leaf for leaf in layout.homes if leaf.trainable and leaf.size]
-    refuse_others(leaves, "optimise")
-    bounds, _ = spans(layout, None)
-    return passes_over(Lines(bounds, np.zeros(len(bounds), np.int64), ()), leaves, stores)
 
 
 def _power(base: float, exponent: int) -> float:

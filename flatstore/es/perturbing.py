@@ -13,19 +13,17 @@ from flatstore.es.groups import (
     ROOM,
     TASK,
     WIDTH,
-    Item,
-    Pass,
+    Group,
     blocks,
-    items,
-    lines_of,
-    magnitudes,
-    moved,
-    passes,
+    noisy_groups,
+    noisy_leaves,
     random_words,
-    refuse_unknown,
-    there_and_back,
+    refuse_not_finite,
+    strengths_of,
+    table_of,
+    tasks_of,
 )
-from flatstore.kernels import Interrupts
+from flatstore.kernels import Interrupts, Task, run_tasks
 from flatstore.kernels.cpu import BITS, perturbation_loop
 from flatstore.layout import Array, Leaf
 from flatstore.memory import LentError
@@ -48,11 +46,11 @@ def snap(store: Store, noise: Noise) -> None:
     Raises `ValueError` for parameters that are not finite or reach the bound, and for 16-bit leaves, which have no
     grid; `LentError` while the store is lent. Nothing is written then.
     """
-    todo = passes(store, noise)
-    refuse_16_bit(todo)
-    views = [(leaf, *store.columns(leaf)) for leaf in moved(store, noise)]
+    groups = noisy_groups(store, noise)
+    refuse_16_bit(groups)
+    views = [(leaf, *store.leaf_matrix(leaf)) for leaf in noisy_leaves(store, noise)]
     with Interrupts(), store.memory.writing():
-        refuse_unknown(store, moved(store, noise))
+        refuse_not_finite(store, groups)
         for leaf, values in views:
             half = noise.grid(values.dtype) / 2
             largest = max(float(np.abs(values[start:stop]).max()) for start, stop in blocks(values.size, TASK))
@@ -91,36 +89,36 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
     """
     if sign not in (1, -1, 2, -2):
         raise ValueError(f"expected sign 1, -1, 2 or -2, got {sign}; fix: the strength belongs to the noise")
-    todo = passes(store, noise)
+    groups = noisy_groups(store, noise)
     if exact:
-        refuse_16_bit(todo)
+        refuse_16_bit(groups)
     else:
-        refuse_unknown(store, moved(store, noise))
-    table, units = magnitudes(noise, lines_of(store.layout, noise).scales)
-    key, deltas = key_of(seed), units * noise.step
-    draw = noise.kind, noise.width, key, table, deltas
-    scratch: dict[tuple[int, str], Any] = {}
+        refuse_not_finite(store, groups)
+    table, units = table_of(noise, strengths_of(store.layout, noise).scales)
+    key = key_of(seed)
+    draw = noise.kind, noise.width, key, table, units * noise.step
 
-    def move(item: Item, end: int, sign: int, bound: float, worker: int) -> int:
-        p, start, _ = item
-        if (worker, p.dtype) not in scratch:
-            scratch[worker, p.dtype] = random_words(noise.width, 1, WIDTH), *number_rows(p.real)
-        rows = scratch[worker, p.dtype]
-        return perturbation_loop(p.dtype)(start, end, p.raw, p.pieces, draw, p.real(sign), grid_of(p, bound), rows)
+    def move(task: Task, end: int, sign: int, bound: float, scratch: Any) -> int:
+        group = task.group
+        loop, rows = perturbation_loop(group.dtype), (scratch[0], *scratch[1][group.dtype])
+        return loop(task.start, end, group.raw, group.pieces, draw, group.real(sign), grid_of(group, bound), rows)
 
-    def forth(item: Item, worker: int) -> int:
-        return move(item, item[2], sign, noise.bound if exact else 0.0, worker)
+    def forth(task: Task, scratch: Any) -> int:
+        return move(task, task.stop, sign, noise.bound if exact else 0.0, scratch)
 
-    def back(item: Item, end: int, worker: int) -> None:
-        move(item, end, -sign, 0.0, worker)
+    def back(task: Task, end: int, scratch: Any) -> None:
+        move(task, end, -sign, 0.0, scratch)
+
+    def scratch() -> Any:
+        return random_words(noise.width, 1, WIDTH), {group.dtype: number_rows(group.real) for group in groups}
 
     def delta(leaf: Leaf, begin: int, end: int) -> Array:
         return sign * noise.delta(leaf, key, begin, end)[0]
 
     with Interrupts(), store.memory.writing():
-        stopped = there_and_back(items(todo), forth, back)
+        stopped = run_tasks(tasks_of(groups), forth, scratch, back)
         if stopped:
-            raise refused(store, noise, *stopped, delta, "a larger bound=")
+            raise fault(store, noise, *stopped, delta, "a larger bound=")
 
 
 @contextlib.contextmanager
@@ -178,10 +176,10 @@ def key_of(seed: Seed) -> Array:
     return as_keys(seeds(seed, 1))
 
 
-def grid_of(p: Pass, bound: float) -> tuple[Any, Any, Any]:
+def grid_of(group: Group, bound: float) -> tuple[Any, Any, Any]:
     """What the compiled check compares with: the grid, its reciprocal, and the bits of the bound."""
-    size = p.real(p.grid or 1.0)
-    return size, p.real(1) / size, p.real(bound).view(BITS[p.real])
+    size = group.real(group.grid or 1.0)
+    return size, group.real(1) / size, group.real(bound).view(BITS[group.real])
 
 
 def number_rows(real: Any) -> tuple[Array, Array]:
@@ -189,9 +187,9 @@ def number_rows(real: Any) -> tuple[Array, Array]:
     return np.zeros(WIDTH + ROOM, np.int16), np.zeros(WIDTH, real)
 
 
-def refuse_16_bit(todo: list[Pass]) -> None:
+def refuse_16_bit(groups: list[Group]) -> None:
     """Raise `ValueError` if there are leaves without a grid."""
-    narrow = [p.dtype for p in todo if not p.grid]
+    narrow = [group.dtype for group in groups if not group.grid]
     if narrow:
         raise ValueError(
             f"expected float32 or float64 leaves, which have a grid for exact undo, got {', '.join(narrow)}; "
@@ -199,20 +197,21 @@ def refuse_16_bit(todo: list[Pass]) -> None:
         )
 
 
-def refused(
-    store: Store, noise: Noise, p: Pass, index: int, delta: Callable[[Leaf, int, int], Array], fix: str
+def fault(
+    store: Store, noise: Noise, task: Task, index: int, delta: Callable[[Leaf, int, int], Array], fix: str
 ) -> ValueError:
-    """The error for a store whose parameters from `index` on are off the grid, or reach the bound: the leaf at fault.
+    """The error for a task that stopped at an index, where parameters are off the grid or reach the bound.
 
-    `delta(leaf, start, stop)` is what they were to be moved by; they stand as before the move.
+    The store is as before the move. `delta(leaf, start, stop)` is what its parameters were to be moved by.
     """
+    group = task.group
     worst = "", 0.0
-    for leaf in moved(store, noise):
-        if leaf.dtype.name != p.dtype or not leaf.index - WIDTH < index < leaf.index + leaf.size:
+    for leaf in noisy_leaves(store, noise):
+        if leaf.dtype.name != group.dtype or not leaf.index - WIDTH < index < leaf.index + leaf.size:
             continue
         start, stop = max(index - leaf.index, 0), min(index - leaf.index + WIDTH, leaf.size)
-        refuse_unknown(store, [leaf])
-        (values,) = store.columns(leaf)
+        refuse_not_finite(store, [group])
+        (values,) = store.leaf_matrix(leaf)
         part = values[start:stop]
         largest = max(float(np.abs(values[a:b]).max()) for a, b in blocks(leaf.size, TASK))
         if largest >= noise.bound:

@@ -7,19 +7,20 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.groups import (
-    NO_NOISE,
     ROOM,
     WIDTH,
     check_types,
-    items,
-    lines_of,
-    magnitudes,
-    passes_over,
+    groups_of,
     random_words,
-    refuse_unknown,
+    refuse_not_finite,
+    strengths_of,
+    table_of,
+    tasks_of,
+    trainable_groups,
+    trainable_leaves,
 )
-from flatstore.kernels import each
-from flatstore.kernels.cpu import refuse_others, sampling_loop
+from flatstore.kernels import Task, run_tasks
+from flatstore.kernels.cpu import sampling_loop
 from flatstore.noise import Noise, as_keys
 from flatstore.store import Population, Store
 from flatstore.trees import Difference, StructureError
@@ -62,26 +63,27 @@ def sample(
     if sign not in (1, -1):
         raise ValueError(f"expected sign 1 or -1, got {sign}; fix: the strength belongs to the noise")
     noise.check_grid(out.layout)
-    trainable = [leaf for leaf in out.layout.homes if leaf.trainable and leaf.size]
-    refuse_others(trainable, "add noise to", NO_NOISE)
-    refuse_unknown(store, trainable)
-    lines = lines_of(out.layout, noise)
-    table, units = magnitudes(noise, lines.scales)
+    leaves = trainable_leaves(out)
+    refuse_not_finite(store, store.cached("trainable", lambda: trainable_groups([store], "add noise to")))
+    strengths = strengths_of(out.layout, noise)
+    table, units = table_of(noise, strengths.scales)
     draw = noise.kind, noise.width, keys, table, units * noise.step
     signs = np.array([sign, -sign] if antithetic else [sign], np.float64)
-    todo = items(passes_over(lines, trainable, [out, store]), size)
-    scratch: dict[Any, Any] = {}
+    groups = groups_of(leaves, [out, store], strengths)
 
-    def task(i: int, worker: int) -> None:
-        p, start, stop = todo[i]
-        if (worker, p.real) not in scratch:
-            words = random_words(noise.width, min(BROOD, len(keys)), WIDTH)
-            scratch[worker, p.real] = words, np.zeros(WIDTH + ROOM, np.int16), np.zeros(WIDTH, p.real)
-        centre = store.raw(p.raw.dtype)
-        sampling_loop(p.dtype)(start, stop, p.raw, centre, p.pieces, draw, signs, scratch[worker, p.real])
+    def write(task: Task, scratch: Any) -> int:
+        group, start, stop = task
+        rows = scratch[0], scratch[1], scratch[2][group.real]
+        centre = store.raw(group.raw.dtype)
+        sampling_loop(group.dtype)(start, stop, group.raw, centre, group.pieces, draw, signs, rows)
+        return stop
+
+    def scratch() -> Any:
+        words = random_words(noise.width, min(BROOD, len(keys)), WIDTH)
+        return words, np.zeros(WIDTH + ROOM, np.int16), {x.real: np.zeros(WIDTH, x.real) for x in groups}
 
     with out.memory.writing():
-        each(task, len(todo))
+        run_tasks(tasks_of(groups, size), write, scratch)
 
 
 def layouts_differ(name: str, got: Any, expected: Any) -> StructureError:

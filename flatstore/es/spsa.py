@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.es.groups import passes
+from flatstore.es.groups import noisy_groups
 from flatstore.es.journal import Move, mover
 from flatstore.es.perturbing import perturb, take_back
 from flatstore.es.updating import update
@@ -76,7 +76,7 @@ def mezo(
     start = resume.number + 1 if isinstance(resume, Move) else resumed_number(resume)
     run = check_run(evaluate, seed, start, steps, "steps")
     rate_at(rate, start)
-    narrow = [p.dtype for p in passes(store, noise) if not p.grid]
+    narrow = [group.dtype for group in noisy_groups(store, noise) if not group.grid]
     if narrow:
         raise ValueError(
             f"expected float32 or float64 leaves, which have a grid for exact undo, got {', '.join(narrow)}; "

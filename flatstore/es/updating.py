@@ -6,22 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.es.groups import (
-    ROOM,
-    Item,
-    items,
-    lines_of,
-    magnitudes,
-    moved,
-    passes,
-    random_words,
-    refuse_unknown,
-    there_and_back,
-)
-from flatstore.es.perturbing import grid_of, refused
+from flatstore.es.groups import ROOM, noisy_groups, random_words, refuse_not_finite, strengths_of, table_of, tasks_of
+from flatstore.es.perturbing import fault, grid_of
 from flatstore.es.weights import fixed_point
-from flatstore.kernels import Interrupts, each
-from flatstore.kernels.cpu import TOGETHER, update_loop
+from flatstore.kernels import Interrupts, Task, run_tasks
+from flatstore.kernels.cpu import SEEDS_AT_ONCE, update_loop
 from flatstore.layout import Array, Leaf
 from flatstore.noise import Noise
 from flatstore.store import Store
@@ -76,8 +65,8 @@ def update(
     for name, value, allowed in (("sign", sign, (1, -1)), ("perturbed", perturbed, (0, 1, -1))):
         if value not in allowed:
             raise ValueError(f"expected {name} in {allowed}, got {value}; fix: the strength belongs to the weights")
-    todo = passes(store, noise)
-    narrow = [p.dtype for p in todo if not p.grid]
+    groups = noisy_groups(store, noise)
+    narrow = [group.dtype for group in groups if not group.grid]
     if (perturbed or sign < 0) and (narrow or not exact):
         raise ValueError(
             f"expected float32 or float64 leaves on a grid to take back to the bit, got "
@@ -85,38 +74,39 @@ def update(
         )
     if perturbed and not len(keys):
         raise ValueError("expected the seed that the store is perturbed by, got none; fix: perturbed=0")
-    on_grid, rough = ([p for p in todo if bool(exact and p.grid) == wanted] for wanted in (True, False))
-    refuse_unknown(store, [leaf for leaf in moved(store, noise) if leaf.dtype.name in {p.dtype for p in rough}])
-    table, units = magnitudes(noise, lines_of(store.layout, noise).scales)
-    scratch: dict[tuple[int, str], Any] = {}
+    on_grid, rough = ([x for x in groups if bool(exact and x.grid) == wanted] for wanted in (True, False))
+    refuse_not_finite(store, rough)
+    table, units = table_of(noise, strengths_of(store.layout, noise).scales)
+    draw = noise.kind, noise.width, keys, table, units
 
-    def move(item: Item, end: int, whole: Array, sign: int, back: int, checked: bool, worker: int) -> int:
-        p, start, _ = item
-        if (worker, p.dtype) not in scratch:
-            scratch[worker, p.dtype] = (
-                random_words(noise.width, min(BROOD, max(1, len(keys))), WIDTH),
-                np.zeros((TOGETHER, WIDTH + ROOM), np.int16),
-                np.zeros(WIDTH, p.real),
-                np.zeros(WIDTH, np.int64),
-                random_words(32, 1, WIDTH),
-            )
-        gridded = exact and p.grid > 0
+    def move(task: Task, end: int, whole: Array, sign: int, back: int, checked: bool, scratch: Any) -> int:
+        group, start, _ = task
+        words, drawn, dither, sums, numbers = scratch
+        gridded = exact and group.grid > 0
         # A float64 grid is 2**29 times as fine as a step.
-        drop = max(0, fixed.point - round(np.log2(noise.step / p.grid))) if gridded else 0
-        unit = p.real(noise.step * 2.0 ** (drop - fixed.point))
-        how = p.real(sign), drop, unit, fixed.key, p.real(back), p.real(noise.step)
-        draw = noise.kind, noise.width, keys, table, units
-        grid = grid_of(p, noise.bound if gridded and checked else 0.0)
-        loop = update_loop(p.dtype, gridded)
-        return loop(start, end, p.raw, p.pieces, draw, whole, how, grid, scratch[worker, p.dtype])
+        drop = max(0, fixed.point - round(np.log2(noise.step / group.grid))) if gridded else 0
+        unit = group.real(noise.step * 2.0 ** (drop - fixed.point))
+        how = group.real(sign), drop, unit, fixed.key, group.real(back), group.real(noise.step)
+        grid = grid_of(group, noise.bound if gridded and checked else 0.0)
+        rows = words, drawn, numbers[group.real], sums, dither
+        return update_loop(group.dtype, gridded)(start, end, group.raw, group.pieces, draw, whole, how, grid, rows)
 
-    def forth(item: Item, worker: int) -> int:
-        return move(item, item[2], fixed.whole, sign, perturbed, True, worker)
+    def forth(task: Task, scratch: Any) -> int:
+        return move(task, task.stop, fixed.whole, sign, perturbed, True, scratch)
 
-    def back(item: Item, end: int, worker: int) -> None:
-        move(item, end, fixed.whole, -sign, 0, False, worker)
+    def back(task: Task, end: int, scratch: Any) -> None:
+        move(task, end, fixed.whole, -sign, 0, False, scratch)
         if perturbed:
-            move(item, end, np.zeros_like(fixed.whole), 1, -perturbed, False, worker)
+            move(task, end, no_weights, 1, -perturbed, False, scratch)
+
+    def scratch() -> Any:
+        return (
+            random_words(noise.width, min(BROOD, max(1, len(keys))), WIDTH),
+            np.zeros((SEEDS_AT_ONCE, WIDTH + ROOM), np.int16),
+            random_words(32, 1, WIDTH),
+            np.zeros(WIDTH, np.int64),
+            {group.real: np.zeros(WIDTH, group.real) for group in groups},
+        )
 
     def delta(leaf: Leaf, begin: int, end: int) -> Array:
         moves = [(sign * float(w), key) for w, key in zip(np.asarray(weights, np.float64), keys, strict=True)]
@@ -125,10 +115,10 @@ def update(
         parts = (w * noise.delta(leaf, np.array([key]), begin, end)[0].astype(np.float64) for w, key in moves)
         return sum(parts, np.zeros(end - begin))
 
+    no_weights = np.zeros_like(fixed.whole)
     with Interrupts(), store.memory.writing():
-        stopped = there_and_back(items(on_grid, len(keys)), forth, back)
+        stopped = run_tasks(tasks_of(on_grid, len(keys)), forth, scratch, back)
         if stopped:
-            raise refused(store, noise, *stopped, delta, "smaller weights, or a larger bound=")
+            raise fault(store, noise, *stopped, delta, "smaller weights, or a larger bound=")
         # What cannot be taken back comes last: it cannot fail.
-        rest = items(rough, len(keys))
-        each(lambda i, worker: forth(rest[i], worker), len(rest))
+        run_tasks(tasks_of(rough, len(keys)), forth, scratch)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flatstore.kernels.cpu import combined
+from flatstore.kernels.cpu import xor_of_blocks
 from flatstore.layout import Array
 from flatstore.noise import ROUNDING, Noise, as_keys
 
@@ -94,4 +94,4 @@ def _key(keys: Array, whole: Array, point: int) -> Array:
     counters[:, 0], counters[:, 1] = keys & np.uint64(0xFFFFFFFF), keys >> np.uint64(32)
     counters[:, 2], counters[:, 3] = whole.view(np.uint32), np.arange(len(keys))
     key = np.uint64((point & 0xFFFFFFFF) | ROUNDING << 32)
-    return np.array([combined(counters, key)], np.uint64)
+    return np.array([xor_of_blocks(counters, key)], np.uint64)

@@ -1,61 +1,88 @@
 """Files: a store as safetensors, through the safetensors library.
 
-A tensor per home, named by its path; the metadata holds the order of the leaves and what a layout knows beyond shapes
-and dtypes, so that the file gives the same layout back. The format: https://huggingface.co/docs/safetensors.
+A tensor per home, named by its path. The metadata hold 'format', which other libraries ask for, what the caller adds,
+and the note that gives the layout back. The format: https://huggingface.co/docs/safetensors.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections import OrderedDict
-from glob import escape
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from flatstore.extras import require
-from flatstore.layout import Array, Layout
+from flatstore.files import note
+from flatstore.layout import Layout, Spec
 from flatstore.store import Store
-from flatstore.trees import Difference, StructureError, keys_of, path_of
+from flatstore.trees import Difference, StructureError, path_of
 
-# safetensors' names of the dtypes that it knows.
+# safetensors' names of the dtypes whose values take whole bytes: its F4 and F6 share bytes, NumPy's do not.
 _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
     "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
-    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
 
+_NOTE = "flatstore"
 
-def save(path: str | os.PathLike[str], store: Store) -> None:
+# What 'format' says unless the caller says otherwise. Of files with metadata, huggingface_hub loads 'pt' and 'mlx'
+# (serialization/_torch.py), transformers 4 'pt', 'tf', 'flax' and 'mlx' (modeling_utils.py), and 5 any.
+_FORMAT = "pt"
+
+
+def save(path: str | os.PathLike[str], store: Store, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write a store to a safetensors file: a copy. The file is replaced as a whole, or not at all.
 
-    Raises `StructureError` for dtypes that the format does not know, `FileNotFoundError` for a folder that is not
-    there, `ImportError` without safetensors.
+    `metadata` are strings by name that the file keeps, for people and for other libraries; `metadata_of` reads them.
+    'format' is 'pt' unless they say otherwise, since that is what most libraries load. A tied leaf is written once,
+    under the path of its home.
+
+    Raises `StructureError` for dtypes, names and axes that the format cannot hold, `ValueError` for a layout that is
+    mostly gaps and for metadata under the name that flatstore uses, `TypeError` for metadata that are no strings and
+    for what is no store, `FileNotFoundError` for a folder that is not there, `ImportError` without safetensors. The
+    file is as it was then.
     """
     library = require("safetensors.numpy", "demo")
     if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"expected a Store, got {type(store).__name__}; fix: save a member, pop[i]")
-    layout = store.layout
+    homes = store.layout.homes
     unknown = [
         Difference(leaf.path, "a dtype of safetensors", leaf.dtype.name, "convert the leaf")
-        for leaf in layout.homes
+        for leaf in homes
         if leaf.dtype.name not in _DTYPES.values()
     ]
     if unknown:
         raise StructureError(unknown, "of a dtype that cannot be saved")
-    rows = [[leaf.path, leaf.trainable, leaf.tied, leaf.dims] for leaf in layout.leaves]
-    metadata = {"flatstore": json.dumps({"version": 1, "align": layout.align, "leaves": rows})}
+    unnamed = [
+        Difference(leaf.path, "a name that safetensors can write", leaf.path, "rename the key")
+        for leaf in homes
+        if leaf.path == "__metadata__" or not _is_text(leaf.path)
+    ]
+    if unnamed:
+        raise StructureError(unnamed, "of a name that cannot be saved")
+    for name, value in (metadata or {}).items():
+        if not (_is_text(name) and _is_text(value)):
+            raise TypeError(f"metadata: expected strings by name, got {name!r}: {value!r}; fix: json.dumps the value")
+        if name == _NOTE:
+            raise ValueError(f"metadata: expected names other than flatstore's own, got {name!r}; fix: leave it out")
+    texts = {"format": _FORMAT, **(metadata or {}), _NOTE: note.written(store.layout)}
     target = Path(path)
     if not target.parent.is_dir() or target.is_dir():
         raise FileNotFoundError(f"expected a file in a folder that exists, got {str(target)!r}; fix: make the folder")
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
     try:
-        library.save_file({leaf.path: store[leaf.path] for leaf in layout.homes}, name, metadata=metadata)
+        library.save_file({leaf.path: store[leaf.path] for leaf in homes}, name, metadata=texts)
         with open(name, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(name, 0o666 & ~_umask())
@@ -63,6 +90,11 @@ def save(path: str | os.PathLike[str], store: Store) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a string that UTF-8 can hold; half of a surrogate pair is none."""
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 
 def _umask() -> int:
@@ -75,16 +107,29 @@ def load(path: str | os.PathLike[str], *, like: Any = None) -> Store:
     """A store with what a safetensors file holds: a copy.
 
     `like` is a tree (of arrays or shapes) or a layout that says which leaves to expect and what nodes they live in;
-    without it the tree is made of ordered dicts, and a file that `save` wrote has the digest it had.
+    without it the tree is made of ordered dicts, and a file that `save` wrote has the digest it had. The store does not
+    keep the file's metadata: `metadata_of` reads them, and `save` takes them.
 
-    Raises `StructureError` with every leaf that differs, `ValueError` if it is no safetensors file.
+    Raises `StructureError` with every leaf that differs from `like`, and otherwise what `layout_of` raises.
     """
-    saved, _ = _header(path)
-    tensors = {name if saved or like is not None else path_of((name,)): array for name, array in _read(path).items()}
-    if isinstance(like, Layout):
-        layout = like
+    library = require("safetensors", "demo")
+    content = Path(path).read_bytes()  # once: a file that is replaced meanwhile is read whole, old or new
+    with _errors_of(path):
+        found = dict(sorted(library.deserialize(content)))
+    # The library gives the metadata of paths alone. It has checked the header by now.
+    header: dict[str, Any] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata: dict[str, str] = header.get("__metadata__") or {}
+    del content
+    specs = _specs({name: (tensor["dtype"], tensor["shape"]) for name, tensor in found.items()})
+    if like is None:
+        layout = _layout(metadata, specs, path)
     else:
-        layout = Layout.from_tree(like) if like is not None else layout_of(path)
+        layout = like if isinstance(like, Layout) else Layout.from_tree(like)
+    are_paths = like is not None or _NOTE in metadata
+    tensors = {
+        name if are_paths else path_of((name,)): np.frombuffer(found[name]["data"], spec.dtype).reshape(spec.shape)
+        for name, spec in specs.items()
+    }
     ties = {leaf.path: tensors[leaf.tied] for leaf in layout.leaves if leaf.tied in tensors}
     values = {**ties, **tensors}
     layout.check_leaves(values.items())
@@ -99,89 +144,74 @@ def layout_of(path: str | os.PathLike[str]) -> Layout:
     Of a file that `save` wrote, the layout that it was saved with, over a tree of ordered dicts; of any other, one
     packed dict whose keys are the tensors' names.
 
-    Raises `ValueError` if it is no safetensors file, `StructureError` for dtypes that NumPy and JAX do not have.
+    Raises `ValueError` if it is no safetensors file, holds no tensors, or if the note in its metadata is damaged;
+    `StructureError` for dtypes and shapes that NumPy and JAX do not have; `ImportError` without safetensors.
     """
-    saved, shapes = _header(path)
-    if saved is None:
-        return Layout.from_tree(OrderedDict(shapes), align=1)
-    tree: OrderedDict[str, Any] = OrderedDict()
-    for name, row in saved.rows.items():
-        node, (*above, last) = tree, keys_of(name)
-        for key in above:
-            node = node.setdefault(key, OrderedDict())
-        node[last] = shapes[row.tied or name]
-
-    def as_saved(name: str, _leaf: Any, _parent: Any) -> bool:
-        return saved.rows[name].trainable
-
-    return Layout.from_tree(
-        tree,
-        align=saved.align,
-        trainable=as_saved,
-        dims={escape(name): row.dims for name, row in saved.rows.items() if row.dims},
-        tied={name: row.tied for name, row in saved.rows.items() if row.tied},
-    )
-
-
-class _Saved(NamedTuple):
-    """The metadata of a file that `save` wrote."""
-
-    align: int
-    rows: dict[str, _Row]
-
-
-class _Row(NamedTuple):
-    """What the metadata say of a leaf."""
-
-    trainable: bool
-    tied: str | None
-    dims: list[str | None] | None
-
-
-def _header(path: str | os.PathLike[str]) -> tuple[_Saved | None, dict[str, jax.ShapeDtypeStruct]]:
-    """What `save` noted, if it did, and a shape for each tensor by name."""
     library = require("safetensors", "demo")
-    shapes: dict[str, jax.ShapeDtypeStruct] = {}
-    unknown: list[Difference] = []
+    with _errors_of(path), library.safe_open(path, framework="np") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        kinds = {name: (tensor.get_dtype(), tensor.get_shape()) for name, tensor in slices.items()}
+    return _layout(metadata, _specs(kinds), path)
+
+
+def metadata_of(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata of a safetensors file: strings by name, without the note of flatstore. Its data are not read.
+
+    A file that is saved again keeps them by `save(path, store, metadata=metadata_of(path))`.
+
+    Raises `ValueError` if it is no safetensors file, `ImportError` without safetensors.
+    """
+    library = require("safetensors", "demo")
+    with _errors_of(path), library.safe_open(path, framework="np") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    return {name: metadata[name] for name in sorted(metadata) if name != _NOTE}
+
+
+@contextmanager
+def _errors_of(path: str | os.PathLike[str]) -> Generator[None]:
+    """The library's errors as ours, which name the file."""
+    library = require("safetensors", "demo")
     try:
-        with library.safe_open(path, framework="np") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                tensor = file.get_slice(name)
-                if tensor.get_dtype() in _DTYPES:
-                    shapes[name] = jax.ShapeDtypeStruct(tensor.get_shape(), np.dtype(_DTYPES[tensor.get_dtype()]))
-                else:
-                    fix = "convert the file with the library that wrote it"
-                    unknown.append(Difference(name, "a dtype of NumPy or JAX", tensor.get_dtype(), fix))
+        yield
     except library.SafetensorError as error:
         raise ValueError(
             f"expected a safetensors file, got {os.fspath(path)!r}: {error}; fix: save it again"
         ) from error
+
+
+def _specs(kinds: Mapping[str, tuple[str, list[int]]]) -> dict[str, Spec]:
+    """Shapes and dtypes by name. Raises `StructureError` for each that NumPy and JAX do not have."""
+    specs: dict[str, Spec] = {}
+    unknown: list[Difference] = []
+    for name, (dtype, shape) in kinds.items():
+        if dtype not in _DTYPES:
+            unknown.append(Difference(name, "a dtype of NumPy or JAX", dtype, _CONVERT))
+            continue
+        specs[name] = Spec(tuple(shape), np.dtype(_DTYPES[dtype]))
+        # NumPy counts the bytes of the other axes where one has no elements.
+        if len(shape) > 64 or math.prod(filter(None, shape)) * specs[name].dtype.itemsize >= 2**63:
+            got = f"{len(shape)} axes" if len(shape) > 64 else str(shape)
+            unknown.append(Difference(name, "a shape that NumPy can have, of at most 64 axes", got, _CONVERT))
     if unknown:
-        raise StructureError(unknown, "of a dtype that cannot be read")
-    note = metadata.get("flatstore")
-    return (None if note is None else _saved(note, shapes, path)), shapes
+        raise StructureError(unknown, "of a kind that cannot be read")
+    return specs
 
 
-def _saved(note: str, shapes: dict[str, Any], path: str | os.PathLike[str]) -> _Saved:
+_CONVERT = "convert the file with the library that wrote it"
+
+
+def _layout(metadata: Mapping[str, str], specs: Mapping[str, Spec], path: str | os.PathLike[str]) -> Layout:
+    """The layout that the note in a file's metadata says, or one packed dict without a note."""
+    if not specs:
+        raise ValueError(f"expected a file with tensors, got none in {os.fspath(path)!r}; fix: save a store")
+    if _NOTE not in metadata:
+        shapes = {name: jax.ShapeDtypeStruct(*spec) for name, spec in specs.items()}
+        return Layout.from_tree(OrderedDict(shapes), align=1)
     try:
-        table: Any = json.loads(note)
-        rows = {name: _Row(trainable, tied, dims) for name, trainable, tied, dims in table["leaves"]}
-        saved = _Saved(table["align"], rows)
-        homes = {name for name, row in rows.items() if row.tied is None}
-        if table["version"] != 1 or homes != shapes.keys():
-            raise ValueError(f"version {table['version']}, leaves {sorted(homes ^ shapes.keys())[:3]} unmatched")
-    except (ValueError, KeyError, TypeError) as error:
+        return note.planned(note.read(metadata[_NOTE], specs), specs)
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"expected the table of leaves that save writes, got other metadata in {os.fspath(path)!r} ({error}); "
-            "fix: save it again with this version"
+            "fix: load(path, like=...) takes a tree or a layout in place of the table"
         ) from error
-    return saved
-
-
-def _read(path: str | os.PathLike[str]) -> dict[str, Array]:
-    library = require("safetensors", "demo")
-    return {
-        name: np.frombuffer(tensor["data"], np.dtype(_DTYPES[tensor["dtype"]])).reshape(tensor["shape"])
-        for name, tensor in library.deserialize(Path(path).read_bytes())
-    }

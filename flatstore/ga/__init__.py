@@ -1,5 +1,6 @@
 """The genetic algorithm: one generation in the population's own memory."""
 
+from flatstore.ga.bounds import Bounds as Bounds
 from flatstore.ga.breeding import step as step
 from flatstore.ga.crossover import Blend as Blend
 from flatstore.ga.crossover import Exchange as Exchange
@@ -9,6 +10,7 @@ from flatstore.ga.crossover import Uniform as Uniform
 from flatstore.ga.evolution import Generation as Generation
 from flatstore.ga.evolution import evolve as evolve
 from flatstore.ga.generation import UnfinishedError as UnfinishedError
+from flatstore.ga.mutation import Mutate as Mutate
 from flatstore.ga.mutation import Reset as Reset
 from flatstore.ga.mutation import Sparse as Sparse
 from flatstore.ga.selection import Tournament as Tournament

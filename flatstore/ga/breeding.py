@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from flatstore.evaluation import as_fitness, best_first, refuse_all_nan
-from flatstore.ga.crossover import Crossover, Mother, Uniform
-from flatstore.ga.generation import Left, pass_of, run
-from flatstore.ga.mutation import Mutation, Reset, Sparse
+from flatstore.ga.bounds import Bounds
+from flatstore.ga.crossover import Crossover, Uniform
+from flatstore.ga.generation import Family, Left, Operators, dtype_loop, run
+from flatstore.ga.mutation import Mutate, Mutation, Reset, Sparse
 from flatstore.ga.selection import Tournament
-from flatstore.kernels.cpu import refuse_others
+from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.layout import Array
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Population
@@ -27,6 +28,7 @@ def step(
     mutate: Mutation | None,
     select: Any = Tournament(),  # noqa: B008 (a frozen value)
     crossover: Crossover | None = Uniform(),  # noqa: B008 (a frozen value)
+    bounds: Bounds | None = None,
     elite: int = 1,
     left: Iterable[Left] | None = None,
 ) -> tuple[Array, Array]:
@@ -49,9 +51,10 @@ def step(
         pop: the population; its shared leaves do not change.
         fitness: a number per member, maximised; NaN is worst.
         seed: an integer or several, like (run, generation).
-        mutate: noise that is added to each gene of a child, `Sparse` noise, `Reset`, or None.
+        mutate: noise that is added to each gene of a child, `Sparse` noise, `Reset`, your own as `Mutate`, or None.
         select: `(fitness, n, seed) -> n indices`, called once for both parents of all children.
         crossover: `Uniform`, `Points`, `Blend`, `Exchange`, your own as `PerGene`, or None for copies of one parent.
+        bounds: `Bounds` between which the genes of children stay, or None.
         elite: how many members are kept.
         left: what an `UnfinishedError` says is left, to finish that generation; None for a new one.
 
@@ -61,13 +64,13 @@ def step(
 
     Raises:
         ValueError: fitness of another length or all NaN, elite or indices out of range, leaves that cannot be computed
-            with. Nothing is written.
+            with, operators or bounds that do not suit the layout. Nothing is written.
         LentError: while the population is lent. Nothing is written.
         UnfinishedError: an operator of yours failed half-way.
     """
     scores = as_fitness(fitness, pop.size)
     refuse_all_nan(scores)
-    check_operators(mutate, select, crossover)
+    check_operators(mutate, select, crossover, bounds)
     if not 0 <= operator.index(elite) < pop.size:
         raise ValueError(f"expected elite in 0 .. {pop.size - 1}, got {elite}; fix: leave a slot for a child")
     dtypes = _dtypes(pop)
@@ -75,10 +78,8 @@ def step(
     slots = np.sort(best_first(scores)[elite:]).astype(np.int32)
     chosen = _select(select, scores, 2 * len(slots), int(keys[-1])).reshape(2, -1)
     family, keys = _family(slots, chosen, pop.size), keys[slots]
-    passes = {
-        name: pass_of(pop, name, mutate, Mother() if crossover is None else crossover, family, keys) for name in dtypes
-    }
-    run(pop, passes, left)
+    operators = Operators(crossover, mutate, bounds)
+    run(pop, {name: dtype_loop(pop, name, operators, family, keys) for name in dtypes}, left)
     parents = np.repeat(np.arange(pop.size)[:, None], 2, axis=1)
     parents[slots] = chosen.T
     kept = np.ones(pop.size, bool)
@@ -86,31 +87,36 @@ def step(
     return parents, kept
 
 
-def _family(slots: Array, chosen: Array, size: int) -> tuple[Array, Array, Array, Array]:
-    """The members that are parents, the slots of the children, and the places of their parents among the parents."""
+def _family(slots: Array, chosen: Array, size: int) -> Family:
+    """Who begets whom in a population of `size`: the slots of the children, and the two members chosen for each."""
     is_parent = np.zeros(size, bool)
     is_parent[chosen] = True
     place = np.cumsum(is_parent, dtype=np.int32) - np.int32(1)
-    return np.flatnonzero(is_parent).astype(np.int32), slots, place[chosen[0]], place[chosen[1]]
+    return Family(np.flatnonzero(is_parent).astype(np.int32), slots, place[chosen[0]], place[chosen[1]])
 
 
-def check_operators(mutate: Any, select: Any, crossover: Any) -> None:
+def check_operators(mutate: Any, select: Any, crossover: Any, bounds: Any) -> None:
     """Raise `TypeError` for what is no operator."""
-    if not (mutate is None or isinstance(mutate, (Noise, Sparse, Reset))):
-        raise TypeError(f"expected noise, Sparse, Reset or None to mutate with, got {mutate!r}; fix: fs.Normal(0.02)")
+    if not (mutate is None or isinstance(mutate, (Noise, Sparse, Reset, Mutate))):
+        raise TypeError(
+            f"expected noise, Sparse, Reset, Mutate or None to mutate with, got {mutate!r}; "
+            "fix: fs.Normal(0.02), or ga.Mutate(your_function)"
+        )
     if not (crossover is None or (hasattr(crossover, "crossing") and not isinstance(crossover, type))):
         raise TypeError(
             f"expected a crossover or None, got {crossover!r}; fix: ga.Uniform(), or ga.PerGene(your_function)"
         )
     if not callable(select) or isinstance(select, type):
         raise TypeError(f"expected a selection (fitness, n, seed) -> indices, got {select!r}; fix: ga.Tournament(4)")
+    if not (bounds is None or isinstance(bounds, Bounds)):
+        raise TypeError(f"expected Bounds or None, got {bounds!r}; fix: ga.Bounds({{'*': (-1, 1)}})")
 
 
-def check_layout(pop: Population, mutate: Any, crossover: Any) -> None:
+def check_layout(pop: Population, operators: Operators) -> None:
     """Raise `ValueError` for operators that do not suit the population's leaves, or leaves that cannot evolve."""
     one = np.zeros(1, np.int32)
     for name in _dtypes(pop):
-        pass_of(pop, name, mutate, Mother() if crossover is None else crossover, (one, one, one, one), seeds(0, 1))
+        dtype_loop(pop, name, operators, Family(one, one, one, one), seeds(0, 1))
 
 
 def _select(select: Any, scores: Array, n: int, seed: int) -> Array:
@@ -129,5 +135,5 @@ def _select(select: Any, scores: Array, n: int, seed: int) -> Array:
 def _dtypes(pop: Population) -> list[str]:
     """The dtypes of the leaves that train. Raises `ValueError` for one that cannot be computed with."""
     leaves = [leaf for leaf in pop.layout.homes if leaf.trainable and leaf.size]
-    refuse_others(leaves, "evolve")
+    refuse_other_dtypes(leaves, "evolve")
     return list(dict.fromkeys(leaf.dtype.name for leaf in leaves))

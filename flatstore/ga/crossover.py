@@ -6,17 +6,15 @@ compiled into the loop. Slices (points, layers) move without a number per gene.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache, lru_cache
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from flatstore.ga.mutation import finite
+from flatstore.ga.operators import GeneFunction, Operator
 from flatstore.kernels import compiled
-from flatstore.kernels.cpu import at_points, by_unit, gene_by_gene
+from flatstore.kernels.cpu import at_points, by_unit, crossover_loop
 from flatstore.layout import Array, Layout
 from flatstore.noise import CROSSOVER, words
 from flatstore.trees import Glob, matcher, path_of, refuse_idle_glob
@@ -24,23 +22,16 @@ from flatstore.trees import Glob, matcher, path_of, refuse_idle_glob
 _searchsorted: Any = np.searchsorted
 
 
-class Crossing(NamedTuple):
-    """What a crossover hands to the compiled loop: a function of `flatstore.kernels.crossing`, and its data."""
-
-    cross: Any
-    given: Any
-
-
 class Crossover(Protocol):
     """How the genes of two parents become those of a child."""
 
-    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
+    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
         """For children with a seed each in `keys`, and genes that are computed with in `dtype`."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
-class PerGene:
+class PerGene(GeneFunction):
     """Your own crossover: `function(a, b, draw)` gives a child's gene, and is compiled into the loop.
 
     `a` and `b` are a gene of the two parents (float32, or float64 for a float64 leaf), `draw` a random integer below
@@ -56,36 +47,12 @@ class PerGene:
     `TypeError` for another function.
     """
 
-    function: Callable[[Any, Any, Any], Any]
-    bits: int = 16
-    table: Any = field(default=None, repr=False)
+    arguments: ClassVar[str] = "a, b, draw"
 
-    def __post_init__(self) -> None:
-        inner = getattr(self.function, "py_func", self.function)
-        if not callable(inner) or inspect.isfunction(inner) and len(inspect.signature(inner).parameters) != 3:
-            raise TypeError(f"expected a function of (a, b, draw), got {self.function!r}; fix: take three arguments")
-        if self.bits not in (0, 1, 8, 16, 32):
-            raise ValueError(f"expected 0, 1, 8, 16 or 32 random bits per gene, got {self.bits}; fix: 16 suits most")
-        shape = np.shape(self.table)
-        if self.table is not None and (self.bits not in (1, 8, 16) or shape != (1 << self.bits,)):
-            raise ValueError(
-                f"expected a table of 2 ** bits numbers for 1, 8 or 16 bits, got shape {shape} for {self.bits}; "
-                "fix: what the draw is at each integer, in order"
-            )
-
-    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
+    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
         """The function, compiled into a loop over genes."""
-        table = (
-            np.empty(0, dtype)
-            if self.table is None
-            else finite(np.array(self.table, np.float64), dtype, "numbers in a table")
-        )
-        return Crossing(gene_by_gene(_compiled(self.function), self.table is not None), (self.bits, table))
-
-
-@cache
-def _compiled(function: Any) -> Any:
-    return function if hasattr(function, "py_func") else compiled(function)
+        loop, table = self.within(crossover_loop, dtype)
+        return Operator(loop, (self.bits, table))
 
 
 @compiled
@@ -105,7 +72,7 @@ class Uniform:
     Source: Syswerda, *Uniform Crossover in Genetic Algorithms*, ICGA 1989.
     """
 
-    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
+    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
         """A bit per gene: 1 is the mother's."""
         return PerGene(_either, bits=1).crossing(layout, keys, dtype)
 
@@ -126,7 +93,7 @@ class Blend:
         if not -0.5 <= self.alpha < float("inf"):
             raise ValueError(f"expected alpha >= -0.5, got {self.alpha}; fix: 0.5 is usual, -0.5 is the mean")
 
-    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
+    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
         """Where between the parents: sixteen bits per gene."""
         place = (np.arange(1 << 16) + 0.5) / (1 << 16)
         return PerGene(_between, 16, (1 + 2 * self.alpha) * place - self.alpha).crossing(layout, keys, dtype)
@@ -148,7 +115,7 @@ class Points:
         if self.k < 1:
             raise ValueError(f"expected k >= 1 cuts, got {self.k}; fix: crossover=None copies the mother")
 
-    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
+    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
         """Two words for each cut: 53 bits of a fraction of the genes that train."""
         fraction = np.empty((len(keys), self.k))
         for start in range(0, len(keys), 1 << 13):
@@ -160,16 +127,16 @@ class Points:
         place = np.minimum(1 + (fraction * (ends[-1] - 1)).astype(np.int64), ends[-1])
         leaf = np.minimum(_searchsorted(ends, place, side="right"), len(homes) - 1)
         shift = np.array([home.index for home in homes]) - np.concatenate([[0], ends[:-1]])
-        return Crossing(at_points, np.sort(place + shift[leaf], axis=1))
+        return Operator(at_points, np.sort(place + shift[leaf], axis=1))
 
 
 @dataclass(frozen=True)
 class Mother:
     """No crossover: a child begins as its first parent. What `crossover=None` stands for."""
 
-    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
+    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
         """No cuts."""
-        return Crossing(at_points, np.empty((len(keys), 0), np.int64))
+        return Operator(at_points, np.empty((len(keys), 0), np.int64))
 
 
 @dataclass(frozen=True)
@@ -187,10 +154,10 @@ class Exchange:
 
     units: Glob | None = None
 
-    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Crossing:
+    def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
         """A bit per unit, in the order of the leaves."""
         globs = self.units if self.units is None or isinstance(self.units, str) else tuple(self.units)
-        return Crossing(by_unit, _units(layout, globs))
+        return Operator(by_unit, _units(layout, globs))
 
 
 @lru_cache(maxsize=16)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from flatstore.evaluation import best_first, check_run, fitness_of, refuse_unlendable, resumed_number
+from flatstore.ga.bounds import Bounds
 from flatstore.ga.breeding import check_layout, check_operators, step
 from flatstore.ga.crossover import Crossover, Uniform
-from flatstore.ga.generation import UnfinishedError
+from flatstore.ga.generation import Operators, UnfinishedError
 from flatstore.ga.mutation import Mutation
 from flatstore.ga.selection import Tournament
 from flatstore.kernels import Interrupts
@@ -73,6 +74,7 @@ def evolve(
     mutate: Mutation | None | Callable[[int], Mutation | None],
     select: Any = Tournament(),  # noqa: B008 (a frozen value)
     crossover: Crossover | None = Uniform(),  # noqa: B008 (a frozen value)
+    bounds: Bounds | None = None,
     elite: int = 1,
     generations: int | None = None,
     chunk: int | None = None,
@@ -106,6 +108,7 @@ def evolve(
         mutate: what `step` takes, or a function of the generation's number that returns it, as for noise that fades.
         select: what `step` takes.
         crossover: what `step` takes.
+        bounds: what `step` takes.
         elite: how many members are kept.
         generations: how many there are in all, those before `resume` included; None: until somebody stops.
         chunk: at most how many members are evaluated at once (`pop.chunks`); None: all of them.
@@ -131,8 +134,8 @@ def evolve(
             "fix: restore the population that was yielded with it"
         )
     first: Any = mutate(number) if callable(mutate) and not isinstance(mutate, type) else mutate
-    check_operators(first, select, crossover)
-    check_layout(pop, first, crossover)
+    check_operators(first, select, crossover, bounds)
+    check_layout(pop, Operators(crossover, first, bounds))
     refuse_unlendable(pop, chunk)
 
     def breed(record: Generation) -> tuple[Array, Array]:
@@ -143,6 +146,7 @@ def evolve(
             mutate=mutate(record.number) if callable(mutate) else mutate,
             select=select,
             crossover=crossover,
+            bounds=bounds,
             elite=elite,
         )
 

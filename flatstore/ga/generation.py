@@ -1,4 +1,8 @@
-"""A generation cut into passes and tasks: all genes of one dtype, a few blocks of them at a time, over the threads."""
+"""A generation over the threads: the loop over the genes of each dtype, cut into tasks of a few blocks.
+
+A *dtype loop* is a compiled loop with its arguments, all but the range of the index that it is run over; a *task* is
+one such range, and what has failed of it is what an `UnfinishedError` says is left.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flatstore.ga.crossover import Crossover
-from flatstore.ga.mutation import Mutation, plan
+from flatstore.ga.bounds import Bounds, limits
+from flatstore.ga.crossover import Crossover, Mother
+from flatstore.ga.mutation import Mutation, mutating
 from flatstore.kernels import each, threads
-from flatstore.kernels.cpu import BROOD, STORAGE, first_run, generation_loop, ranges, writer
+from flatstore.kernels.cpu import CHILDREN, STORAGE, first_run, generation_loop, ranges, writer
 from flatstore.layout import Array
 from flatstore.store import Population
 
@@ -47,40 +52,68 @@ class UnfinishedError(RuntimeError):
         )
 
 
-class Pass(NamedTuple):
-    """The genes of one dtype, and all that the compiled loop needs for them."""
+class Operators(NamedTuple):
+    """How children are made of their parents, whatever the dtype."""
+
+    crossover: Crossover | None
+    mutate: Mutation | None
+    bounds: Bounds | None
+
+
+class Family(NamedTuple):
+    """Who begets whom. A parent is counted by its place among `parents`, a child by its place among `slots`."""
+
+    parents: Array
+    """The members that are parents, ascending."""
+    slots: Array
+    """The members that the children replace."""
+    mothers: Array
+    """Of each child."""
+    fathers: Array
+    """Of each child."""
+
+
+class DtypeLoop(NamedTuple):
+    """The compiled loop that replaces the genes of one dtype by the children's, and what it is called with."""
 
     loop: Any
     arguments: tuple[Any, ...]
+    """All that it takes between the range of the index and the scratch of a thread."""
     parents: Array
-    runs: Array
+    """The members that are read, and written back where an operator fails."""
     raw: Array
+    """The population's memory, as numbers of the width that is stored."""
+    runs: Array
+    """Where the genes lie in it, as `flatstore.kernels.cpu.generation` says."""
     real: Any
     """What is computed with: float32 or float64."""
 
 
-def pass_of(
-    pop: Population, dtype: str, mutate: Mutation | None, crossover: Crossover, family: tuple[Array, ...], keys: Array
-) -> Pass:
-    """The pass over one dtype; `family` is (parents, slots of the children, mothers and fathers among the parents).
+def dtype_loop(pop: Population, dtype: str, operators: Operators, family: Family, keys: Array) -> DtypeLoop:
+    """The loop over the genes of a dtype; `keys` are the children's seeds.
 
     Raises `ValueError` for operators that do not suit the layout.
     """
     stored, real, _, _ = STORAGE[dtype]
-    cross, given = crossover.crossing(pop.layout, keys, real)
-    how, table, jumps, (bounds, scales) = plan(mutate, pop.layout, real)
+    crossover = Mother() if operators.crossover is None else operators.crossover
+    cross = crossover.crossing(pop.layout, keys, real)
+    mutate, scales = mutating(operators.mutate, pop.layout, real)
     raw, runs = pop.raw(stored), pop.runs(dtype)
-    arguments = (raw, runs, (bounds, scales.astype(real)), family, keys, given, (how, table, jumps))
-    return Pass(generation_loop(cross, dtype), arguments, family[0], runs, raw, real)
+    bounds = tuple(limits(operators.bounds, pop.layout, dtype))
+    arguments = (raw, runs, tuple(family), keys, cross.data, mutate.data, scales, bounds)
+    return DtypeLoop(generation_loop(cross.loop, mutate.loop, dtype), arguments, family.parents, raw, runs, real)
 
 
-def run(pop: Population, passes: dict[str, Pass], left: Iterable[Left] | None) -> None:
-    """Run the passes over all genes, or over those that are left. Raises `UnfinishedError` for a half of it."""
-    todo = genes_of(passes) if left is None else _checked(passes, list(left))
+def run(pop: Population, loops: dict[str, DtypeLoop], left: Iterable[Left] | None) -> None:
+    """Run the loops, by dtype, over all genes, or over those that are left; tasks are spread over the threads.
+
+    Raises `UnfinishedError` if an operator failed and some genes, not all, have been replaced.
+    """
+    todo = genes_of(loops) if left is None else _checked(loops, list(left))
     if not todo:
         return
-    members = max(len(p.parents) for p in passes.values())
-    reals = {p.real for p in passes.values()}
+    members = max(len(genes.parents) for genes in loops.values())
+    reals = {genes.real for genes in loops.values()}
     workers, width = _workers_and_width(pop, reals, members, max(stop - start for _, start, stop in todo))
     chunk = width * max(1, TASK // (width * pop.size))
     tasks = [(name, at, min(at + chunk, stop)) for name, start, stop in todo for at in range(start, stop, chunk)]
@@ -89,20 +122,20 @@ def run(pop: Population, passes: dict[str, Pass], left: Iterable[Left] | None) -
 
     def task(i: int, worker: int) -> None:
         name, start, stop = tasks[i]
-        p = passes[name]
-        if (worker, p.real) not in scratch:
-            scratch[worker, p.real] = _scratch(width, members, p.real)
-        rows, numbers, at = scratch[worker, p.real]
+        genes = loops[name]
+        if (worker, genes.real) not in scratch:
+            scratch[worker, genes.real] = _scratch(width, members, genes.real)
+        rows, numbers, at = scratch[worker, genes.real]
         at[:] = start, 0
         try:
-            p.loop(start, stop, *p.arguments, rows, numbers, at)
+            genes.loop(start, stop, *genes.arguments, rows, numbers, at)
             del undone[i]
         except BaseException:
             begin = int(at[0])
             # The loop read the parents of this block before it wrote: write them back.
             if at[1]:
                 write, end = writer(name), min(begin + width, stop)
-                write(begin, end, first_run(p.runs, begin), rows[0], p.parents, p.raw, p.runs)
+                write(begin, end, first_run(genes.runs, begin), rows[0], genes.parents, genes.raw, genes.runs)
             undone[i] = (name, begin, stop)
             raise
 
@@ -119,13 +152,13 @@ def run(pop: Population, passes: dict[str, Pass], left: Iterable[Left] | None) -
             raise unfinished from error
 
 
-def genes_of(passes: dict[str, Pass]) -> list[Left]:
+def genes_of(loops: dict[str, DtypeLoop]) -> list[Left]:
     """The ranges of the index that hold genes, dtype by dtype."""
-    return [(name, begin, end) for name, p in passes.items() for begin, end in ranges(p.runs)]
+    return [(name, begin, end) for name, genes in loops.items() for begin, end in ranges(genes.runs)]
 
 
-def _checked(passes: dict[str, Pass], todo: list[Left]) -> list[Left]:
-    whole = {name: (int(p.runs[0, 0]), int(p.runs[-1, 1])) for name, p in passes.items()}
+def _checked(loops: dict[str, DtypeLoop], todo: list[Left]) -> list[Left]:
+    whole = {name: (int(genes.runs[0, 0]), int(genes.runs[-1, 1])) for name, genes in loops.items()}
     ends: dict[str, int] = {}
     for name, start, stop in sorted(todo):
         if name not in whole or not max(whole[name][0], ends.get(name, 0)) <= start < stop <= whole[name][1]:
@@ -139,16 +172,16 @@ def _checked(passes: dict[str, Pass], todo: list[Left]) -> list[Left]:
 
 
 def _scratch(width: int, members: int, real: Any) -> Any:
-    """What a thread works in: rows of genes, of children and of scales; random numbers; where it is."""
-    rows = np.zeros((members, width), real), np.zeros((BROOD, width), real), np.zeros(width, real)
+    """What a thread works in: rows of genes, of children, of scales and bounds; random numbers; where it is."""
+    rows = np.zeros((members, width), real), np.zeros((CHILDREN, width), real), *np.zeros((3, width), real)
     room = -(-width // 8) * 8 + ROOM
-    words, small, large = (np.zeros((BROOD, room), kind) for kind in (np.uint32, np.uint8, np.uint32))
+    words, small, large = (np.zeros((CHILDREN, room), kind) for kind in (np.uint32, np.uint8, np.uint32))
     return rows, ((words, small, large), np.zeros(room, real)), np.zeros(2, np.int64)
 
 
 def _bytes_of_scratch(width: int, members: int, reals: set[Any]) -> int:
-    numbers = 9 * BROOD * (width + ROOM + 8)
-    return sum(np.dtype(real).itemsize * width * (members + BROOD + 2) + numbers for real in reals)
+    numbers = 9 * CHILDREN * (width + ROOM + 8)
+    return sum(np.dtype(real).itemsize * width * (members + CHILDREN + 4) + numbers for real in reals)
 
 
 def _workers_and_width(pop: Population, reals: set[Any], members: int, genes: int) -> tuple[int, int]:

@@ -1,25 +1,57 @@
-"""Mutation: noise on every gene, noise on a few, or new values for a few."""
+"""Mutation: noise on every gene or on a few, new values for a few, or a function of one's own."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
-from flatstore.kernels.cpu import DENSE, NONE, RESET, SEGMENT, SPARSE
+from flatstore.ga.operators import GeneFunction, Operator, finite
+from flatstore.kernels import compiled
+from flatstore.kernels.cpu import EVERY_GENE, NO_GENE, SEGMENT, SOME_GENES, mutation_loop
 from flatstore.layout import Array, Layout
-from flatstore.noise import SPARSE as SPARSE_DRAWS
-from flatstore.noise import Noise, spans
+from flatstore.noise import MUTATION, SPARSE, Noise, Normal, spans
+
+
+@dataclass(frozen=True, eq=False)
+class Mutate(GeneFunction):
+    """Your own mutation: `function(gene, scale, draw)` gives a child's gene anew, and is compiled into the loop.
+
+    `gene` is what crossover has made (float32, or float64 for a float64 leaf), `scale` its leaf's strength, one number
+    or by glob (the first that matches), in the same dtype; a leaf of scale 0 is left alone. `draw` is a random integer
+    below 2 ** bits or, with a table of 2 ** bits numbers, the number in it, in that dtype, as for `PerGene`. `Sparse`
+    of it changes a fraction of the genes.
+
+    >>> import numpy as np
+    >>> cauchy = np.tan(np.pi * ((np.arange(1 << 16) + 0.5) / (1 << 16) - 0.5))
+    >>> heavy = Mutate(lambda gene, scale, draw: gene + scale * draw, table=cauchy, scale={"*/bias": 0, "*": 0.01})
+
+    The function may also be called on zeros that are no genes, and for the scale 0; what it returns there is dropped.
+    What it refers to outside of itself keeps the value that it had when it was compiled.
+
+    Raises `ValueError` unless bits are 1, 8 or 16 (0 for no draw, 32 without a table) and the table has their size, and
+    for scales as `fs.Normal` does; `TypeError` for another function.
+    """
+
+    scale: float | Mapping[str, float] | tuple[tuple[str, float], ...] = 1.0
+
+    arguments: ClassVar[str] = "gene, scale, draw"
+
+    def __post_init__(self) -> None:
+        """Check all that is given, and freeze the scales."""
+        super().__post_init__()
+        object.__setattr__(self, "scale", Normal(self.scale).scale)
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """Noise on a fraction of the genes: each is touched with probability `rate`, independently of the others.
+    """Noise, or a `Mutate`, on a fraction of the genes: each with probability `rate`, independently of the others.
 
-    From one touched gene to the next it jumps (a geometric draw), so that nothing is drawn for those between.
+    From one such gene to the next the distance is drawn (it is geometric), so that nothing is drawn for those between.
     Probabilities are multiples of 2 ** -32.
 
     >>> import flatstore as fs
@@ -28,11 +60,11 @@ class Sparse:
     Raises `ValueError` for a rate outside (0, 1], `TypeError` for what is no noise.
     """
 
-    noise: Noise
+    noise: Noise | Mutate
     rate: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.noise, Noise):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(self.noise, (Noise, Mutate)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
                 f"expected noise like fs.Normal(0.02), got {self.noise!r}; fix: Sparse(fs.Normal(0.02), 0.01)"
             )
@@ -56,62 +88,60 @@ class Reset:
             raise ValueError(f"expected bounds low <= high, got {self.low} and {self.high}; fix: like Reset(-1, 1)")
 
 
-Mutation = Noise | Sparse | Reset
+Mutation = Noise | Sparse | Reset | Mutate
 
 
-class Plan(NamedTuple):
-    """What a mutation hands to the compiled loop, for genes of one dtype."""
-
-    how: tuple[int, int, int]
-    """What is done, the kind of draw, and its bits."""
-    table: Array
-    """The values of a draw."""
-    jumps: tuple[Array, Array, int]
-    """Thresholds of a jump's length, where to begin to look among them, and how many blocks a segment mostly needs."""
-    spans: tuple[Array, Array]
-    """First indices and ends, shape (spans, 2), and the number that a draw is multiplied by in each."""
+@compiled
+def _added(gene: Any, scale: Any, draw: Any) -> Any:
+    return gene + scale * draw
 
 
-def plan(mutation: Mutation | None, layout: Layout, dtype: Any) -> Plan:
-    """The plan of a mutation for the leaves of a layout. Raises `ValueError` as `Noise.check` does."""
-    noise = mutation.noise if isinstance(mutation, Sparse) else mutation
-    jumps = _jumps(mutation.rate) if isinstance(mutation, (Sparse, Reset)) else _jumps(1.0)
-    if noise is None:
-        return Plan((NONE, 0, 16), np.empty(0, dtype), jumps, spans(layout, None))
-    if isinstance(noise, Reset):
+@compiled
+def _drawn_anew(gene: Any, scale: Any, draw: Any) -> Any:
+    return draw
+
+
+def mutating(mutation: Mutation | None, layout: Layout, dtype: Any) -> tuple[Operator, tuple[Array, Array]]:
+    """The operator for genes that are computed with in a dtype, and their scales: ranges of the index, and numbers.
+
+    Raises `ValueError` for scales or values that do not fit the layout or the dtype.
+    """
+    rate = mutation.rate if isinstance(mutation, (Sparse, Reset)) else None
+    each = mutation.noise if isinstance(mutation, Sparse) else mutation
+    loop, kind, width, values, scaled = mutation_loop(_added, True), MUTATION, 16, np.empty(0, dtype), None
+    if isinstance(each, Mutate):
+        loop, values = each.within(mutation_loop, dtype)
+        width, scaled = each.bits, Normal(each.scale)  # which knows what is a scale, and whose it is
+        finite(spans(layout, scaled)[1], dtype, "scales")
+    elif isinstance(each, Reset):
         even = (np.arange(1 << 16) + 0.5) / (1 << 16)
-        values = finite(noise.low * (1 - even) + noise.high * even, dtype, f"values of {noise}")
-        return Plan((RESET, SPARSE_DRAWS, 16), values, jumps, spans(layout, None))
-    mode, kind = (SPARSE, SPARSE_DRAWS) if isinstance(mutation, Sparse) else (DENSE, noise.kind)
-    bounds, scales = spans(layout, noise)
-    finite(scales * float(np.abs(noise.values).max()), dtype, f"draws of {noise}")
-    return Plan((mode, kind, noise.width), noise.values.astype(dtype), jumps, (bounds, scales))
-
-
-def finite(values: Array, dtype: Any, what: str) -> Array:
-    """Values in a dtype that is computed with. Raises `ValueError` if they do not fit it."""
-    with np.errstate(over="ignore"):
-        cast = values.astype(dtype)
-    if not np.isfinite(cast).all():
-        raise ValueError(f"expected {what} that are finite in {np.dtype(dtype)}, got others; fix: smaller numbers")
-    return cast
+        loop = mutation_loop(_drawn_anew, True)
+        values = finite(each.low * (1 - even) + each.high * even, dtype, f"values of {each}")
+    elif each is not None:
+        kind, width, values, scaled = each.kind, each.width, each.values.astype(dtype), each
+        finite(spans(layout, each)[1] * float(np.abs(each.values).max()), dtype, f"draws of {each}")
+    which = NO_GENE if each is None else EVERY_GENE if rate is None else SOME_GENES
+    data = (which, kind if rate is None else SPARSE, width, values, _distances(1.0 if rate is None else rate))
+    ranges, scales = spans(layout, scaled)
+    return Operator(loop, data), (ranges, scales.astype(dtype))
 
 
 @lru_cache(maxsize=8)
-def _jumps(rate: float) -> tuple[Array, Array, int]:
-    """The chance, times 2 ** 32, that a jump passes at most g genes, for g below a segment's length; and a guide.
+def _distances(rate: float) -> tuple[Array, Array, int]:
+    """How far it is from one changed gene to the next: thresholds, a guide to them, and blocks to draw at first.
 
+    A threshold is the chance, times 2 ** 32, that at most g genes are passed over, for g below a segment's length.
     Entry b of the guide is how many thresholds are at most b * 2 ** 24: where a word with that top byte begins to look.
     Source: Chen and Asau, *On Generating Random Variates from an Empirical Distribution*, AIIE Transactions 1974.
     """
     survive = (1 - rate) ** np.arange(1, SEGMENT + 1)
     thresholds = np.round(2.0**32 * (1 - survive)).astype(np.uint64)
     guide = np.searchsorted(thresholds, np.arange(256, dtype=np.uint64) << np.uint64(24), side="right")
-    # Two jumps from a block; as many blocks as do for the mean number of jumps and a deviation more.
+    # Two genes from a block; as many blocks as do for the mean number of changed genes and a deviation more.
     mean = 1 + SEGMENT * rate
     return thresholds, guide, math.ceil(min(mean + math.sqrt(mean), 1 + SEGMENT) / 2)
 
 
 def _check_rate(rate: float) -> None:
     if not 0 < rate <= 1:
-        raise ValueError(f"expected a rate in (0, 1], got {rate}; fix: 0.01 touches a gene in a hundred")
+        raise ValueError(f"expected a rate in (0, 1], got {rate}; fix: 0.01 changes a gene in a hundred")

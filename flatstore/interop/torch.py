@@ -39,6 +39,9 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
     With `store`, one that the module had before, say, the values go into that one and it is returned: what had left it
     is back. Its layout must be the module's. A new store takes the module's size once more, until this returns.
 
+    The elements of a leaf lie in C order, one after the other, so that a module in `torch.channels_last` is refused:
+    its strides would be lost without a word. The message says how each tensor that is refused can be had in C order.
+
     >>> import torch
     >>> module = torch.nn.Linear(2, 1)
     >>> store = adopt(module)
@@ -202,19 +205,42 @@ def _obstacle(tensor: Any) -> tuple[str, str, str] | None:
     if torch.nn.parameter.is_lazy(tensor):
         return "an initialised tensor", "a lazy one without a shape", "call the module once with an example"
     if tensor.device.type != "cpu":
-        fix = "module.cpu(), or module.to_empty(device='cpu') for one without data"
+        fix = "module.to_empty(device='cpu'), then load its values" if tensor.is_meta else "module.cpu()"
         return "a tensor in host memory", f"one on {tensor.device}", fix
+    parameter = isinstance(tensor, torch.nn.Parameter)
+    instead = "replace it by torch.nn.Parameter(param{})" if parameter else "replace it by buffer{}"
+    if tensor.is_nested:
+        return "a plain tensor", "one of several shapes", instead.format(".to_padded_tensor(0)")
     if tensor.layout is not torch.strided:
-        return "a dense tensor", f"one of {tensor.layout}", "replace it by .to_dense()"
-    if tensor.is_quantized or tensor.is_nested or type(tensor.data) is not torch.Tensor:
-        kind = name if tensor.is_quantized else "several shapes" if tensor.is_nested else type(tensor.data).__name__
-        return "a plain tensor", f"one of {kind}", "adopt the module before it is quantised or wrapped"
-    if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
-        got = f"strides {tuple(tensor.stride())} over shape {tuple(tensor.shape)}"
-        return "contiguous memory", got, "param.data = param.data.resolve_conj().resolve_neg().contiguous()"
-    if torch_dtype(tensor) is None:
-        return "a dtype that NumPy has", name, "convert the module"
-    return None
+        return "a dense tensor", f"one of {tensor.layout}", instead.format(".to_dense()")
+    if tensor.is_quantized:
+        fix = f"adopt the module before it is quantised, or {instead.format('.dequantize()')}"
+        return "a plain tensor", f"one of {name}", fix
+    if type(tensor.data) is not torch.Tensor:
+        return "a plain tensor", f"one of {type(tensor.data).__name__}", "adopt the module before it is wrapped"
+    if torch_dtype(tensor) is None:  # what torch cannot convert either, it can view
+        fix = ".to(torch.complex64)" if tensor.is_complex() else ".view(torch.uint8)"
+        return "a dtype that NumPy has", name, f"param.data = param.data{fix}"
+    return _disorder(tensor)
+
+
+def _disorder(tensor: Any) -> tuple[str, str, str] | None:
+    """Why the elements of a tensor do not lie one after the other, as in a store: (expected, got, fix), or None."""
+    torch = require("torch", "torch")
+    for lazy, what in (("conj", "conjugate"), ("neg", "negative")):
+        if getattr(tensor, f"is_{lazy}")():
+            got = f"the {what} of others, worked out as it is read"
+            return "numbers as they are stored", got, f"param.data = param.data.resolve_{lazy}()"
+    if tensor.is_contiguous():
+        return None
+    for order in ("channels_last", "channels_last_3d"):
+        if tensor.is_contiguous(memory_format=getattr(torch, order)):
+            fix = "module.to(memory_format=torch.contiguous_format)"
+            return "contiguous memory", f"the order of torch.{order}", fix
+    span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    kind = ", gaps between elements" if span > tensor.numel() else ", elements that share memory"
+    got = f"strides {tuple(tensor.stride())} over shape {tuple(tensor.shape)}{kind if span != tensor.numel() else ''}"
+    return "contiguous memory", got, "param.data = param.data.contiguous()"
 
 
 def _overlaps(homes: Mapping[str, Any]) -> list[Difference]:

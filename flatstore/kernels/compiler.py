@@ -1,7 +1,7 @@
 """Compiled functions whose machine code is kept on disk, under a key of all that it depends on.
 
 The key is a digest of what the function executes (see `fingerprint`), the types of its arguments, the processor, and
-the versions of Python, NumPy, Numba and llvmlite. So what was edited is never run stale, and closures over other
+the versions of Python, NumPy, Numba and llvmlite. So an edited function never runs stale, and closures over other
 compiled functions are found again in the next process.
 
 ```
@@ -9,9 +9,9 @@ compiled functions are found again in the next process.
 ```
 
 The folder is `FLATSTORE_CACHE_DIR`, else `flatstore` in `XDG_CACHE_HOME`, else `~/.cache/flatstore`; it may be deleted
-at any time. An empty `FLATSTORE_CACHE_DIR` keeps nothing. A damaged file is compiled and written anew, and a folder
-that cannot be written, or is another user's, is left alone. The logger `flatstore.kernels` tells at level INFO what is
-compiled, at DEBUG what is loaded, and why something could not be.
+at any time. Nothing is kept if `FLATSTORE_CACHE_DIR` is empty. A damaged file is compiled and written anew, and a
+folder that cannot be written, or belongs to another user, is left alone. The logger `flatstore.kernels` reports at
+level INFO what is compiled, and at DEBUG what is loaded and why something could not be loaded or kept.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ log = logging.getLogger("flatstore.kernels")
 def compiled(function: F) -> F:
     """Compile a function by `numba.njit(nogil=True, error_model="numpy")`, and keep its machine code on disk.
 
-    It is compiled, or loaded, when it is first called with arguments of new types. What it calls becomes part of its
-    machine code. Where it refers to something whose value cannot be told (an object of a class of the user's), its
-    machine code lasts as long as the process.
+    It is compiled, or loaded, when it is first called with arguments of new types. Functions that it calls become part
+    of its machine code. If it refers to something that has no fingerprint, such as an object of a class of the user's,
+    its machine code lasts as long as the process.
     """
     made: Any = _numba.njit(**_OPTIONS)(function)
     if isinstance(made, _core.dispatcher.Dispatcher):  # not under NUMBA_DISABLE_JIT
@@ -62,13 +62,13 @@ def compiled(function: F) -> F:
 
 
 def inlined(function: F) -> F:
-    """Compile a function into the loops that call it, always: the compiler's own measure would call a long one."""
+    """Compile a function so that it is always inlined; left to itself, the compiler would call a long one."""
     made: Any = _numba.njit(inline="always", **_OPTIONS)(function)
     return made
 
 
-def folder() -> Path | None:
-    """The folder that machine code is kept in, or None where none is kept. It need not exist."""
+def cache_folder() -> Path | None:
+    """Return the folder that machine code is kept in, or None if it is not kept. The folder need not exist."""
     if (named := os.environ.get("FLATSTORE_CACHE_DIR")) is not None:
         return Path(named).expanduser() if named else None
     if Path(cache := os.environ.get("XDG_CACHE_HOME", "")).is_absolute():
@@ -80,7 +80,7 @@ def folder() -> Path | None:
 
 
 class _Compilations(_core.event.Listener):
-    """Follows Numba's compilations: one of a function that is called within another one is not the outermost."""
+    """Counts how deeply Numba's compilations are nested, and logs the outermost: it contains the others."""
 
     def __init__(self):
         self.depth = 0
@@ -89,7 +89,7 @@ class _Compilations(_core.event.Listener):
         function = event.data["dispatcher"]
         if self.depth == 0 and isinstance(function._cache, KernelCache):
             types = event.data["args"]
-            arrays = [f"{x.dtype}" for x in types if isinstance(x, _numba.types.Array)]  # the first says which it is
+            arrays = [f"{x.dtype}" for x in types if isinstance(x, _numba.types.Array)]  # the first tells the dtype
             log.info("compiling %s (%s)", function.__name__, ", ".join(arrays[:1] or map(str, types)))
         self.depth += 1
 
@@ -101,8 +101,8 @@ _compilations = _Compilations()
 _core.event.register("numba:compile", _compilations)
 
 
-def _number_functions() -> None:
-    """Let Numba number functions from a random number on, in this process.
+def _number_functions_at_random() -> None:
+    """Let Numba number the functions of this process from a random number on.
 
     The numbers tell apart the symbols of functions of one name, such as closures of one factory. Counted from 1 in each
     process, two closures would share a symbol once one is loaded from disk, and one would silently run as the other.
@@ -110,13 +110,13 @@ def _number_functions() -> None:
     _core.bytecode.FunctionIdentity._unique_ids = itertools.count(secrets.randbits(62))
 
 
-_number_functions()
+_number_functions_at_random()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_number_functions)
+    os.register_at_fork(after_in_child=_number_functions_at_random)
 
 
 class KernelCache(_core.caching._Cache):
-    """What Numba asks of a cache, for one function. Only outermost functions are kept: they hold what they call."""
+    """The cache of one function, with the methods that Numba calls. Only outermost functions are kept."""
 
     def __init__(self, function: FunctionType):
         self._function = function
@@ -124,8 +124,8 @@ class KernelCache(_core.caching._Cache):
 
     @property
     def cache_path(self) -> str | None:
-        """The folder, if there is one."""
-        return str(path) if (path := folder()) else None
+        """The folder that machine code is kept in, or None if it is not kept."""
+        return str(path) if (path := cache_folder()) else None
 
     def enable(self) -> None:
         """Load and save from now on."""
@@ -136,10 +136,10 @@ class KernelCache(_core.caching._Cache):
         self._enabled = False
 
     def flush(self) -> None:
-        """Nothing: what is on disk is never stale."""
+        """Do nothing: files on disk are never stale."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled function for a signature, or None if it must be compiled."""
+        """Return the compiled function for a signature, or None if it must be compiled."""
         if (file := self._file(sig, target_context)) is None or (content := _read(file)) is None:
             return None
         target_context.refresh()
@@ -153,7 +153,7 @@ class KernelCache(_core.caching._Cache):
         return loaded
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep a compiled function."""
+        """Keep a compiled function on disk, unless its machine code is of use in this process only."""
         if (file := self._file(sig, data.target_context)) is None:
             return
         if data.lifted or data.library.has_dynamic_globals:
@@ -162,14 +162,14 @@ class KernelCache(_core.caching._Cache):
         try:
             content = _core.serialize.dumps(data._reduce())
         except Exception:
-            # The function is compiled and works; what pickling raises is no reason to stop.
+            # The function is compiled and works, so an error of pickling is no reason to stop.
             log.debug("cannot pickle %s", self._function.__name__, exc_info=True)
             return
         _write(file, content)
 
     def _file(self, sig: Any, target_context: Any) -> Path | None:
-        """Where the machine code for a signature is kept; None if it is not."""
-        if not self._enabled or _compilations.depth > 0 or (path := folder()) is None:
+        """The file of the machine code for a signature, or None if it is not kept."""
+        if not self._enabled or _compilations.depth > 0 or (path := cache_folder()) is None:
             return None
         arguments, result = _core.sigutils.normalize_signature(sig)
         try:
@@ -188,7 +188,7 @@ class KernelCache(_core.caching._Cache):
 
 
 def _is_ours(status: os.stat_result) -> bool:
-    """Whether this user owns a file or folder: a pickle of somebody else's is not loaded."""
+    """Whether this user owns a file or folder: pickles of other users are not loaded."""
     return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
 
 
@@ -197,7 +197,7 @@ def _signed(file: Path, content: bytes) -> bytes:
 
 
 def _read(file: Path) -> bytes | None:
-    """The content of a file, or None if there is none, it is damaged, or not this user's."""
+    """The content of a file, or None if the file is missing, damaged, or another user's."""
     try:
         with file.open("rb") as stream:
             ours = _is_ours(os.fstat(stream.fileno())) and _is_ours(file.parent.stat())

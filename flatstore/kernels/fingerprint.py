@@ -1,7 +1,7 @@
-"""What a compiled function executes, as bytes: bytecode, constants, and the values of all that it refers to.
+"""What a compiled function executes, as bytes: bytecode, constants, and the values of everything it refers to.
 
-Two functions with one fingerprint compile to the same machine code. An edit of a function that is called, in whatever
-file, or of a global constant gives another one; an edit of a comment, or of lines above, does not.
+Two functions with one fingerprint compile to the same machine code. The fingerprint changes with an edit of a
+global constant or of a function that is called, in whatever file, but not with that of a comment or of lines above.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _Intrinsic: Any = _numba.core.extending._Intrinsic
 
 _PLAIN = {bool, int, float, complex, str, bytes, type(None), type(Ellipsis)}
 _VERSIONED = sys.stdlib_module_names | {"numpy", "numba", "llvmlite"}
-"""Packages whose contents follow from a version: what they name needs no further look."""
+"""Packages whose contents follow from their version: what they define enters by its name."""
 _ABSENT = object()
 
 
 class Unknown(Exception):
-    """A function refers to something whose influence on the machine code cannot be told."""
+    """Raised if a function refers to something whose influence on the machine code is unknown."""
 
 
 def fingerprint(function: FunctionType) -> bytes:
-    """The fingerprint of a Python function that is to be compiled, 32 bytes.
+    """Return the fingerprint (32 bytes) of a Python function that is to be compiled.
 
     Numbers, strings, tuples, NumPy scalars, dtypes and arrays enter by value, other compiled functions by what they
-    execute, things of NumPy, Numba and the standard library by name. Raises `Unknown` where it meets anything else.
+    execute, objects of NumPy, Numba and the standard library by name. Raises `Unknown` if it refers to anything else.
     """
     reader = _Reader()
     reader.function(function)
@@ -44,7 +44,7 @@ def fingerprint(function: FunctionType) -> bytes:
 
 
 def type_name(kind: Any) -> str:
-    """The name of a Numba type of numbers, arrays or tuples, which says all about it. Raises `Unknown` for others."""
+    """Return a name that no other Numba type has. Raises `Unknown` unless it is a type of numbers, arrays or tuples."""
     if isinstance(kind, _types.BaseTuple):
         items: Any = kind
         return f"{type(items).__name__}({', '.join(type_name(item) for item in items)}){items}"
@@ -134,7 +134,7 @@ class _Reader:
 
 
 def _options(compiled: Any) -> Iterator[tuple[str, Any]]:
-    """The options a function is compiled with. Raises `Unknown` for functions among them, and types of locals."""
+    """Yield the options that a function is compiled with. Raises `Unknown` for an option that is not a plain value."""
     options: dict[str, Any] = {**compiled.targetoptions, "locals": compiled.locals or None}
     for name, option in options.items():
         if type(option) in _PLAIN:
@@ -146,14 +146,14 @@ def _options(compiled: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _references(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function refers to outside of itself: (dotted name, value), each name once."""
+    """Yield what a function refers to outside of itself: (dotted name, value), each name once."""
     cells: dict[str, Any] = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             cells[name] = cell.cell_contents
         except ValueError:
             cells[name] = _ABSENT
-    done: set[str] = set()
+    yielded: set[str] = set()
     met: set[str] = set()
     for steps in _instructions(function.__code__):
         for at, step in enumerate(steps):
@@ -165,15 +165,15 @@ def _references(function: FunctionType) -> Iterator[tuple[str, Any]]:
                 continue
             path = str(step.argval)
             met.add(path)
-            # `shapes.SIZE` of a module of the user means the value that it has there.
+            # `shapes.SIZE`, where `shapes` is a module of the user's, means the value in that module.
             while isinstance(value, ModuleType) and not _is_versioned(value.__name__):
                 at += 1
                 if steps[at].opname not in ("LOAD_ATTR", "LOAD_METHOD"):
                     break
                 path += f".{steps[at].argval}"
                 value = getattr(value, steps[at].argval, _ABSENT)
-            if path not in done:
-                done.add(path)
+            if path not in yielded:
+                yielded.add(path)
                 yield path, value
     yield from ((name, value) for name, value in cells.items() if name not in met)
 

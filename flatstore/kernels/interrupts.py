@@ -1,4 +1,4 @@
-"""Ctrl-C, held back while something must not be left half-done."""
+"""Ctrl-C, held back while work must not be left half-done."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-FINISHED = "flatstore held this interrupt back until the work in progress was finished"
-FAILED = "flatstore held this interrupt back until no thread was at work; a task had failed, see the cause"
+HELD_UNTIL_FINISHED = "flatstore held this interrupt back until the work in progress was finished"
+HELD_AFTER_FAILURE = "flatstore held this interrupt back until no thread was at work; a task had failed, see the cause"
 
 
 class Interrupts:
-    """Holds Ctrl-C back inside a `with` block, however often it is pressed; at the end its handler is called."""
+    """Holds Ctrl-C back during a `with` block, however often it is pressed; at its end the handler is called."""
 
     def __init__(self):
-        self._times = 0
+        self._presses = 0
         main = threading.current_thread() is threading.main_thread()
         self._handler = signal.getsignal(signal.SIGINT) if main else None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Count. It raises nothing, so that no statement of the block can be left in the middle."""
-        self._times += 1
+        """Count a press. Nothing is raised, so that no statement of the block is left in the middle."""
+        self._presses += 1
 
     def __enter__(self) -> None:
         if callable(self._handler):
@@ -32,8 +32,8 @@ class Interrupts:
         if callable(self._handler):
             signal.signal(signal.SIGINT, self._handler)
             try:
-                for _ in range(self._times):
+                for _ in range(self._presses):
                     self._handler(signal.SIGINT, None)
             except BaseException as interrupt:
-                interrupt.add_note(FINISHED if error is None else FAILED)
+                interrupt.add_note(HELD_UNTIL_FINISHED if error is None else HELD_AFTER_FAILURE)
                 raise interrupt from error

@@ -7,7 +7,7 @@ each(task, 5)   caller      ............ waits ............
 ```
 
 Tasks are Python callables that spend their time in kernels without the GIL. When `each` returns or raises, no thread
-works for it any more: a task that fails stops the handing out, and a Ctrl-C is held back until the work is done.
+works for it any more: after a task that fails no further one is started, and Ctrl-C is held back until all are done.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from flatstore.kernels.interrupts import FINISHED, Interrupts
+from flatstore.kernels.interrupts import HELD_UNTIL_FINISHED, Interrupts
 
-Task = Callable[[int, int], object]
+TaskFunction = Callable[[int, int], object]
 """Called as `task(i, worker)`: the number of the task, and the number of the thread it runs in."""
 
 
 class _Job:
     """The tasks of one call of `each`."""
 
-    def __init__(self, task: Task, n: int):
-        self.task: Task | None = task
+    def __init__(self, task: TaskFunction, n: int):
+        self.task: TaskFunction | None = task
         self.started, self.running, self.end = 0, 0, n
         self.error: BaseException | None = None
         self.finished = False
@@ -76,7 +76,7 @@ class _Job:
             self._done.release()
 
     def wait(self) -> BaseException | None:
-        """Wait for the last task. Returns what a signal's handler raised meanwhile, if it did."""
+        """Wait for the last task. Returns the first exception that a signal handler raised meanwhile, or None."""
         held = None
         while not self.finished:
             try:
@@ -103,13 +103,13 @@ class _Pool:
             self.close()
             raise
 
-    def put(self, job: _Job, n: int) -> None:
-        """Offer a job of n tasks to as many threads as can be of use."""
-        for _ in range(min(n, self.size)):
+    def put(self, job: _Job, most: int) -> None:
+        """Offer a job to at most `most` threads."""
+        for _ in range(min(most, self.size)):
             self._jobs.put(job)
 
     def close(self) -> None:
-        """Let the threads end once the jobs before are done, and wait for it."""
+        """Wait until the threads have done the jobs that were put, and have ended."""
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -128,28 +128,27 @@ _pool: _Pool | None = None
 _threads: int | None = None
 
 
-def each(task: Task, n: int, most: int | None = None) -> None:
-    """Call `task(i, worker)` for i = 0, 1, … n - 1 over the pool, each once, handed out in this order; wait for all.
+def each(task: TaskFunction, n: int, most: int | None = None) -> None:
+    """Call `task(i, worker)` once for each i from 0 to n - 1, in the threads of the pool, and wait until all are done.
 
-    With `most` so many threads take part at the most.
-
-    `worker` is the number of the thread, from 0 to `threads() - 1`. Two tasks never run at once with the same number,
-    whoever called `each`; so scratch memory may be kept per worker.
+    Tasks are started in the order of i. At most `most` threads take part, if it is given. `worker` is the number of the
+    thread, from 0 to `threads() - 1`: two tasks never run at once with the same number, even if several threads call
+    `each`, so scratch memory may be kept per worker.
 
     >>> squares = [0] * 4
     >>> each(lambda i, worker: squares.__setitem__(i, i * i), 4)
     >>> squares
     [0, 1, 4, 9]
 
-    When a task raises, no further one is started; those that run are waited for, and the first exception is raised
-    here. A Ctrl-C (and a second one) is held back until all tasks are done, and raised then with a note that says so.
-    Several Python threads may call this at once. Raises `RuntimeError` inside a task, `ValueError` for n < 0.
+    When a task raises, no further one is started, and the first exception is raised here once those at work are done.
+    Ctrl-C is held back, however often it is pressed, until no task is at work; the exception that it raises has a note
+    that says so. Raises `RuntimeError` when called from inside a task, `ValueError` for a negative `n`.
     """
     if n < 0:
-        raise ValueError(f"expected a number of tasks, 0 or more, got {n}; fix: count what there is to do")
+        raise ValueError(f"expected a number of tasks, 0 or more, got {n}; fix: pass a count, such as len(items)")
     if getattr(_inside, "task", False):
         raise RuntimeError(
-            "expected a call from outside the pool, got one from inside a task; fix: call it in sequence"
+            "expected a call from outside the pool, got one from inside a task; fix: use a plain loop inside a task"
         )
     if n == 0:
         return
@@ -166,7 +165,7 @@ def each(task: Task, n: int, most: int | None = None) -> None:
             if job.error is not None:
                 raise job.error
             if held is not None:
-                held.add_note(FINISHED)
+                held.add_note(HELD_UNTIL_FINISHED)
                 raise held
     finally:
         # An exception holds its frames, and they must not hold the exception: arrays would outlive their use.
@@ -174,7 +173,7 @@ def each(task: Task, n: int, most: int | None = None) -> None:
         del job, task
 
 
-def _submit(job: _Job, n: int) -> None:
+def _submit(job: _Job, most: int) -> None:
     global _pool
     with _lock:
         size = threads()
@@ -184,28 +183,28 @@ def _submit(job: _Job, n: int) -> None:
                 _pool.close()
             _pool = None
             _pool = _Pool(size)
-        _pool.put(job, n)
+        _pool.put(job, most)
 
 
 def threads() -> int:
-    """How many threads `each` uses: as set by `set_threads`, else `FLATSTORE_NUM_THREADS`, else one for each CPU that
-    this process may run on.
+    """Return the number of threads that `each` uses.
 
-    Raises `ValueError` if the environment variable is set to something else than a whole number of 1 or more.
+    It is the number that `set_threads` was given, else `FLATSTORE_NUM_THREADS`, else that of the CPUs that this process
+    may run on. Raises `ValueError` if the environment variable is set to anything but a whole number of 1 or more.
     """
     global _threads
     if _threads is None:
         text = os.environ.get("FLATSTORE_NUM_THREADS", "")
         if text and not (text.isdecimal() and int(text) >= 1):
             raise ValueError(
-                f"expected FLATSTORE_NUM_THREADS to be a whole number of 1 or more, got {text!r}; fix: unset it, or 4"
+                f"expected FLATSTORE_NUM_THREADS to be a whole number, 1 or more, got {text!r}; fix: unset it or use 4"
             )
         _threads = int(text) if text else _cpus()
     return _threads
 
 
 def set_threads(n: int) -> None:
-    """Let later calls of `each` use n threads. Calls in progress keep theirs.
+    """Set the number of threads that later calls of `each` use. Calls in progress keep theirs.
 
     Raises `ValueError` unless n is a whole number of 1 or more.
     """
@@ -215,7 +214,7 @@ def set_threads(n: int) -> None:
     except TypeError:
         count = 0
     if count < 1:
-        raise ValueError(f"expected a whole number of threads, 1 or more, got {n!r}; fix: like set_threads(4)")
+        raise ValueError(f"expected a whole number of threads, 1 or more, got {n!r}; fix: use set_threads(4), say")
     _threads = count
 
 
@@ -224,7 +223,7 @@ def _cpus() -> int:
 
 
 def _after_fork() -> None:
-    """In a child process no thread of the pool exists, and the lock may have been held."""
+    """Begin anew in a child process: no thread of the pool exists there, and the lock may have been held."""
     global _lock, _inside, _pool
     _lock, _inside, _pool = threading.Lock(), threading.local(), None
 

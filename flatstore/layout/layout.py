@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -31,23 +31,25 @@ import numpy as np
 
 from flatstore.layout.leaf import Leaf, describe, place, validate
 from flatstore.layout.numeric import Spec, spec_of
-from flatstore.layout.options import Dims, Trainable, names_of_axes, which_train
-from flatstore.layout.ties import Tied, find_ties
+from flatstore.layout.options import Dims, Trainable
+from flatstore.layout.planning import rows_of
+from flatstore.layout.ties import Tied
 from flatstore.trees import (
     Difference,
     KeyPath,
     StructureError,
+    Subtree,
     as_path,
     by_path,
     count,
     flatten,
-    nodes_of,
     path_of,
+    unflatten,
 )
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Layout:
+class Layout(Subtree):
     """Where every leaf lives. A frozen, hashable value with no array in it.
 
     Make one with `Layout.from_tree`. Two layouts are equal when their tables are: paths, shapes, dtypes, offsets,
@@ -100,7 +102,8 @@ class Layout:
         """The layout of a pytree of arrays or shapes (`jax.eval_shape`). Nothing is copied or allocated.
 
         Args:
-            tree: any pytree that JAX can flatten, with at least one numeric leaf.
+            tree: any pytree that JAX can flatten, with at least one numeric leaf. A `Store` in it counts as its tree,
+                whose leaves train, and name their axes, as they do there unless `trainable` or `dims` say otherwise.
             align: bytes; a power of two. 64 lets JAX view every leaf; 1 packs.
             trainable: globs, or `f(path, leaf, parent_node) -> bool`; by default floating and complex leaves.
             dims: names of axes by glob, {'*/kernel': ('in', 'out')}; the first glob that matches counts.
@@ -109,42 +112,17 @@ class Layout:
 
         Raises:
             ValueError: no numeric leaf, clashing paths, a glob that matches nothing, leaves that overlap in part.
-            TypeError: an array that holds no numbers; a torch module.
+            TypeError: an array that holds no numbers or is masked; an object that holds some and is neither an array
+                nor a node; a torch module, a `Population`, a `Layout`.
         """
         if isinstance(getattr(tree, "layout", None), Layout):
             raise TypeError(
                 f"expected a tree of arrays, got a {type(tree).__name__}, which has a layout; fix: copy() or .layout"
             )
-        flat, treedef = flatten(tree)
-        values: dict[str, Any] = {}
-        specs: dict[str, Spec] = {}
-        key_paths: dict[str, KeyPath] = {}
-        riders: list[tuple[int, Any]] = []
-        for position, (keys, value) in enumerate(flat):
-            path = path_of(keys)
-            spec = spec_of(value, path)
-            if spec is None:
-                riders.append((position, value))
-                continue
-            if path in values:
-                raise ValueError(
-                    f"expected a path for each leaf, got {path!r} for both {key_paths[path]} and {keys}; "
-                    "fix: rename one of the keys"
-                )
-            values[path], specs[path], key_paths[path] = value, spec, keys
-        if not values:
+        rows, _, riders, treedef = rows_of(tree, trainable, dims, tied)
+        if not rows:
             raise ValueError(f"expected a tree with at least one numeric leaf, got {treedef}; fix: pass the parameters")
-        ties = find_ties(values, tied)
-        rows = [
-            Leaf(path, key_paths[path], spec.shape, spec.dtype, trains, ties.get(path), names)
-            for (path, spec), trains, names in zip(
-                specs.items(),
-                which_train(tree, values, key_paths, specs, trainable),
-                names_of_axes(specs, dims),
-                strict=True,
-            )
-        ]
-        return cls(place(rows, align), align, treedef, tuple(riders))
+        return cls(place(rows, align), align, treedef, riders)
 
     @classmethod
     def of_node(cls, rows: Sequence[Leaf], depth: int, align: int, treedef: Any, flat: Sequence[Any]) -> Layout:
@@ -161,6 +139,24 @@ class Layout:
             homes.setdefault(home, path)
         riders = tuple((i, x) for i, x in enumerate(flat) if not isinstance(x, Leaf))
         return cls(place(inner, align), align, treedef, riders)
+
+    def nodes(self) -> Iterator[tuple[KeyPath, list[Leaf], Layout]]:
+        """(key path, rows, layout of its own) of every node that has numeric leaves, parents before children.
+
+        The nodes themselves are not made, so that no constructor runs.
+        """
+        waiting = [(0, self.treedef, self._by_position(self.leaves, dict(self.riders)))]
+        while waiting:
+            depth, treedef, flat = waiting.pop()
+            rows = [x for x in flat if isinstance(x, Leaf)]
+            below: list[tuple[int, Any, list[Any]]] = []
+            start = 0
+            for child in treedef.children():
+                below.append((depth + 1, child, flat[start : start + child.num_leaves]))
+                start += child.num_leaves
+            if rows and below:
+                yield rows[0].key_path[:depth], rows, Layout.of_node(rows, depth, self.align, treedef, flat)
+                waiting += reversed(below)
 
     def locate(self, index: int) -> tuple[str, tuple[int, ...]]:
         """The path, and the position inside that leaf, of parameter number `index`.
@@ -206,13 +202,34 @@ class Layout:
             return f"expected the path of a leaf, got the node {path!r}; fix: name a leaf below it, like {below[0]!r}"
         return f"expected a path of the layout, got {path!r}; fix: one of its {len(self.leaves)} paths, like {near}"
 
-    def unflatten(self, values: Iterable[Any]) -> Any:
-        """The tree with `values` (one for each row of `leaves`) and with what rides along. No copy."""
-        if not self.riders:
-            return self.treedef.unflatten(values)
-        riders, rows = dict(self.riders), iter(values)
-        leaves = [riders[i] if i in riders else next(rows) for i in range(len(riders) + len(self.leaves))]
-        return self.treedef.unflatten(leaves)
+    def unflatten(self, values: Iterable[Any], *, riders: bool = True) -> Any:
+        """The tree with `values`, one for each row of `leaves`, and with what rides along (or None). No copy.
+
+        Raises `ValueError` for another number of values, `TypeError` with the path of a node whose constructor does
+        not accept them.
+        """
+        values = list(values)
+        if len(values) != len(self.leaves):
+            raise ValueError(
+                f"expected {len(self.leaves)} values, one for each row, got {len(values)}; fix: go by layout.leaves"
+            )
+        aside = {i: rider if riders else None for i, rider in self.riders}
+        return unflatten(
+            self.treedef,
+            self._by_position(values, aside),
+            lambda: self._by_position([leaf.key_path for leaf in self.leaves], dict.fromkeys(aside)),
+        )
+
+    def _by_position(self, values: Iterable[Any], riders: Mapping[int, Any]) -> list[Any]:
+        rows = iter(values)
+        return [riders[i] if i in riders else next(rows) for i in range(len(riders) + len(self.leaves))]
+
+    def __subtree__(self, path: str) -> Any:
+        """Raises `TypeError`: a layout has no arrays."""
+        raise TypeError(
+            f"{path!r}: expected arrays or shapes, got a Layout, which has none; "
+            "fix: pass store.tree, or add the layout under a path of its own with replan(add={path: layout})"
+        )
 
     def check(self, tree: Any, casting: Any = "no") -> None:
         """Raise `StructureError` with every leaf in which `tree` differs from this layout.
@@ -250,7 +267,7 @@ class Layout:
 
     def __reduce__(self) -> Any:
         """Pickles where the tree's own nodes and what rides along do."""
-        return _unpickled, (self.leaves, self.align, nodes_of(self.treedef), self.riders)
+        return _unpickled, (self.unflatten(self.leaves), self.align)
 
     def __eq__(self, other: object) -> bool:
         """Whether both tables are the same."""
@@ -273,5 +290,7 @@ class Layout:
         return f"Layout: {self.summary}\n{describe(self.leaves, lambda leaf: leaf.offset)}"
 
 
-def _unpickled(leaves: tuple[Leaf, ...], align: int, nodes: Any, riders: tuple[tuple[int, Any], ...]) -> Layout:
-    return Layout(leaves, align, flatten(nodes)[1], riders)
+def _unpickled(tree: Any, align: int) -> Layout:
+    pairs, treedef = flatten(tree)
+    riders = tuple((i, x) for i, (_, x) in enumerate(pairs) if not isinstance(x, Leaf))
+    return Layout(tuple(x for _, x in pairs if isinstance(x, Leaf)), align, treedef, riders)

@@ -39,6 +39,11 @@ class Leaf:
         return math.prod(self.shape)
 
     @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """The number of bytes, without padding."""
         return math.prod(self.shape) * self.dtype.itemsize

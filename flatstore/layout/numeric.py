@@ -1,18 +1,24 @@
 """What counts as a number: the leaves that live in a buffer, and how each is read as a NumPy array.
 
 Numeric leaves are NumPy arrays and scalars, `jax.Array`s, torch tensors, Python numbers, shapes
-(`jax.ShapeDtypeStruct`), and whatever else has a shape and a numeric dtype. Everything else (functions, strings, None,
-typed PRNG keys) *rides along*: it stays with the tree, takes no memory in the buffer and comes back unchanged.
+(`jax.ShapeDtypeStruct`), and whatever else has a shape and a numeric dtype. What holds no numbers (functions, strings,
+None, typed PRNG keys) *rides along*: it stays with the tree, takes no memory in the buffer and comes back unchanged.
+What holds numbers in any other way is refused, so that they are not lost.
 """
 
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import numpy as np
+
+from flatstore.layout.dtypes import belongs_to, is_numeric, is_torch_tensor, torch_dtype
+from flatstore.layout.hidden import refuse_hidden
 
 _core: Any = jax.core
 _jax_dtypes: Any = jax.dtypes
@@ -35,60 +41,21 @@ class Spec(NamedTuple):
         return f"{self.dtype.name}[{','.join(map(str, self.shape))}]"
 
 
-def is_numeric(dtype: np.dtype[Any]) -> bool:
-    """Whether values of `dtype` are numbers: booleans, integers, floats (bfloat16 and float8 too), complex.
-
-    >>> is_numeric(np.dtype("bfloat16")), is_numeric(np.dtype("O")), is_numeric(np.dtype("M8[s]"))
-    (True, False, False)
-    """
-    if dtype.kind == "V":
-        return bool(dtype.names is None and _jax_dtypes.issubdtype(dtype, np.number))
-    return dtype.kind in "biufc"
-
-
-def is_integer(dtype: np.dtype[Any]) -> bool:
-    """Whether `dtype` is an integer, int4 and its kin included; booleans are not."""
-    return bool(_jax_dtypes.issubdtype(dtype, np.integer))
-
-
-def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Whether `dtype` is a real floating type, bfloat16 and float8 included."""
-    return bool(_jax_dtypes.issubdtype(dtype, np.floating))
-
-
-def is_trainable_dtype(dtype: np.dtype[Any]) -> bool:
-    """Whether `dtype` is floating or complex: what trains unless somebody says otherwise."""
-    return bool(_jax_dtypes.issubdtype(dtype, np.inexact))
-
-
 def is_deleted(array: jax.Array) -> bool:
     """Whether the array was deleted or donated away; a value being traced never is."""
     return not isinstance(array, _core.Tracer) and array.is_deleted()
-
-
-def _belongs_to(value: Any, library: str) -> bool:
-    return any(cls.__module__.partition(".")[0] == library for cls in type(value).__mro__)
-
-
-def is_torch_tensor(value: Any) -> bool:
-    """Whether `value` is a torch tensor; torch is not imported to find out."""
-    return _belongs_to(value, "torch") and hasattr(value, "data_ptr") and hasattr(value, "dtype")
-
-
-def torch_dtype(tensor: Any) -> np.dtype[Any] | None:
-    """NumPy's dtype for that of a torch tensor, bfloat16 and float8 included; None where it has none (qint8)."""
-    name = str(tensor.dtype).removeprefix("torch.")
-    return np.dtype(name) if hasattr(np, name) or name == "bfloat16" or name.startswith("float8_") else None
 
 
 def spec_of(value: Any, path: str) -> Spec | None:
     """The shape and dtype of a leaf, or None if it rides along. Nothing is copied or computed.
 
     Python numbers take the dtype that JAX gives them (float32 with 64-bit types off). `path` is for the error:
-    raises `TypeError` for arrays that hold no numbers, torch tensors that NumPy has no dtype or shape for and torch
-    modules, `ValueError` for a deleted `jax.Array` or a Python integer that does not fit.
+    raises `TypeError` for arrays that hold no numbers or are masked, arrays that NumPy has no dtype or shape for, torch
+    modules and other objects that hold numbers, `ValueError` for a deleted `jax.Array` or a Python integer that does
+    not fit.
     """
     if isinstance(value, np.ndarray):
+        _refuse_mask(value, path)
         if value.dtype == _jax_dtypes.float0:  # pyright: ignore[reportUnknownMemberType]
             return None  # what JAX gives as the gradient of an integer
         return _numeric_spec(value.shape, value.dtype, path)  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
@@ -102,8 +69,9 @@ def spec_of(value: Any, path: str) -> Spec | None:
                 f"{path!r}: expected a jax.Array with its data, got one that was deleted or donated away; "
                 "fix: pass the array that the donating call returned"
             )
-    if _belongs_to(value, "torch"):
+    if belongs_to(value, "torch"):
         if is_torch_tensor(value):
+            _refuse_mask(value, path)
             return _torch_spec(value, path)
         if hasattr(value, "named_parameters"):
             raise TypeError(
@@ -112,11 +80,28 @@ def spec_of(value: Any, path: str) -> Spec | None:
             )
     dtype = getattr(value, "dtype", None)
     shape = getattr(value, "shape", None)
-    if dtype is None or shape is None:
+    if dtype is None or shape is None or isinstance(value, Mapping):
+        refuse_hidden(value, path)
         return None
-    if _jax_dtypes.issubdtype(dtype, _jax_dtypes.prng_key):
-        return None
-    return _numeric_spec(tuple(int(n) for n in shape), np.dtype(dtype), path)
+    try:
+        if _jax_dtypes.issubdtype(dtype, _jax_dtypes.prng_key):
+            return None
+        kind, sizes = np.dtype(dtype), tuple(int(n) for n in shape)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{path!r}: expected an array of a dtype and a shape that NumPy has, got a {type(value).__name__} of dtype "
+            f"{dtype} and shape {shape}; fix: pass its numbers as an array, such as np.asarray(x)"
+        ) from error
+    return _numeric_spec(sizes, kind, path)
+
+
+def _refuse_mask(array: Any, path: str) -> None:
+    cls: Any = type(array)  # pyright: ignore[reportUnknownVariableType]
+    if issubclass(cls, np.ma.MaskedArray) or hasattr(cls, "get_mask"):  # the latter is torch's
+        raise TypeError(
+            f"{path!r}: expected an array without a mask, got a {cls.__name__}; "
+            "fix: pass x.filled(value), of torch x.to_tensor(value)"
+        )
 
 
 def _numeric_spec(shape: tuple[int, ...], dtype: np.dtype[Any], path: str) -> Spec:
@@ -155,10 +140,12 @@ def _python_spec(value: complex, path: str) -> Spec:
 def as_numpy(value: Any, path: str) -> Array:
     """A numeric leaf as a NumPy array: a view wherever NumPy can have one (NumPy, JAX on CPU, torch on CPU).
 
-    Raises `TypeError` for a shape without data, `ValueError` for a torch tensor that is not in host memory or that
-    NumPy cannot view (sparse, quantised, conjugate, negated).
+    Raises `TypeError` for a shape without data, a masked array or an object that NumPy cannot read (SciPy's sparse
+    matrices), `ValueError` for a torch tensor that is not in host memory or that NumPy cannot view (sparse, quantised,
+    conjugate, negated).
     """
     if isinstance(value, np.ndarray):
+        _refuse_mask(value, path)
         return value  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, jax.ShapeDtypeStruct):
         raise TypeError(
@@ -167,7 +154,19 @@ def as_numpy(value: Any, path: str) -> Array:
         )
     if is_torch_tensor(value):
         return _torch_as_numpy(value, path)
-    return np.asarray(value)
+    if isinstance(value, (jax.Array, numbers.Number, np.generic)):
+        return np.asarray(value)
+    try:
+        array, reason = np.asarray(value), None
+    except (TypeError, ValueError, RuntimeError) as error:
+        array, reason = np.array(None), error
+    if not is_numeric(array.dtype) or array.shape != tuple(getattr(value, "shape", array.shape)):
+        raise TypeError(
+            f"{path!r}: expected an array that NumPy can read, got a {type(value).__name__}, of which it makes "
+            f"{reason or f'{array.dtype}{list(array.shape)}'}; fix: pass what its toarray() or to_numpy() gives, or "
+            "jax.ShapeDtypeStruct(shape, dtype) for a shape alone"
+        ) from reason
+    return array
 
 
 def _torch_as_numpy(tensor: Any, path: str) -> Array:

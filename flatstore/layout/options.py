@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from flatstore.layout.numeric import Spec, is_trainable_dtype
+from flatstore.layout.dtypes import is_trainable_dtype
+from flatstore.layout.leaf import Leaf
+from flatstore.layout.numeric import Spec
 from flatstore.trees import Glob, KeyPath, matcher, nodes, refuse_idle_glob
 
 Trainable = Glob | Callable[[str, Any, Any], bool] | None
@@ -18,10 +20,16 @@ def which_train(
     key_paths: Mapping[str, KeyPath],
     specs: Mapping[str, Spec],
     trainable: Trainable,
+    told: Mapping[str, Leaf],
 ) -> list[bool]:
-    """Whether each leaf trains, by the caller's globs or function, else by its dtype. Raises as `Layout.from_tree`."""
+    """Whether each leaf trains: by the caller's globs or function, else as `told` of its path, else by its dtype.
+
+    Raises the same errors as `Layout.from_tree`.
+    """
     if trainable is None:
-        return [is_trainable_dtype(spec.dtype) for spec in specs.values()]
+        return [
+            told[path].trainable if path in told else is_trainable_dtype(spec.dtype) for path, spec in specs.items()
+        ]
     if callable(trainable):
         parents = dict(nodes(tree))
         return [bool(trainable(path, values[path], parents.get(key_paths[path][:-1]))) for path in values]
@@ -34,9 +42,15 @@ def which_train(
     return [matches(path) for path in values]
 
 
-def names_of_axes(specs: Mapping[str, Spec], dims: Dims) -> list[tuple[str | None, ...] | None]:
-    """The names of each leaf's axes, by the first glob that matches. Raises `ValueError` for an idle glob."""
+def names_of_axes(
+    specs: Mapping[str, Spec], dims: Dims, told: Mapping[str, Leaf]
+) -> list[tuple[str | None, ...] | None]:
+    """The names of each leaf's axes: by the first glob that matches, else as `told` of its path.
+
+    Raises `ValueError` for a glob that matches nothing.
+    """
     rules = [(glob, matcher(glob), tuple(names)) for glob, names in (dims or {}).items()]
     for glob, _, _ in rules:
         refuse_idle_glob("dims", glob, specs)
-    return [next((names for _, matches, names in rules if matches(path)), None) for path in specs]
+    own = {path: leaf.dims for path, leaf in told.items()}
+    return [next((names for _, matches, names in rules if matches(path)), own.get(path)) for path in specs]

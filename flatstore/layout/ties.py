@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from flatstore.layout.numeric import Array, as_numpy, is_torch_tensor
+from flatstore.layout.dtypes import is_torch_tensor
+from flatstore.layout.numeric import Array, as_numpy
 
 Tied = bool | Mapping[str, str] | None
 

@@ -12,7 +12,7 @@ address   a                                 b
 ```
 
 Many readers or one writer (law 7): a lease is a reader, a thread in `Memory.writing` a writer, and nobody waits for
-anybody: who comes second gets an error.
+anybody: the second to come gets an error.
 """
 
 from __future__ import annotations
@@ -30,14 +30,9 @@ import numpy as np
 
 from flatstore.layout import Array, as_numpy, is_torch_tensor
 from flatstore.memory.dlpack import import_view
+from flatstore.memory.guarded import LentError
 
 HUGE_PAGE = 2 << 20
-
-
-class LentError(BufferError):
-    """The buffer is lent, or is being written, so that this cannot be done now. Nothing was written."""
-
-    __module__ = "flatstore"
 
 
 class Span(Protocol):
@@ -60,9 +55,9 @@ def overlap(a: Span, b: Span) -> bool:
 
 
 class Lease:
-    """One reader: the views that were exported, and so whether they are still read.
+    """One reader of a memory: weak references to the views that were exported tell whether they are still read.
 
-    A view stays alive as long as the library that imported it holds the export; a weak reference tells.
+    A view stays alive as long as the library that imported it holds the export.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -71,7 +66,7 @@ class Lease:
         self._exports: list[tuple[str, weakref.ref[Array]]] = []
 
     def begin(self) -> None:
-        """Begin to read: from here on the memory's views are read-only, and it is not written."""
+        """Begin to read: make the memory's views read-only and refuse writers. Raises `LentError` if there is one."""
         with lock:
             settle()
             busy = [span for span, _ in writers if overlap(span, self)]
@@ -83,7 +78,7 @@ class Lease:
                     other.freeze()
 
     def watch(self, exports: Iterable[tuple[str, Array]]) -> None:
-        """Count the views of these (path, view) as read until they die."""
+        """Count the views of these (path, view) pairs as read for as long as they are alive."""
         self._exports += [(path, weakref.ref(view)) for path, view in exports]
 
     def unreleased(self) -> list[str]:
@@ -93,25 +88,25 @@ class Lease:
     def end(self, patience: float) -> list[str]:
         """Stop reading: wait up to `patience` seconds for the exports, then return the paths still held.
 
-        With none the lease is over. Otherwise it stays until they go, and whoever writes or reads next will notice.
+        If none is held, the lease is over. Otherwise it lasts until they are released, which `settle` notices.
         """
-        begin = time.monotonic()
+        started = time.monotonic()
         pause, collected = 20e-6, False
         try:
-            while (left := self.unreleased()) and (waited := time.monotonic() - begin) < patience:
+            while (held := self.unreleased()) and (waited := time.monotonic() - started) < patience:
                 if waited > 0.25 and not collected:
-                    gc.collect()  # a view in a reference cycle is free, but nobody has told it
+                    gc.collect()  # a view in a reference cycle is freed only by the collector
                     collected = True
                 time.sleep(min(pause, patience))
                 pause = min(2 * pause, 1e-3)
-            if left and not collected:
+            if held and not collected:
                 gc.collect()
             return self.unreleased()
         finally:
             self.abandon()
 
     def abandon(self) -> None:
-        """Stop reading without a wait: the lease is over as soon as nobody holds its exports."""
+        """Stop reading without waiting: the lease is over as soon as nobody holds its exports."""
         with lock:
             if self in leases and self not in ended:
                 ended.append(self)
@@ -119,7 +114,7 @@ class Lease:
 
 
 def settle() -> None:
-    """Forget the ended leases that nobody reads any more, and make writable what no lease covers."""
+    """Forget the ended leases whose exports are released, and make views writable again that no lease covers."""
     if not ended:
         return
     with lock:
@@ -140,7 +135,7 @@ def is_lent(span: Span) -> bool:
 
 
 class Memory:
-    """A range of bytes with an owner. `bytes` is a writable 1-D uint8 array over it; it never leaves this package."""
+    """A range of bytes with an owner. `bytes` is a writable 1-D uint8 array over it; users never see it."""
 
     __slots__ = ("__weakref__", "_frozen", "_prune_at", "_views", "bytes", "start", "stop")
 
@@ -194,57 +189,58 @@ class Memory:
                 return cls(_huge(nbytes, max(align, HUGE_PAGE)))
             return cls(_aligned(np.zeros(nbytes + align, np.uint8), nbytes, align))
         except (MemoryError, OSError, OverflowError) as error:
-            raise MemoryError(f"expected {nbytes:,} bytes of memory, got none; fix: plan a smaller one") from error
+            raise MemoryError(f"expected {nbytes:,} bytes of memory, got none; fix: plan a smaller model") from error
 
     @classmethod
     def wrap(cls, buffer: Any, nbytes: int, align: int) -> Memory:
-        """The first `nbytes` of memory that the user holds: a view. Kept alive as long as this is.
+        """A memory over the first `nbytes` bytes of `buffer`, which the user owns and this keeps alive: a view.
 
         `buffer` is a NumPy array, a torch tensor, anything with DLPack or the buffer protocol. Raises `ValueError`
-        if it is too small, misaligned, not contiguous or read-only; `TypeError` if it is no memory.
+        if it is too small, misaligned, not contiguous or read-only; `TypeError` if it is not memory.
         """
         array = _as_bytes(buffer)
         if not array.flags.writeable:
             if is_lent(cls(array)):
                 raise LentError("expected a buffer at rest, got one that is lent; fix: wrap it after the lend")
             raise ValueError(
-                f"expected writable memory, got a read-only {type(buffer).__name__}; fix: wrap a writable copy of it"
+                f"expected writable memory, got a read-only {type(buffer).__name__}; "
+                "fix: wrap a writable copy of it, np.array(x)"
             )
         if array.nbytes < nbytes:
-            raise ValueError(
-                f"expected at least {nbytes:,} bytes, got {array.nbytes:,}; fix: allocate layout.nbytes bytes"
-            )
+            raise ValueError(f"expected at least {nbytes:,} bytes, got {array.nbytes:,}; fix: pass a larger buffer")
         start = array.__array_interface__["data"][0]
         if nbytes and start % align:
             raise ValueError(
                 f"expected memory that starts at a multiple of {align} bytes, got one {start % align} bytes past it; "
-                "fix: Store.zeros(layout).buffer is aligned, or plan the layout with align=1"
+                "fix: wrap the buffer of a new store, such as Store.zeros(layout), or plan the layout with align=1"
             )
         return cls(array[:nbytes])
 
     @contextlib.contextmanager
     def writing(self) -> Generator[None]:
-        """Be a writer: raises `LentError` if anybody reads now; nobody can begin to read meanwhile."""
+        """A context in which this thread writes and nobody can begin to read. Raises `LentError` if anybody uses it."""
         with lock:
             settle()
-            me = threading.get_ident()
-            if any(overlap(span, self) for span, writer in writers if writer != me):
-                raise LentError("expected a buffer at rest, got one that another thread writes; fix: order the writes")
+            thread = threading.get_ident()
+            if any(overlap(span, self) for span, writer in writers if writer != thread):
+                raise LentError(
+                    "expected a buffer at rest, got one that another thread writes; fix: let one thread write at a time"
+                )
             readers = [lease for lease in leases if overlap(lease, self)]
             if readers:
-                left = sorted({path for lease in readers for path in lease.unreleased()})
+                held = sorted({path for lease in readers for path in lease.unreleased()})
                 raise LentError(
                     f"expected a buffer that nobody reads, got one that is lent: {len(readers)} lend(s), of "
-                    f"{', '.join(map(repr, left[:8])) or 'no leaf yet'}{', …' if len(left) > 8 else ''}; "
+                    f"{', '.join(map(repr, held[:8])) or 'no leaf yet'}{', …' if len(held) > 8 else ''}; "
                     "fix: leave the `with` block of the lend first, and drop NumPy or torch views taken in it"
                 )
-            entry = (self, me)
-            writers.append(entry)
+            writer = (self, thread)
+            writers.append(writer)
         try:
             yield
         finally:
             with lock:
-                writers.remove(entry)
+                writers.remove(writer)
 
 
 def _aligned(array: Array, nbytes: int, align: int) -> Array:
@@ -254,7 +250,7 @@ def _aligned(array: Array, nbytes: int, align: int) -> Array:
 
 def _huge(nbytes: int, align: int) -> Array:
     mapping = mmap.mmap(-1, nbytes + align, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without transparent huge pages: ordinary ones do
+    with contextlib.suppress(OSError):  # a kernel without transparent huge pages gives ordinary ones
         mapping.madvise(mmap.MADV_HUGEPAGE)
     return _aligned(np.frombuffer(mapping, np.uint8), nbytes, align)
 
@@ -269,7 +265,7 @@ def _as_bytes(buffer: Any) -> Array:
             array = np.frombuffer(buffer, np.uint8)
         except (TypeError, BufferError) as error:
             raise TypeError(
-                f"expected memory (a NumPy array, DLPack, the buffer protocol), got {type(buffer).__name__}; "
+                f"expected a NumPy array or an object with DLPack or the buffer protocol, got {type(buffer).__name__}; "
                 "fix: pass the array that owns the bytes"
             ) from error
     if not array.flags.c_contiguous or array.dtype.hasobject:

@@ -23,7 +23,8 @@ import numpy as np
 
 from flatstore.layout import Array
 from flatstore.memory.dlpack import PLAIN, code_of
-from flatstore.memory.host import Lease, LentError, Memory
+from flatstore.memory.guarded import LentError
+from flatstore.memory.host import Lease, Memory
 from flatstore.trees import Difference, listing
 
 JAX_ALIGN = 64
@@ -49,8 +50,8 @@ _jnp: Any = jax.numpy
 _dlpack: Any = jax.dlpack
 
 
-class _Renamed:
-    """A DLPack producer: the bytes of an unsigned view under the type code of the float that they are."""
+class _Retyped:
+    """A DLPack producer that exports a view of unsigned integers under the type code of the floats they hold."""
 
     def __init__(self, view: Array, code: int) -> None:
         self.view, self.code = view, code
@@ -87,7 +88,7 @@ def place_obstacle(path: str, view: Array, address: int) -> Difference | None:
 
 
 def import_views(views: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, jax.Array]]:
-    """JAX arrays over the bytes of `views`: (what was exported, what was imported), both by path.
+    """JAX arrays over the bytes of `views`, by path: (the NumPy views exported, the arrays imported).
 
     Raises `BufferError` that names every leaf that JAX would have to copy.
     """
@@ -104,14 +105,14 @@ def import_views(views: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str
     exports: dict[str, Array] = {}
     arrays: dict[str, jax.Array] = {}
     for path, view in views.items():
-        if not view.size:  # no byte to share, and its address need not be one
+        if not view.size:  # there is no byte to share, and its address may be any
             arrays[path] = _jnp.zeros(view.shape, view.dtype)
             continue
         producer: Any = view
         if view.dtype in _UNSIGNED:
             code, unsigned = _UNSIGNED[view.dtype]
             view = view.view(unsigned)
-            producer = _Renamed(view, code)
+            producer = _Retyped(view, code)
         exports[path] = view
         arrays[path] = _dlpack.from_dlpack(producer, copy=False)
     refuse(
@@ -125,7 +126,7 @@ def import_views(views: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str
 
 
 def refuse(obstacles: list[Difference]) -> None:
-    """Raise `BufferError` if there is any obstacle, naming them all."""
+    """Raise a `BufferError` that names every obstacle, if there is any."""
     if obstacles:
         raise BufferError(listing(obstacles, "that JAX cannot view without a copy"))
 
@@ -145,15 +146,15 @@ class Lend:
         self._arrays: list[jax.Array] = []
 
     def __del__(self) -> None:
-        """Do not leave a lend that nobody can exit any more in the way of every write."""
+        """End a lend that can no longer be exited, so that it does not block every write."""
         if self._lease is not None:
             self._lease.abandon()
 
     def __enter__(self) -> Any:
-        """Lend: from here until the exit nothing writes the buffer through the store."""
+        """Begin the lend and return the tree: until the exit, nothing writes the buffer through the store."""
         if self._lease is not None:
             raise RuntimeError("expected a lend that was not entered before; fix: call lend() again")
-        self._lease = Lease(self._memory)  # before it begins: whatever interrupts that finds it, and ends it
+        self._lease = Lease(self._memory)  # set before it begins, so that an interrupt cannot leave it without an end
         try:
             self._lease.begin()
             exports, arrays = import_views(self._views())
@@ -168,12 +169,12 @@ class Lend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Delete the arrays, and wait until the last computation that reads them has finished."""
-        left = self._end()
-        if not left:
+        held = self._end()
+        if not held:
             return
         message = (
-            f"expected all lent leaves back, got {len(left)} still read after {self._patience} s: "
-            f"{', '.join(map(repr, left[:8]))}{', …' if len(left) > 8 else ''}; "
+            f"expected all lent leaves back, got {len(held)} still read after {self._patience} s: "
+            f"{', '.join(map(repr, held[:8]))}{', …' if len(held) > 8 else ''}; "
             "fix: drop the NumPy or torch views taken in the block (np.asarray, jax.device_get), or raise patience= "
             "for a longer computation. The store stays lent until they are gone"
         )
@@ -189,8 +190,8 @@ class Lend:
         return self._lease.end(self._patience)
 
 
-def require_jax(library: str) -> None:
-    """Raise `ValueError` unless `library` is one that can be lent to."""
+def check_library(library: str) -> None:
+    """Raise `ValueError` unless `library` can be lent to: it is 'jax'."""
     if library != "jax":
-        have = " (torch writes: wrap or adopt its memory instead)" if library == "torch" else ""
-        raise ValueError(f"expected 'jax', got {library!r}{have}; fix: lend('jax'), or give NumPy views by path")
+        hint = " (torch writes: wrap or adopt its memory instead)" if library == "torch" else ""
+        raise ValueError(f"expected 'jax', got {library!r}{hint}; fix: pass 'jax', or use the NumPy views store[path]")

@@ -2,6 +2,7 @@
 
 from flatstore.noise import in_jax as in_jax
 from flatstore.noise.kinds import CROSSOVER as CROSSOVER
+from flatstore.noise.kinds import MUTATION as MUTATION
 from flatstore.noise.kinds import ROUNDING as ROUNDING
 from flatstore.noise.kinds import SPARSE as SPARSE
 from flatstore.noise.kinds import Noise as Noise

@@ -43,7 +43,7 @@ from flatstore.layout import Array, Layout, Leaf, is_floating
 from flatstore.noise.philox import numbers
 from flatstore.trees import matcher, refuse_idle_glob
 
-NORMAL, RADEMACHER, CROSSOVER, SPARSE, ROUNDING = range(5)
+NORMAL, RADEMACHER, CROSSOVER, SPARSE, ROUNDING, MUTATION = range(6)
 """Kinds of draw, each with a stream of its own."""
 
 _SIGNS = np.array([1, -1], np.float32)

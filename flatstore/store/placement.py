@@ -1,4 +1,4 @@
-"""Where the leaves of one model, or of many, lie in one memory: worked out once, then executed without a decision.
+"""Where the leaves of one model, or of many, lie in one memory: worked out once, before any view is made.
 
 ```
 store             | bias | gap | kernel |                        each leaf where the layout says
@@ -22,42 +22,42 @@ class Place(NamedTuple):
 
     offset: int
     step: int | None
-    """From one member to the next; None for a leaf that there is one of."""
+    """Bytes from one member to the next; None for a leaf that is held once."""
 
 
-class Plan(NamedTuple):
-    """Where all leaves lie."""
+class Placement(NamedTuple):
+    """Where all leaves lie, and how many bytes that takes."""
 
     places: dict[str, Place]
     """By path; a tied leaf has the place of its home."""
     blocks: tuple[tuple[int, int], ...]
-    """(first byte, number of bytes) of all that is data; what lies between is padding."""
+    """(first byte, number of bytes) of each block of data; the bytes between blocks are padding."""
     order: Order
     nbytes: int
 
 
-def refuse_no_layout(layout: Any) -> None:
-    """Raise `TypeError` for what is no layout."""
+def check_layout(layout: Any) -> None:
+    """Raise `TypeError` unless `layout` is a `Layout`."""
     if not isinstance(layout, Layout):
         raise TypeError(f"expected a Layout, got {type(layout).__name__}; fix: pass Layout.from_tree(tree)")
 
 
-def store_plan(layout: Layout) -> Plan:
-    """The plan of a store: each leaf where the layout says. Raises `TypeError` for what is no layout."""
-    refuse_no_layout(layout)
+def placement_of_store(layout: Layout) -> Placement:
+    """The placement of a store: each leaf where the layout says. Raises `TypeError` unless that is a `Layout`."""
+    check_layout(layout)
     places = {leaf.path: Place(leaf.offset, None) for leaf in layout.leaves}
-    return Plan(places, tuple((leaf.offset, leaf.nbytes) for leaf in layout.homes), "store", layout.nbytes)
+    return Placement(places, tuple((leaf.offset, leaf.nbytes) for leaf in layout.homes), "store", layout.nbytes)
 
 
-def population_plan(layout: Layout, size: int, order: str) -> Plan:
-    """Where the leaves of `size` members lie. Raises `ValueError` for what cannot be a population."""
-    refuse_no_layout(layout)
+def placement_of_population(layout: Layout, size: int, order: str) -> Placement:
+    """The placement of `size` members. Raises `TypeError` and `ValueError` as `Population.zeros` does."""
+    check_layout(layout)
     if size < 1:
-        raise ValueError(f"expected at least one member, got size {size}; fix: name a number of members")
+        raise ValueError(f"expected at least one member, got size {size}; fix: pass a size of 1 or more")
     in_memory = sorted(layout.homes, key=lambda leaf: (leaf.offset, leaf.nbytes))
     trainable = [leaf for leaf in in_memory if leaf.trainable]
     if not trainable:
-        raise ValueError("expected trainable leaves, got none; fix: say trainable= when you plan the layout")
+        raise ValueError("expected trainable leaves, got none; fix: pass trainable= when you plan the layout")
     places: dict[str, Place] = {}
     blocks: list[tuple[int, int]] = []
     end = 0
@@ -66,7 +66,7 @@ def population_plan(layout: Layout, size: int, order: str) -> Plan:
         if len(dtypes) > 1:
             raise ValueError(
                 f"expected trainable leaves of one dtype for order='member', got {', '.join(dtypes)}; "
-                "fix: order='leaf', or trainable= that picks one dtype"
+                "fix: pass order='leaf', or a trainable= that picks leaves of one dtype"
             )
         row = sum(leaf.nbytes for leaf in trainable)
         for leaf in trainable:
@@ -81,11 +81,11 @@ def population_plan(layout: Layout, size: int, order: str) -> Plan:
             places[leaf.path] = Place(start, leaf.nbytes)
             blocks.append((start, size * leaf.nbytes))
     else:
-        raise ValueError(f"expected order 'leaf' or 'member', got {order!r}; fix: see Population")
+        raise ValueError(f"expected order 'leaf' or 'member', got {order!r}; fix: pass one of these")
     for leaf in (leaf for leaf in in_memory if not leaf.trainable):
         start = round_up(end, JAX_ALIGN)
         end = start + leaf.nbytes
         places[leaf.path] = Place(start, None)
         blocks.append((start, leaf.nbytes))
     places |= {leaf.path: places[leaf.tied] for leaf in layout.leaves if leaf.tied is not None}
-    return Plan(places, tuple(blocks), order, end)
+    return Placement(places, tuple(blocks), order, end)

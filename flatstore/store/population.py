@@ -30,7 +30,7 @@ import numpy as np
 from flatstore.layout import Array, Dims, Layout, Tied, Trainable
 from flatstore.memory import JAX_ALIGN, Memory
 from flatstore.store.assigning import incoming
-from flatstore.store.placement import population_plan
+from flatstore.store.placement import placement_of_population
 from flatstore.store.store import Store
 from flatstore.store.verbs import Verbs
 
@@ -48,9 +48,13 @@ class Population(Verbs):
 
     @classmethod
     def zeros(cls, layout: Layout, size: int, *, order: PopulationOrder = "leaf") -> Self:
-        """`size` members of zeros in new memory. Raises `MemoryError`, `ValueError` for what cannot be a population."""
-        plan = population_plan(layout, size, order)
-        return cls._complete(cls._over(layout, Memory.heap(plan.nbytes), plan, 0, size))
+        """`size` members of zeros in new memory.
+
+        Raises `MemoryError`; `TypeError` unless `layout` is a `Layout`; `ValueError` unless it has trainable leaves (of
+        one dtype for order='member') and `size` is positive.
+        """
+        placement = placement_of_population(layout, size, order)
+        return cls._mark_whole(cls._over(layout, Memory.heap(placement.nbytes), placement, 0, size))
 
     @classmethod
     def from_tree(
@@ -73,12 +77,12 @@ class Population(Verbs):
 
     @classmethod
     def wrap(cls, buffer: Any, layout: Layout, size: int, *, order: PopulationOrder = "leaf") -> Self:
-        """A population over memory that you hold: views. Takes and raises what `Store.wrap` does."""
-        plan = population_plan(layout, size, order)
-        return cls._complete(cls._wrap(buffer, layout, plan, JAX_ALIGN if order == "leaf" else 1, size))
+        """A population over memory that you own: views. Accepts the same memory and raises the same as `Store.wrap`."""
+        placement = placement_of_population(layout, size, order)
+        return cls._mark_whole(cls._wrap(buffer, layout, placement, JAX_ALIGN if order == "leaf" else 1, size))
 
     @classmethod
-    def _complete(cls, pop: Self) -> Self:
+    def _mark_whole(cls, pop: Self) -> Self:
         pop._whole = True
         return pop
 
@@ -90,7 +94,7 @@ class Population(Verbs):
     @property
     def order(self) -> str:
         """'leaf' or 'member'."""
-        return self._plan.order
+        return self._placement.order
 
     def __len__(self) -> int:
         """The number of members."""
@@ -107,7 +111,7 @@ class Population(Verbs):
     @overload
     def __getitem__(self, key: str | tuple[Any, ...]) -> Array: ...
     def __getitem__(self, key: Any) -> Any:
-        """A member (int), a population of neighbours (slice, step 1), or a leaf of all members (path): views."""
+        """A member (int), a population (slice with step 1), or a leaf of all members (path): views."""
         if isinstance(key, (str, tuple)):
             return self.leaf_view(key)
         size = self._count or 0
@@ -116,27 +120,28 @@ class Population(Verbs):
             if step != 1 or stop <= start:
                 raise IndexError(
                     f"expected a slice of at least one member with step 1, got {key} of {size} members; "
-                    "fix: index members one by one"
+                    "fix: take the members one by one"
                 )
-            return self._over(self.layout, self._memory, self._plan, self._first + start, stop - start)
+            return self._over(self.layout, self._memory, self._placement, self._first + start, stop - start)
         try:
             i = operator.index(key)
         except TypeError:
             raise TypeError(
-                f"expected a member's number, a slice or a path, got {type(key).__name__}; fix: index one by one"
+                f"expected a member's number, a slice or a path, got {type(key).__name__}; "
+                "fix: use pop[0], pop[0:2] or pop[path]"
             ) from None
         if not -size <= i < size:
-            raise IndexError(f"expected a member in 0 .. {size - 1}, got {i}; fix: len(pop) is the number of members")
-        return Store._over(self.layout, self._memory, self._plan, self._first + i % size)  # pyright: ignore[reportPrivateUsage]
+            raise IndexError(f"expected a member in 0 .. {size - 1}, got {i}; fix: index below len(pop)")
+        return Store._over(self.layout, self._memory, self._placement, self._first + i % size)  # pyright: ignore[reportPrivateUsage]
 
     def chunks(self, at_most: int) -> Iterator[Self]:
-        """The population in consecutive slices of at most `at_most` members that JAX can take: views.
+        """Iterate over consecutive slices of at most `at_most` members that JAX can take: views.
 
         In order='leaf' each starts where every leaf is aligned: at a multiple of up to 16 members for float32.
         Raises `ValueError` if `at_most` is less than that multiple.
         """
         if at_most < 1:
-            raise ValueError(f"expected at_most >= 1, got {at_most}; fix: name a number of members")
+            raise ValueError(f"expected at_most >= 1, got {at_most}; fix: pass 1 or more")
         stride = 1
         if self.order == "leaf":
             stride = math.lcm(*(JAX_ALIGN // math.gcd(JAX_ALIGN, x.nbytes) for x in self.layout.homes if x.trainable))
@@ -149,31 +154,30 @@ class Population(Verbs):
         if at_most < self.size and not length:
             raise ValueError(
                 f"expected at_most >= {stride}, the members from one aligned start to the next, got {at_most}; "
-                f"fix: say {stride} or more, or order='member' for chunks that JAX need not take"
+                f"fix: pass {stride} or more, or use order='member' if JAX need not take the chunks"
             )
         step = length or self.size
         return (self[start : start + step] for start in range(0, self.size, step))
 
     @property
     def axes(self) -> Any:
-        """The tree of `in_axes` for `jax.vmap`: 0 where a leaf has the axis of the members, None where it is shared."""
-        rows = iter(self.layout.leaves)
-        riders = dict(self.layout.riders)
-        total = len(self.layout.leaves) + len(riders)
-        return self.layout.treedef.unflatten(
-            [0 if i not in riders and next(rows).trainable else None for i in range(total)]
-        )
+        """The tree of `in_axes` for `jax.vmap`: 0 where a leaf has the axis of the members, None where it is shared.
+
+        Raises `TypeError` with the path of a node whose constructor does not accept these. If all leaves of such a node
+        train, vmap takes 0 for the whole of it.
+        """
+        return self.layout.unflatten([0 if leaf.trainable else None for leaf in self.layout.leaves], riders=False)
 
     @property
     def matrix(self) -> Array:
         """All trainable parameters, shape (members, parameters), a row per member, packed: a view.
 
-        Only order='member' has one; else raises `ValueError`.
+        Raises `ValueError` in order='leaf', which has none.
         """
         if self.order != "member":
             raise ValueError(
                 "expected a population in order='member', got order='leaf', whose members do not lie in rows; "
-                "fix: pop.copy(order='member').matrix or pop.to_vector(), which copy"
+                "fix: use pop.copy(order='member').matrix or pop.to_vector(), which copy"
             )
         homes = sorted(self.layout.homes, key=lambda leaf: (self.start_of(leaf), leaf.size))
         leaves = [leaf for leaf in homes if leaf.trainable]
@@ -181,15 +185,15 @@ class Population(Verbs):
         if any(a + leaf.nbytes != b for a, b, leaf in zip(starts, starts[1:], leaves, strict=False)) or not leaves:
             raise ValueError(
                 "expected trainable leaves that lie together, got a node without them (none, or some tied to leaves "
-                "outside of it); fix: the whole population's matrix, or to_vector(), which copies"
+                "outside of it); fix: use the whole population's matrix, or to_vector(), which copies"
             )
-        dtype, step = leaves[0].dtype, self._plan.places[leaves[0].path].step
+        dtype, step = leaves[0].dtype, self._placement.places[leaves[0].path].step
         shape, strides = (self.size, sum(leaf.size for leaf in leaves)), (step or 0, dtype.itemsize)
-        return self._shown("matrix", lambda: np.ndarray(shape, dtype, self._memory.bytes, starts[0], strides))
+        return self._combined_view("matrix", lambda: np.ndarray(shape, dtype, self._memory.bytes, starts[0], strides))
 
     def copy(self, *, order: PopulationOrder | None = None) -> Population:
-        """A population with the same members in memory of its own, in the same order or another: a copy."""
-        other = Population.zeros(self.layout, self.size, order=order or self._plan.order)  # pyright: ignore[reportArgumentType]
+        """A copy: a population with the same members in memory of its own, in the same order or another."""
+        other = Population.zeros(self.layout, self.size, order=order or self._placement.order)  # pyright: ignore[reportArgumentType]
         for leaf in self.layout.homes:
             other.leaf_view(leaf.path)[...] = self.leaf_view(leaf.path)
         return other

@@ -6,7 +6,7 @@
     array([0., 5.], dtype=float32)
 
 The flat vector, the tree and each leaf are views of the same bytes: what one writes, all show. Ask for them as often
-as you like; after the first time they cost nothing.
+as you like: after the first time it is the same object.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any, Self
 import numpy as np
 
 from flatstore.layout import Array, Dims, Layout, Leaf, Tied, Trainable
-from flatstore.memory import Memory, ended, settle
-from flatstore.store.placement import store_plan
+from flatstore.memory import GuardedView, Memory, leases
+from flatstore.store.placement import placement_of_store
 from flatstore.store.verbs import Verbs
 
 
 class Store(Verbs, Mapping[str, Array]):
     """One buffer and one layout: a mapping from path to view.
 
-    Made by `from_tree` (copies once, in), `zeros` or `wrap` (memory that you hold).
+    Made by `from_tree` (copies the values in, once), `zeros` or `wrap` (memory that you own).
     """
 
     __slots__ = ("_flat",)
@@ -41,32 +41,32 @@ class Store(Verbs, Mapping[str, Array]):
 
     @classmethod
     def zeros(cls, layout: Layout) -> Self:
-        """A store of zeros in new memory of `layout.nbytes` bytes. Raises `MemoryError`, `TypeError` for no layout."""
-        plan = store_plan(layout)
-        return cls._over(layout, Memory.heap(layout.nbytes, max(64, layout.align)), plan)
+        """A store of zeros in `layout.nbytes` new bytes. Raises `MemoryError`, or `TypeError` without a `Layout`."""
+        placement = placement_of_store(layout)
+        return cls._over(layout, Memory.heap(layout.nbytes, max(64, layout.align)), placement)
 
     @classmethod
     def wrap(cls, buffer: Any, layout: Layout) -> Self:
-        """A store over memory that you hold: views. What stands there are the parameters; nothing is written.
+        """A store over memory that you own: views. The values found there are the parameters; nothing is written.
 
         `buffer` is a NumPy array, a torch tensor, anything with DLPack or the buffer protocol; its first
         `layout.nbytes` bytes are used.
 
         Raises `ValueError` if it is too small, misaligned, read-only or not contiguous, or if the bytes between the
-        leaves are not zero; `TypeError` if it is no memory, or `layout` is no layout.
+        leaves are not zero; `TypeError` if it is not memory, or `layout` not a `Layout`.
         """
-        return cls._wrap(buffer, layout, store_plan(layout), layout.align)
+        return cls._wrap(buffer, layout, placement_of_store(layout), layout.align)
 
     # -- a mapping
 
     def __getitem__(self, path: str | tuple[Any, ...]) -> Array:
         """The view of a leaf, by its path or tuple of keys; a 0-d leaf is a 0-d view. Raises `KeyError`."""
-        if ended:
-            settle()
+        if leases:
+            return self.leaf_view(path)
         try:
-            return self._views[path]  # pyright: ignore[reportArgumentType] (a tuple is a miss)
+            return self._plain.views[path]  # pyright: ignore[reportArgumentType] (a tuple is a miss)
         except (KeyError, TypeError):
-            return self._view(self.layout.leaf(path))
+            return self.leaf_view(path)
 
     def __iter__(self) -> Iterator[str]:
         """The paths, in JAX's order."""
@@ -92,23 +92,25 @@ class Store(Verbs, Mapping[str, Array]):
 
         Raises `ValueError` if they are of several dtypes (see `flats`), none, or do not lie together.
         """
-        if ended:
-            settle()
-        try:
-            return self._flat
-        except AttributeError:  # the first time
-            flats = self.flats
+        if not leases:
+            try:
+                return self._flat
+            except AttributeError:  # the first time
+                pass
+        flats = self.flats
         if len(flats) != 1:
             raise ValueError(
                 f"expected trainable leaves of one dtype, got {', '.join(flats) or 'no trainable leaf'}; "
-                "fix: store.flats has a vector per dtype, store.to_vector() is a packed copy"
+                "fix: use store.flats, a vector per dtype, or store.to_vector(), a packed copy"
             )
-        self._flat = next(iter(flats.values()))
-        return self._flat
+        (flat,) = flats.values()
+        if not isinstance(flat, GuardedView):
+            self._flat = flat
+        return flat
 
     @property
     def flats(self) -> dict[str, Array]:
-        """{dtype name: 1-D vector of the trainable leaves of that dtype}: views, as `flat`."""
+        """A dict {dtype name: 1-D vector of the trainable leaves of that dtype}: views, like `flat`."""
         groups: dict[str, list[Leaf]] = {}
         for leaf in sorted(self.layout.homes, key=lambda leaf: (leaf.offset, leaf.nbytes)):
             if leaf.trainable:
@@ -116,10 +118,10 @@ class Store(Verbs, Mapping[str, Array]):
         return {name: self._vector(name, leaves) for name, leaves in groups.items()}
 
     def _vector(self, name: str, leaves: list[Leaf]) -> Array:
-        if self._plan.order == "leaf":
+        if self._placement.order == "leaf":
             raise ValueError(
                 "expected a model whose leaves lie together, got a member of a population in order='leaf'; "
-                "fix: member.to_vector() or member.copy().flat, which copy, or a population in order='member'"
+                "fix: use member.to_vector() or member.copy().flat, which copy, or a population in order='member'"
             )
         starts = [self.start_of(leaf) for leaf in leaves]
         stops = [start + leaf.nbytes for start, leaf in zip(starts, leaves, strict=True)]
@@ -128,13 +130,13 @@ class Store(Verbs, Mapping[str, Array]):
             if not 0 <= start - stop < max(self.layout.align, dtype.itemsize):
                 raise ValueError(
                     f"expected leaves that lie together, got {leaf.path!r} apart from the one before it (it is tied to "
-                    "a leaf outside of this node); fix: node.to_vector() or node.copy().flat, which copy"
+                    "a leaf outside of this node); fix: use node.to_vector() or node.copy().flat, which copy"
                 )
         size = (stops[-1] - starts[0]) // dtype.itemsize
-        return self._shown(name, lambda: np.ndarray(size, dtype, self._memory.bytes, starts[0]))
+        return self._combined_view(name, lambda: np.ndarray(size, dtype, self._memory.bytes, starts[0]))
 
     def copy(self) -> Store:
-        """A store with the same values in memory of its own, whatever this one is a part of: a copy."""
+        """A copy: a store with the same values in memory of its own, even of a member or a node."""
         other = Store.zeros(self.layout)
         for leaf in self.layout.homes:
             other.leaf_view(leaf.path)[...] = self.leaf_view(leaf.path)

@@ -9,24 +9,24 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from flatstore.layout import Array, Leaf
-from flatstore.memory import Lend, import_views, require_jax
+from flatstore.memory import Lend, check_library, import_views
 from flatstore.store.assigning import Pairs, cast, incoming, incoming_leaf, is_pairs, same_bits
-from flatstore.store.verifying import is_same_view, rebound
+from flatstore.store.verifying import differences_from_views, is_same_view
 from flatstore.store.views import Views
 from flatstore.trees import Difference, Glob, StructureError, matcher, refuse_idle_glob
 
 
 class Verbs(Views):
-    """What can be done with a memory full of views."""
+    """What can be done with a store and with a population alike."""
 
     __slots__ = ()
 
     def assign(self, values: Any) -> None:
         """Copy `values` in: a tree, a packed vector, a mapping {path: array}, or an iterable of (path, array).
 
-        Trees, vectors and mappings are whole; an iterable writes just the leaves that it names, one after the other,
-        so that a model can be made leaf by leaf without a second copy of it. Dtypes may differ within a kind
-        (float64 into float32). Everything is checked before anything is written; of an iterable, each leaf.
+        A tree, vector or mapping must have every leaf; an iterable may have some, which are written one by one, so
+        that a model can be made leaf by leaf without a second copy of it. Dtypes may differ within a kind (float64
+        into float32). Everything is checked before anything is written; in an iterable, leaf by leaf.
 
         Raises `StructureError` with every leaf that differs, `LentError` while the buffer is lent.
         """
@@ -45,11 +45,11 @@ class Verbs(Views):
                 self._write([incoming_leaf(self.layout, path, value, self._lead)])
                 written.append(path)
         except BaseException as error:
-            error.add_note(f"written before: {', '.join(map(repr, written)) or 'nothing'}")
+            error.add_note(f"written before this error: {', '.join(map(repr, written)) or 'nothing'}")
             raise
 
     def __setitem__(self, path: Any, value: Any) -> None:
-        """Copy a value of the leaf's shape in; for broadcasting, write through the view: `x[path][...] = 0`."""
+        """Copy a value of the leaf's shape into the leaf. To broadcast, write through its view: `x[path][...] = 0`."""
         with self._memory.writing():
             self._write([incoming_leaf(self.layout, path, value, self._lead)])
 
@@ -58,7 +58,7 @@ class Verbs(Views):
         ready: list[tuple[Array, Array]] = []
         differences: list[Difference] = []
         for leaf, array in pairs:
-            view = self._make(leaf, writeable=True)
+            view = self._new_view(leaf)
             if self._is_shared(leaf):
                 if not same_bits(cast(array, leaf.dtype), view):
                     fix = "write it through the whole population, or make it trainable"
@@ -66,7 +66,7 @@ class Verbs(Views):
                 continue
             low, high = byte_bounds(array) if array.size else (0, 0)
             if low < own.stop and own.start < high and not is_same_view(array, view):
-                array = array.copy()  # it reads from this memory, and may have been overwritten by its turn
+                array = array.copy()  # it lies in this memory, and could be overwritten before its turn
             ready.append((view, array))
         if differences:
             raise StructureError(differences)
@@ -75,7 +75,7 @@ class Verbs(Views):
                 np.copyto(view, array, casting="same_kind")
 
     def lend(self, library: str = "jax", *, only: Glob | None = None, patience: float = 10.0) -> Lend:
-        """A context manager that gives the tree with `jax.Array` leaves over the very bytes: views.
+        """A context manager that gives the tree with `jax.Array` leaves over the same bytes: views.
 
         Meanwhile writes through the store raise and its cached NumPy views are read-only. On exit the arrays are
         deleted, and the exit waits until the last computation that reads them has finished. If something still holds
@@ -84,34 +84,35 @@ class Verbs(Views):
 
         Args:
             library: 'jax'.
-            only: globs; other leaves are None in the tree (a tied leaf brings its home), as for what JAX cannot view.
-            patience: seconds.
+            only: globs of the leaves to lend (a tied leaf brings its home), such as those that JAX can view; the others
+                are None in the tree.
+            patience: how long the exit waits, in seconds.
 
-        Raises on entering `BufferError` with every leaf that JAX could not take without a copy.
+        Entering it raises `BufferError` with every leaf that JAX could not take without a copy.
         """
-        require_jax(library)
+        check_library(library)
         if not isinstance(patience, (int, float)) or not patience >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"expected patience >= 0 in seconds, got {patience!r}; fix: a number like 10.0")
+            raise ValueError(f"expected patience >= 0 in seconds, got {patience!r}; fix: pass a number such as 10.0")
         rows = self._chosen(only)
         return Lend(
             self._memory,
-            lambda: {leaf.path: self._make(leaf, writeable=True) for leaf in rows if leaf.tied is None},
+            lambda: {leaf.path: self._new_view(leaf) for leaf in rows if leaf.tied is None},
             self._tree_of,
             patience,
         )
 
     def alias(self, library: str = "jax", *, only: Glob | None = None) -> Any:
-        """The tree with `jax.Array` leaves over the very bytes, kept alive and not fenced: views.
+        """The tree with `jax.Array` leaves over the same bytes, without the checks of `lend`: views.
 
-        They show later writes. Order your writes yourself: one that happens while a computation reads tears it, and
-        JAX may hold a value that it has read before. `lend` is the fenced way. The same object each time.
+        They show later writes, which you must order yourself: a computation that reads during a write may see a part
+        of it, and JAX may go on using a value that it has read before. The same object each time.
         """
-        require_jax(library)
+        check_library(library)
         key = None if only is None else tuple([only] if isinstance(only, str) else only)
         cached = self._alias
         if cached is None or cached[0] != key or any(array.is_deleted() for array in cached[1]):
             homes = [leaf for leaf in self._chosen(only) if leaf.tied is None]
-            _, arrays = import_views({leaf.path: self._make(leaf, writeable=True) for leaf in homes})
+            _, arrays = import_views({leaf.path: self._new_view(leaf) for leaf in homes})
             cached = self._alias = (key, list(arrays.values()), self._tree_of(arrays))
         return cached[2]
 
@@ -131,23 +132,24 @@ class Verbs(Views):
     def verify(self) -> None:
         """Check that every leaf of `tree` still lives in the buffer.
 
-        Raises `StructureError` that names each leaf that was rebound (`store.tree["w"] = …`), removed or added.
+        Raises `StructureError` with each leaf that was replaced (`store.tree["w"] = …`), removed or added.
         """
-        if self._tree is None:
-            return
-        differences = rebound(self._tree, self.layout, lambda leaf: self._make(leaf, writeable=True))
+        trees = [handed.tree for handed in (self._plain, self._guarded) if handed and handed.tree is not None]
+        differences = [
+            difference for tree in trees for difference in differences_from_views(tree, self.layout, self._new_view)
+        ]
         if differences:
             raise StructureError(differences, "of the tree not in the buffer any more")
 
     def to_vector(self) -> Array:
-        """A packed copy: a number per parameter in index order, with the axis of the members before it, if any.
+        """A packed copy of the parameters in index order; a population has a row per member.
 
         Shape (layout.size,) or (members, layout.size). Leaves of several dtypes are promoted as NumPy does.
         """
         homes = self.layout.homes
         out = np.empty((*self._lead, self.layout.size), _common_dtype({leaf.dtype for leaf in homes}))
         for leaf in homes:
-            view = self._make(leaf, writeable=True)
+            view = self._new_view(leaf)
             lead = view.shape[: view.ndim - len(leaf.shape)]
             out[..., leaf.index : leaf.index + leaf.size] = view.reshape((*lead, leaf.size))
         return out

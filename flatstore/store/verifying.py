@@ -1,4 +1,4 @@
-"""Which leaves of a tree no longer live in the buffer: the user rebound, removed or added them."""
+"""Which leaves of a tree are not views of the buffer any more: the user replaced, removed or added them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from flatstore.trees import Difference, by_path
 
 def is_same_view(a: Array, b: Array) -> bool:
     """Whether two arrays show the same bytes in the same shape."""
-    kinds = [(x.__array_interface__["data"][0], x.shape, x.strides, x.dtype) for x in (a, b)]
-    return kinds[0] == kinds[1]
+    shown = [(x.__array_interface__["data"][0], x.shape, x.strides, x.dtype) for x in (a, b)]
+    return shown[0] == shown[1]
 
 
-def rebound(tree: Any, layout: Layout, view_of: Callable[[Leaf], Array]) -> list[Difference]:
-    """Every leaf in which a tree is not the tree of views that `layout` and `view_of` make."""
+def differences_from_views(tree: Any, layout: Layout, view_of: Callable[[Leaf], Array]) -> list[Difference]:
+    """Every leaf in which `tree` differs from the tree of `layout` whose leaves are the views that `view_of` gives."""
     got = by_path(tree)
     differences: list[Difference] = []
     for path, leaf in layout.by_path.items():
         if path not in got:
-            differences.append(Difference(path, "a view of the buffer", "nothing", f"take it from store[{path!r}]"))
+            differences.append(Difference(path, "a view of the buffer", "nothing", f"put store[{path!r}] back"))
         elif not (isinstance(got[path], np.ndarray) and is_same_view(got[path], view_of(leaf))):
             fix = f"write the buffer with store[{path!r}] = value"
             kind = "an array" if hasattr(got[path], "shape") else repr(got[path])[:40]
             differences.append(Difference(path, "a view of the buffer", f"{kind} that lives elsewhere", fix))
-    riding = set(by_path(layout.unflatten(layout.leaves))) - layout.by_path.keys()
-    for path in got.keys() - layout.by_path.keys() - riding:
+    riders = set(by_path(layout.unflatten(layout.leaves))) - layout.by_path.keys()
+    for path in got.keys() - layout.by_path.keys() - riders:
         differences.append(Difference(path, "nothing", "a leaf that was added", "plan a new layout with it"))
     return differences

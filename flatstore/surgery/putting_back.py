@@ -25,6 +25,7 @@ from flatstore.trees import (
     as_path,
     by_path,
     children,
+    expanded,
     flatten,
     parts_of,
     path_of,
@@ -50,6 +51,7 @@ def put_back(store: Store, tree: Any, at: str = "") -> None:
     if part is None:
         some = [name for name, _ in store.modules()][1:4]
         raise KeyError(f"expected the path of a node, got {path!r}; fix: one like {some}; for a leaf, store[path] = x")
+    tree = expanded(tree, path)
     differences = list(_unlike(part.layout.unflatten(part.layout.leaves), tree, parts_of(path)))
     if differences:
         raise StructureError(differences)

@@ -106,14 +106,12 @@ def to_add(path: str, value: Any) -> list[Piece]:
             f"add: expected an array or a shape with a dtype at {path!r}, got the bare shape {value}; "
             "fix: jax.ShapeDtypeStruct(shape, 'float32')"
         )
-    pieces = pieces_of(value.unflatten(value.leaves) if isinstance(value, Layout) else value, {}, (0,), path)
-    for piece in pieces:
-        if isinstance(piece.value, (Views, Layout)):
-            raise TypeError(
-                f"add: expected arrays or shapes at {'/'.join(piece.new)!r}, got a {type(piece.value).__name__}; "
-                "fix: give store.tree, or store.layout under a path of its own"
-            )
-    return pieces
+    if isinstance(value, Views):
+        raise TypeError(
+            f"add: expected arrays, shapes or a layout at {path!r}, got a {type(value).__name__}; "
+            "fix: pass store.tree or store.layout"
+        )
+    return pieces_of(value.unflatten(value.leaves) if isinstance(value, Layout) else value, {}, (0,), path)
 
 
 def _placed(rows: Sequence[Leaf], order: Glob, align: int) -> tuple[Leaf, ...]:

@@ -22,6 +22,7 @@ from flatstore.trees.paths import (
     KeyPath,
     as_path,
     children,
+    expanded,
     flatten,
     globs_of,
     keys_of,
@@ -29,6 +30,7 @@ from flatstore.trees.paths import (
     nodes,
     path_of,
     refuse_idle_glob,
+    unflatten,
 )
 
 Parts = tuple[Any, ...]
@@ -63,6 +65,7 @@ def parts_of(path: str) -> Parts:
 def pieces_of(tree: Any, origin: Origin, number: tuple[int, ...] = (), at: str = "") -> list[Piece]:
     """The pieces of a tree that is to stand at `at`; notes its nodes in `origin`, by their old parts."""
     _refuse_nameless("add", at, parts_of(at))
+    tree = expanded(tree, at)
     origin.update({number + _names(keys): node for keys, node in nodes(tree)})
     found = flatten(tree, is_leaf=lambda node: not children(node))[0]
     return [Piece(number + _names(keys), parts_of(at) + _names(keys), value) for keys, value in found]
@@ -146,7 +149,7 @@ def built(pieces: Sequence[Piece], origin: Origin, at: Parts = ()) -> Any:
             pairs, treedef = flatten(node, is_leaf=lambda x, node=node: x is not node)
             names = [path_of(keys) for keys, _ in pairs]
             if inside.keys() == set(names):
-                return treedef.unflatten([inside[name] for name in names])
+                return unflatten(treedef, [inside[name] for name in names], lambda pairs=pairs: [k for k, _ in pairs])
     return {keys_of(part)[0]: child for part, child in inside.items()} if stays is None else _changed(stays, inside, at)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -102,21 +102,58 @@ def globs_of(argument: str, globs: Any) -> list[str]:
     return found
 
 
-def refuse_idle_glob(argument: str, glob: Glob, paths: Iterable[str]) -> None:
+def refuse_idle_glob(argument: str, glob: Glob, paths: Iterable[str], noun: str = "leaf") -> None:
     """Raise `ValueError` if `glob`, one or several, matches none of `paths`: a slip of the pen, not a wish."""
     names = list(paths)
     if not any(map(matcher(glob), names)):
         hint = "; a '[' in a path is written '[[]' in a glob" if "[" in "".join(glob) else ""
-        raise ValueError(
-            f"{argument}: expected globs that match a leaf, got {glob!r}; fix: paths are like {names[:3]}{hint}"
-        )
+        fix = f"paths are like {names[:3]}{hint}" if names else f"there is no {noun} to match: leave {argument} out"
+        raise ValueError(f"{argument}: expected globs that match a {noun}, got {glob!r}; fix: {fix}")
+
+
+class Subtree:
+    """An object that stands for a tree wherever a tree holds it, as a store does for its tree of views."""
+
+    __slots__ = ()
+
+    layout: Any
+    """The layout of that tree."""
+
+    def __subtree__(self, path: str) -> Any:
+        """The tree to be taken in the object's place, which is at `path`. Raises `TypeError` if there is none."""
+        raise NotImplementedError
+
+
+def subtrees(tree: Any) -> list[tuple[KeyPath, Subtree]]:
+    """The (key path, object) pairs of what stands for a tree in a tree, or is the tree itself."""
+    return [(keys, leaf) for keys, leaf in _flatten(tree)[0] if isinstance(leaf, Subtree)]
+
+
+def expanded(tree: Any, at: str = "") -> Any:
+    """The tree, which stands at the path `at`, with each `Subtree` in it replaced by the tree that it stands for.
+
+    The same object if there is none. Raises `TypeError` with the path of one that cannot be replaced.
+    """
+    pairs, treedef = _flatten(tree)
+    if not any(isinstance(leaf, Subtree) for _, leaf in pairs):
+        return tree
+    paths = ["/".join(filter(None, (at, path_of(keys)))) for keys, _ in pairs]
+    leaves = [x.__subtree__(path) if isinstance(x, Subtree) else x for path, (_, x) in zip(paths, pairs, strict=True)]
+    return unflatten(treedef, leaves, lambda: [keys for keys, _ in pairs])
 
 
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[tuple[KeyPath, Any]], Any]:
-    """The (key path, leaf) pairs of a pytree and its definition, as JAX gives them.
+    """The (key path, leaf) pairs of a pytree and its definition, as JAX gives them for the `expanded` tree.
 
-    Raises `ValueError` for a dict whose keys have no order.
+    With `is_leaf` the tree is taken as it is. Raises `ValueError` for a dict whose keys have no order.
     """
+    pairs, treedef = _flatten(tree, is_leaf)
+    if is_leaf is None and any(isinstance(leaf, Subtree) for _, leaf in pairs):
+        return _flatten(expanded(tree))
+    return pairs, treedef
+
+
+def _flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[tuple[KeyPath, Any]], Any]:
     try:
         return _tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     except ValueError as error:
@@ -128,9 +165,37 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[li
         ) from error
 
 
-def nodes_of(treedef: Any) -> Any:
-    """A tree of these nodes with numbers for leaves, which pickles where the nodes do."""
-    return treedef.unflatten(range(treedef.num_leaves))
+def unflatten(
+    treedef: Any, leaves: Sequence[Any], key_paths: Callable[[], Sequence[KeyPath | None]] = lambda: ()
+) -> Any:
+    """The tree with these leaves. Raises `TypeError` with the node whose constructor does not accept them.
+
+    `key_paths` gives those of the leaves, None where one is not known; it is called for an error only.
+    """
+    try:
+        return treedef.unflatten(leaves)
+    except Exception as error:  # whatever a constructor raises
+        kind, keys = _refusing(treedef, leaves, key_paths() or [None] * len(leaves))
+        place = "" if keys is None else f"{path_of(keys)!r}: "
+        raise TypeError(
+            f"{place}expected a node that accepts any leaf, as JAX asks of all that are registered with it, got "
+            f"{kind.__name__}, whose constructor raised {type(error).__name__}: {error}; "
+            f"fix: make {kind.__name__} check its children elsewhere, or not when it is unflattened"
+        ) from error
+
+
+def _refusing(
+    treedef: Any, leaves: Sequence[Any], key_paths: Sequence[KeyPath | None], depth: int = 0
+) -> tuple[type, KeyPath | None]:
+    """The type of the innermost node that cannot be made, and its key path if that of a leaf in it is known."""
+    start = 0
+    for child in treedef.children():
+        part = slice(start, start := start + child.num_leaves)
+        try:
+            child.unflatten(leaves[part])
+        except Exception:  # this one, or one inside of it
+            return _refusing(child, leaves[part], key_paths[part], depth + 1)
+    return treedef.node_data()[0], next((keys[:depth] for keys in key_paths if keys is not None), None)
 
 
 def by_path(tree: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatstore.layout import Layout, as_numpy, is_deleted, spec_of
-from flatstore.trees import Difference, StructureError, by_path, count, flatten, nodes_of
+from flatstore.trees import Difference, StructureError, by_path, count, flatten, unflatten
 from flatstore.vectors.packing import kinds_of, pack, unpack, vector_dtype
 
 _core: Any = jax.core
@@ -71,7 +71,7 @@ class Rebuild:
         """
         array = self._checked(vector)
         if self.layout is None:
-            return self.treedef.unflatten([x for _, x in self.riders])
+            return self._tree_of_riders()
         leaves = unpack(self.layout, array)
         if len(leaves) < len(self.layout.leaves):
             homes = {home.path: leaf for home, leaf in zip(self.layout.homes, leaves, strict=True)}
@@ -89,7 +89,7 @@ class Rebuild:
         return zip((home.path for home in self.layout.homes), unpack(self.layout, array), strict=True)
 
     def flatten(self, tree: Any) -> jax.Array:
-        """The vector of another tree of this structure (other parameters, a gradient): a copy, shape (N,).
+        """The vector of another tree of this structure (other parameters, a gradient, a store): a copy, shape (N,).
 
         What rides along is not looked at, and may be None. The names of a tied leaf must have the same values: of
         gradients there are two, so add them up first, or take the gradient by the flat vector, which adds them up.
@@ -130,8 +130,11 @@ class Rebuild:
             raise IndexError(f"expected an index into a vector, got {index} for one of size 0; fix: nothing enters it")
         return self.layout.locate(index)
 
+    def _tree_of_riders(self) -> Any:
+        return unflatten(self.treedef, [x for _, x in self.riders])
+
     def _paths(self) -> list[str]:
-        return list(by_path(nodes_of(self.treedef)))
+        return list(by_path(self.layout.unflatten(self.layout.leaves) if self.layout else self._tree_of_riders()))
 
     def _checked(self, vector: Any) -> Any:
         for position, rider in self.riders:
@@ -143,7 +146,7 @@ class Rebuild:
         spec = spec_of(vector, "vector")
         if spec is None or spec.shape[-1:] != (self.size,):
             expected = f"shape ({self.size},) or (P, {self.size}), a number per parameter"
-            fix = "pass what destructure gives for this structure, or store.to_vector()"
+            fix = "pass what destructure gives for this structure, or rebuild.flatten(tree), which takes a store too"
             raise StructureError([Difference("vector", expected, str(spec or type(vector).__name__), fix)])
         if spec.dtype.kind == "c" and self.dtype.kind != "c":
             expected = f"real numbers like {self.dtype.name}, as all leaves are real"
@@ -164,7 +167,7 @@ class Rebuild:
 
     def __reduce__(self) -> Any:
         """Pickles where the tree's own nodes and what rides along do."""
-        return _unpickled, (self.layout, nodes_of(self.treedef), self.riders)
+        return _unpickled, (self.layout, None if self.layout else self._tree_of_riders())
 
     def __eq__(self, other: object) -> bool:
         """Whether both make the same trees of the same vectors."""
@@ -206,5 +209,8 @@ def _same(a: Any, b: Any) -> bool:
     return (a == b) is True
 
 
-def _unpickled(layout: Layout | None, nodes: Any, riders: tuple[tuple[int, Any], ...]) -> Rebuild:
-    return Rebuild(layout, flatten(nodes)[1], riders)
+def _unpickled(layout: Layout | None, tree: Any) -> Rebuild:
+    if layout is not None:
+        return Rebuild(layout, layout.treedef, layout.riders)
+    pairs, treedef = flatten(tree)
+    return Rebuild(None, treedef, tuple(enumerate(x for _, x in pairs)))

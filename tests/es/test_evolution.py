@@ -251,7 +251,7 @@ BAD = [
     ({"optimiser": es.Adam(a_centre())}, ValueError, "expected an optimiser of this store, got <.*Adam.*; fix"),
     ({"resume": -1}, ValueError, "expected resume >= 0, got -1; fix"),
     ({"centre": off_grid()}, ValueError, "'w': expected parameters on the grid of the noise .*; fix: es.snap"),
-    ({"centre": not_finite()}, ValueError, "'b': expected a centre of finite numbers, got NaN or infinity in 1 leaves"),
+    ({"centre": not_finite()}, ValueError, "'b': expected finite numbers in a centre, got nan at 1 of"),
 ]
 
 

@@ -61,7 +61,7 @@ def beside(store, noise, keys, weights):
     whole, point = in_fixed_point(weights, noise.step)
     out, key = {}, key_of(keys, whole, point)
     for leaf in store.layout.homes:
-        values = store.columns(leaf)[0].copy()
+        values = store.leaf_matrix(leaf)[0].copy()
         if leaf.trainable and noise.scale_of(leaf.path):
             drop = max(0, point - (29 if leaf.dtype == np.float64 else 0))
             steps = noise.multiples(leaf, keys, 0, leaf.size).astype(object)
@@ -88,7 +88,7 @@ def test_an_update_is_the_sum_of_whole_numbers_rounded_once(noise, weights, dtyp
     expected = beside(store, noise, keys, weights)
     es.update(store, noise, keys, weights)
     for leaf in store.layout.homes:
-        assert store.columns(leaf)[0].tobytes() == expected[leaf.path].tobytes(), leaf.path
+        assert store.leaf_matrix(leaf)[0].tobytes() == expected[leaf.path].tobytes(), leaf.path
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -193,7 +193,7 @@ def test_a_float_sum_for_what_is_on_no_grid():
         if leaf.trainable:
             exact = weights @ noise.delta(leaf, keys, 0, leaf.size).astype(float)
             old = before[leaf.index : leaf.index + leaf.size]
-            assert np.allclose(store.columns(leaf)[0], old + exact, rtol=2e-7, atol=1e-8)
+            assert np.allclose(store.leaf_matrix(leaf)[0], old + exact, rtol=2e-7, atol=1e-8)
 
 
 def test_an_update_that_reaches_the_bound_is_an_error_and_the_store_as_it_was():

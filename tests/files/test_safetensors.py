@@ -1,6 +1,8 @@
 """Files: what is saved comes back, to the bit, as it was tied, and a failed save leaves the old file."""
 
+import itertools
 import json
+import threading
 from collections import OrderedDict
 
 import ml_dtypes
@@ -124,6 +126,32 @@ def test_metadata_that_save_did_not_write_are_an_error(tmp_path, note):
     safetensors.numpy.save_file({"w": np.zeros(3)}, tmp_path / "t", metadata={"flatstore": note})
     with pytest.raises(ValueError, match="expected the table of leaves that save writes, got other metadata.*fix"):
         fs.load(tmp_path / "t")
+
+
+def test_a_file_that_is_saved_anew_while_it_is_read_is_the_old_one_or_the_new_one(tmp_path):
+    stores = [
+        fs.Store.from_tree({"w": np.full(3, 1, "f4"), "x": np.zeros(2, "f4")}),
+        fs.Store.from_tree({"w": np.full((2, 2), 2, "f8")}, align=1),
+    ]
+    fs.save(tmp_path / "a", stores[0])
+    done = threading.Event()
+
+    def save_again_and_again():
+        for i in itertools.cycle([1, 0]):
+            fs.save(tmp_path / "a", stores[i])
+            if done.is_set():
+                return
+
+    saver = threading.Thread(target=save_again_and_again)
+    saver.start()
+    try:
+        for _ in range(300):
+            again = fs.load(tmp_path / "a")
+            store = stores[again["w"].ndim - 1]
+            assert again.layout == store.layout and again.buffer.tobytes() == store.buffer.tobytes()
+    finally:
+        done.set()
+        saver.join()
 
 
 def test_something_else_than_safetensors_is_an_error(tmp_path):

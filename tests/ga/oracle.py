@@ -6,13 +6,15 @@ but the definitions of the draws in `flatstore.noise`.
 
 from __future__ import annotations
 
+import math
+from fnmatch import fnmatchcase
 from fractions import Fraction
 
 import numpy as np
 
 import flatstore as fs
 from flatstore import ga
-from flatstore.noise.kinds import CROSSOVER, SPARSE
+from flatstore.noise.kinds import CROSSOVER, MUTATION, SPARSE
 from flatstore.noise.philox import numbers, words
 
 
@@ -28,7 +30,7 @@ def population(order, size=13, tree=None, seed=0, **keywords):
 
 def genes_of(pop):
     """{path: (members, genes)} of the leaves that train: a copy."""
-    return {leaf.path: np.array(pop.columns(leaf)) for leaf in pop.layout.homes if leaf.trainable}
+    return {leaf.path: np.array(pop.leaf_matrix(leaf)) for leaf in pop.layout.homes if leaf.trainable}
 
 
 def from_mother(crossover, layout, key, a, b, index):
@@ -84,17 +86,33 @@ def mutated(mutate, leaf, key, genes, index):
         return genes
     if isinstance(mutate, (ga.Sparse, ga.Reset)):
         return touched(mutate, leaf, keys, genes, index)
-    scale = mutate.scale_of(leaf.path)
+    scale = scale_of(mutate, leaf)
     if scale == 0:
         return genes
+    if isinstance(mutate, ga.Mutate):
+        draws = numbers(MUTATION, mutate.bits, keys, leaf.index, leaf.index + leaf.size)[0]
+        return mutate.oracle(genes, real(scale), drawn(mutate, draws, real))
     return genes + real(scale) * mutate.draw(keys, leaf.index, leaf.index + leaf.size)[0].astype(real)
+
+
+def scale_of(mutate, leaf):
+    """The strength of noise or of a function of one's own in a leaf."""
+    return (fs.Normal(mutate.scale) if isinstance(mutate, ga.Mutate) else mutate).scale_of(leaf.path)
+
+
+def drawn(mutate, draws, real):
+    """What a function of one's own is called with."""
+    return draws if mutate.table is None else np.asarray(mutate.table).astype(real)[draws]
 
 
 def touched(mutate, leaf, keys, genes, index):
     """The same for a mutation of a few genes: jump from one to the next in each segment of 256 indices."""
     real = genes.dtype.type
     out = genes.copy()
-    if isinstance(mutate, ga.Sparse):
+    own = mutate.noise if isinstance(mutate, ga.Sparse) and isinstance(mutate.noise, ga.Mutate) else None
+    if own is not None:
+        scale = scale_of(own, leaf)
+    elif isinstance(mutate, ga.Sparse):
         values, scale = mutate.noise.values, mutate.noise.scale_of(leaf.path)
     else:
         values = mutate.low + (mutate.high - mutate.low) * (np.arange(65536) + 0.5) / 65536
@@ -109,13 +127,61 @@ def touched(mutate, leaf, keys, genes, index):
             at += 1 + sum(p <= jump for p in passed)
             if at >= 256 * (segment + 1):
                 break
-            if leaf.index <= at < leaf.index + leaf.size:
+            if leaf.index <= at < leaf.index + leaf.size and own is not None:
+                gene, number = out[at - leaf.index], draw % (1 << own.bits)
+                out[at - leaf.index] = own.oracle(gene, real(scale), drawn(own, number, real))
+            elif leaf.index <= at < leaf.index + leaf.size:
                 value = real(scale) * real(values[draw % len(values)])
                 out[at - leaf.index] = value if isinstance(mutate, ga.Reset) else out[at - leaf.index] + value
     return out
 
 
-def beside(pop, fitness, seed, *, mutate, select, crossover, elite):
+def bounded(bounds, leaf, genes):
+    """A child's genes of a leaf after they are brought back within their bounds."""
+    pair = next((pair for glob, pair in bounds.pairs if fnmatchcase(leaf.path, glob)), None) if bounds else None
+    if pair is None:
+        return genes
+    real = genes.dtype.type
+    low, high = (real(bound) for bound in inward(pair, leaf.dtype))
+    if bounds.outside == "clip":
+        return np.where(genes < low, low, np.where(genes > high, high, genes))
+    return np.array([reflected(gene, low, high) for gene in genes], genes.dtype)
+
+
+def inward(pair, dtype):
+    """The outermost numbers of a dtype between two bounds: of 16 bits there are few enough to look at all."""
+    if dtype.itemsize == 2:
+        with np.errstate(invalid="ignore"):  # of some NaN
+            every = np.arange(1 << 16).astype(np.uint16).view(dtype).astype(np.float64)
+        inside = every[(every >= pair[0]) & (every <= pair[1])]
+        return inside.min(), inside.max()
+    with np.errstate(over="ignore"):
+        low, high = np.array(pair).astype(dtype)
+    return (
+        np.nextafter(low, dtype.type(np.inf)) if float(low) < pair[0] else low,
+        np.nextafter(high, dtype.type(-np.inf)) if float(high) > pair[1] else high,
+    )
+
+
+def reflected(gene, low, high):
+    """One gene, reflected in its own dtype where once is enough, else in float64."""
+    with np.errstate(all="ignore"):
+        if not (gene < low or gene > high):
+            return gene
+        bound, other = (low, high) if gene < low else (high, low)
+        once = bound + (bound - gene)
+        if low <= once <= high:
+            return once
+        distance, width = abs(np.float64(gene) - np.float64(bound)), np.float64(high) - np.float64(low)
+    if math.isinf(distance) or width == 0:
+        return bound
+    turn = math.fmod(distance, 2 * float(width))
+    back = turn if turn <= width else float(width) - (turn - float(width))
+    place = float(bound) + math.copysign(back, float(other) - float(bound))
+    return gene.dtype.type(min(max(place, float(low)), float(high)))
+
+
+def beside(pop, fitness, seed, *, mutate, select, crossover, elite, bounds=None):
     """{path: (members, genes)} of the next generation."""
     before = genes_of(pop)
     unknown = [bool(np.isnan(f)) for f in fitness]
@@ -132,5 +198,6 @@ def beside(pop, fitness, seed, *, mutate, select, crossover, elite):
         for row, slot in enumerate(slots):
             a, b = (before[leaf.path][chosen[row + half * len(slots)]].astype(real) for half in (0, 1))
             child = from_mother(crossover, pop.layout, keys[slot], a, b, index)
-            after[leaf.path][slot] = mutated(mutate, leaf, keys[slot], child, index).astype(leaf.dtype)
+            child = bounded(bounds, leaf, mutated(mutate, leaf, keys[slot], child, index))
+            after[leaf.path][slot] = child.astype(leaf.dtype)
     return after

@@ -7,7 +7,7 @@ import pytest
 
 import flatstore as fs
 from flatstore import ga
-from flatstore.ga.generation import genes_of, pass_of
+from flatstore.ga.generation import Family, Operators, dtype_loop, genes_of
 from flatstore.kernels import set_threads, threads
 from tests.ga import oracle as generations
 
@@ -73,6 +73,25 @@ BAD = [
     ({"crossover": ga.Exchange("none")}, "units: expected globs that match a leaf, got 'none'; fix"),
     ({"select": ga.Universal(by="fitness"), "fitness": np.arange(-1.0, 12)}, "fitness >= 0, finite and not all zero"),
     ({"select": ga.Universal(by="fitness"), "fitness": np.zeros(13)}, "not all zero, .*; fix: by='rank'"),
+    ({"bounds": ga.Bounds({"none": (-1, 1)})}, "bounds: expected globs that match a leaf, got 'none'; fix"),
+    ({"bounds": ga.Bounds({"n": (-1, 1)})}, "bounds: expected globs that match a leaf, got 'n'; fix: paths are like"),
+    (
+        {"bounds": ga.Bounds({"b": (0.1, 0.1)})},
+        "'b': expected bounds with a number of float32 between them, got 0.1 and 0.1; fix: bounds further apart",
+    ),
+    ({"bounds": ga.Bounds({"b": (1e39, np.inf)})}, "a number of float32 between them, got 1e[+]39 and inf; fix"),
+    (
+        {"mutate": ga.Mutate(lambda gene, scale, draw: gene, scale={"none": 1.0})},
+        "scale: expected globs that match a leaf, got 'none'; fix",
+    ),
+    (
+        {"mutate": ga.Mutate(lambda gene, scale, draw: gene, scale=1e39)},
+        "expected scales that are finite in float32, got others; fix",
+    ),
+    (
+        {"mutate": ga.Mutate(lambda gene, scale, draw: gene, bits=1, table=[1e39, 0])},
+        "expected numbers in a table that are finite in float32, got others; fix",
+    ),
     ({"left": [("float64", 0, 3)]}, "do not overlap, of genes of float32 in 0 .. 53, got float64 in 0 .. 3; fix"),
     ({"left": [("float32", 0, 99)]}, "do not overlap, of genes of float32 in 0 .. 53, got float32 in 0 .. 99; fix"),
     (
@@ -106,8 +125,14 @@ def test_a_lent_population_is_not_stepped():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mutate": 0.1}, r"expected noise, Sparse, Reset or None to mutate with, got 0.1; fix: fs.Normal\(0.02\)"),
-        ({"mutate": fs.Normal}, "expected noise, Sparse, Reset or None to mutate with, got <class"),
+        (
+            {"mutate": 0.1},
+            r"expected noise, .* Mutate or None to mutate with, got 0.1; fix: fs.Normal\(0.02\), or ga.Mu",
+        ),
+        ({"mutate": fs.Normal}, "expected noise, Sparse, Reset, Mutate or None to mutate with, got <class"),
+        ({"mutate": ga.PerGene(max)}, "expected noise, Sparse, Reset, Mutate or None to mutate with, got PerGene"),
+        ({"crossover": ga.Mutate(max)}, "expected a crossover or None, got Mutate"),
+        ({"bounds": {"*": (-1, 1)}}, r"expected Bounds or None, got {.*; fix: ga.Bounds\({'\*': \(-1, 1\)}\)"),
         ({"crossover": ga.Uniform}, r"expected a crossover or None, got <class .*; fix: ga.Uniform\(\)"),
         ({"crossover": max}, r"expected a crossover or None, got <built-in .*; fix: .* ga.PerGene"),
         ({"select": ga.Tournament}, r"expected a selection \(fitness, n, seed\) -> indices, got <class .*; fix"),
@@ -125,6 +150,8 @@ def test_what_is_no_operator_is_a_type_error_and_nothing_is_written(change, mess
         ga.Sparse(None, 0.1)
     with pytest.raises(TypeError, match=r"expected a function of \(a, b, draw\), got .*; fix: take three arguments"):
         ga.PerGene(lambda a, b: a)
+    with pytest.raises(TypeError, match=r"expected a function of \(gene, scale, draw\), got .*; fix: take three arg"):
+        ga.Mutate(lambda gene, draw: gene)
 
 
 def test_a_selection_may_sort_what_it_is_given():
@@ -146,6 +173,17 @@ def test_a_selection_may_sort_what_it_is_given():
         (lambda: ga.PerGene(max, bits=7), "0, 1, 8, 16 or 32 random bits per gene, got 7; fix"),
         (lambda: ga.PerGene(max, table=[1.0]), r"a table of 2 \*\* bits numbers .*, got shape \(1,\) for 16; fix"),
         (lambda: ga.PerGene(max, bits=32, table=[1.0]), r"got shape \(1,\) for 32; fix"),
+        (lambda: ga.Mutate(max, bits=7), "0, 1, 8, 16 or 32 random bits per gene, got 7; fix"),
+        (lambda: ga.Mutate(max, table=[1.0]), r"a table of 2 \*\* bits numbers .*, got shape \(1,\) for 16; fix"),
+        (lambda: ga.Mutate(max, scale=-1), "a scale > 0 .*, got -1; fix"),
+        (lambda: ga.Bounds({}), "expected bounds for a glob, got none; fix"),
+        (lambda: ga.Bounds({"*": (1, -1)}), r"'\*': expected bounds low <= high, got 1.0 and -1.0; fix"),
+        (lambda: ga.Bounds({"*": (np.nan, 1)}), r"'\*': expected bounds low <= high, got nan and 1.0; fix"),
+        (lambda: ga.Bounds({"*": (np.inf, np.inf)}), r"'\*': expected bounds low <= high, got inf and inf; fix"),
+        (lambda: ga.Bounds({"*": (-np.inf, -np.inf)}), r"expected bounds low <= high, got -inf and -inf; fix"),
+        (lambda: ga.Bounds({"*": 1}), r"'\*': expected bounds \(low, high\), got 1; fix: like \(-1, 1\)"),
+        (lambda: ga.Bounds({"*": (1, 2, 3)}), r"'\*': expected bounds \(low, high\), got \(1, 2, 3\); fix"),
+        (lambda: ga.Bounds({"*": (-1, 1)}, "wrap"), "expected outside='clip' or 'reflect', got 'wrap'; fix"),
         (lambda: ga.Sparse(fs.Normal(1.0), 0), r"a rate in \(0, 1\], got 0; fix"),
         (lambda: ga.Sparse(fs.Normal(1.0), 1.1), r"a rate in \(0, 1\], got 1.1; fix"),
         (lambda: ga.Reset(1, -1), "bounds low <= high, got 1 and -1; fix"),
@@ -202,5 +240,6 @@ def test_scratch_is_bounded_whatever_the_members_and_the_threads(members, genes,
 def test_time_goes_by_what_trains_not_by_what_lies_between():
     tree = {"a": np.zeros(500, "f4"), "b": np.zeros(30_000_000, "i1"), "c": np.zeros(500, "f4")}
     pop = fs.Population.zeros(fs.Layout.from_tree(tree), 4)
-    runs = genes_of({"float32": pass_of(pop, "float32", None, ga.Uniform(), (*np.zeros((4, 1), int),), fs.seeds(1, 1))})
-    assert runs == [("float32", 0, 500), ("float32", 30_000_500, 30_001_000)]
+    operators, family = Operators(ga.Uniform(), None, None), Family(*np.zeros((4, 1), int))
+    ranges = genes_of({"float32": dtype_loop(pop, "float32", operators, family, fs.seeds(1, 1))})
+    assert ranges == [("float32", 0, 500), ("float32", 30_000_500, 30_001_000)]

@@ -309,7 +309,7 @@ def test_what_is_no_generation_cannot_be_resumed(resume):
     [
         ({"crossover": ga.Exchange("none")}, "units: expected globs that match a leaf, got 'none'"),
         ({"crossover": ga.Uniform}, "expected a crossover or None, got <class"),
-        ({"mutate": lambda n: 0.1}, "expected noise, Sparse, Reset or None to mutate with, got 0.1"),
+        ({"mutate": lambda n: 0.1}, "expected noise, Sparse, Reset, Mutate or None to mutate with, got 0.1"),
         ({"select": None}, "expected a selection"),
         ({"seed": 1.5}, "expected a seed of non-negative integers"),
     ],

@@ -124,23 +124,23 @@ def test_a_generation_that_is_interrupted_is_finished_or_not_begun():
 
 def test_an_error_between_two_blocks_writes_back_nothing(monkeypatch):
     # A step that runs out of memory between two tasks: injected, for no argument of ours makes it happen.
-    passes, calls = sys.modules["flatstore.ga.generation"], []
-    real = passes.generation_loop
+    generation, calls = sys.modules["flatstore.ga.generation"], []
+    real = generation.generation_loop
 
-    def failing(cross, dtype):
+    def failing(*operators_and_dtype):
         def loop(*arguments):
             calls.append(arguments)
             if len(calls) == 3:
                 raise MemoryError("injected")
-            return real(cross, dtype)(*arguments)
+            return real(*operators_and_dtype)(*arguments)
 
         return loop
 
     expected, pop = population("leaf", tree=TREE), population("leaf", tree=TREE)
     arguments = dict(seed=5, mutate=fs.Normal(0.1), elite=2)
     ga.step(expected, np.arange(13.0), **arguments)
-    monkeypatch.setattr(passes, "generation_loop", failing)
-    monkeypatch.setattr(passes, "TASK", 1)
+    monkeypatch.setattr(generation, "generation_loop", failing)
+    monkeypatch.setattr(generation, "TASK", 1)
     with pytest.raises(ga.UnfinishedError) as caught:
         ga.step(pop, np.arange(13.0), **arguments)
     monkeypatch.undo()

@@ -53,6 +53,28 @@ class Part(ga.PerGene):
         return b + np.asarray(self.table, a.dtype)[random] * (a - b)
 
 
+def _add(gene, scale, draw):
+    return gene + scale * draw
+
+
+def _swap(gene, scale, draw):
+    return scale - gene if draw < 77 else gene
+
+
+class Add(ga.Mutate):
+    @staticmethod
+    def oracle(gene, scale, draw):
+        return gene + scale * draw
+
+
+class Swap(ga.Mutate):
+    @staticmethod
+    def oracle(gene, scale, draw):
+        return np.where(draw < 77, scale - gene, gene)
+
+
+CAUCHY = np.tan(np.pi * ((np.arange(1 << 16) + 0.5) / (1 << 16) - 0.5))
+
 CROSSOVERS = [
     ga.Uniform(),
     ga.Blend(0.5),
@@ -79,6 +101,20 @@ MUTATIONS = [
     ga.Sparse(fs.Normal(0.1), 1.0),
     ga.Reset(-1.0, 2.0, 0.05),
     None,
+    Add(_add, table=CAUCHY, scale=0.01),
+    Add(_add, bits=1, table=[-2.0, 0.1], scale={"*/bias": 0, "a/*": 0.5, "*": 0.01}),
+    Add(_add, bits=8, table=np.linspace(-1, 2, 256)),
+    Swap(_swap, bits=8, scale=0.5),
+    Swap(_swap, bits=32, scale={"*/kernel": 0, "*": 2}),
+    ga.Sparse(Add(_add, table=CAUCHY, scale={"*/bias": 0, "*": 0.5}), 0.1),
+    ga.Sparse(Swap(_swap, bits=8, scale=0.5), 0.5),
+]
+FOUR = [ga.Uniform(), ga.Blend(), ga.Points(5), ga.Exchange()]
+BOUNDS = [
+    ga.Bounds({"*": (-0.3, 0.7)}),
+    ga.Bounds({"*": (-0.3, 0.7)}, "reflect"),
+    ga.Bounds({"a/*": (-np.inf, 0.1), "d": (0.25, 0.25), "c/kernel": (-0.1, np.inf)}),
+    ga.Bounds({"a/*": (-np.inf, 0.1), "d": (0.25, 0.25), "c/kernel": (0.01, 0.03)}, "reflect"),
 ]
 
 
@@ -106,6 +142,14 @@ def test_every_mutation_in_place_is_the_one_beside_it(order, dtype, mutate):
     equal_to_the_one_beside(population(order, tree=tree(dtype)), mutate=mutate)
 
 
+@pytest.mark.parametrize("order", ["leaf", "member"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("mutate", [None, Add(_add, table=CAUCHY, scale=0.1)])
+def test_all_bounds_in_place_are_those_beside_it(order, dtype, bounds, mutate):
+    equal_to_the_one_beside(population(order, tree=tree(dtype)), mutate=mutate, bounds=bounds)
+
+
 @pytest.mark.parametrize("select", [ga.Tournament(3), ga.Truncation(0.4), ga.Universal(), ga.Universal(pressure=1.2)])
 @pytest.mark.parametrize("elite", [0, 1, 12])
 def test_every_selection_and_number_of_elites(select, elite):
@@ -113,9 +157,10 @@ def test_every_selection_and_number_of_elites(select, elite):
 
 
 @pytest.mark.parametrize("crossover", [ga.Uniform(), ga.Points(3), ga.Exchange()])
-def test_leaves_of_several_dtypes_evolve_together(crossover):
+@pytest.mark.parametrize("bounds", [None, ga.Bounds({"2/*": (-0.1, 0.1), "*/kernel": (-1, 0.3)}, "reflect")])
+def test_leaves_of_several_dtypes_evolve_together(crossover, bounds):
     mixed = {str(i): tree(dtype) for i, dtype in enumerate(DTYPES)}
-    equal_to_the_one_beside(population("leaf", tree=mixed), crossover=crossover, mutate=fs.Normal(0.1))
+    equal_to_the_one_beside(population("leaf", tree=mixed), crossover=crossover, mutate=fs.Normal(0.1), bounds=bounds)
 
 
 @given(
@@ -127,22 +172,28 @@ def test_leaves_of_several_dtypes_evolve_together(crossover):
     align=st.sampled_from([1, 4, 64]),
     crossover=st.sampled_from([c for c in CROSSOVERS if not isinstance(c, Layers)]),
     mutate=st.sampled_from([fs.Normal(0.1), ga.Sparse(fs.Normal(0.1), 0.02), None]),
+    bounds=st.sampled_from([None, *BOUNDS[:2]]),
     data=st.data(),
 )
-def test_any_layout_any_number_of_members(sizes, members, order, align, crossover, mutate, data):
+def test_any_layout_any_number_of_members(sizes, members, order, align, crossover, mutate, bounds, data):
     shapes = {f"{i}": S((size,), np.float32 if train else np.int32) for i, (size, train) in enumerate(sizes)}
     pop = population(order, members, shapes, align=align)
     elite = data.draw(st.integers(0, members - 1))
     fitness = np.random.default_rng(1).standard_normal(members)
-    expected = beside(pop, fitness, 5, crossover=crossover, mutate=mutate, select=ga.Universal(), elite=elite)
-    ga.step(pop, fitness, seed=5, crossover=crossover, mutate=mutate, select=ga.Universal(), elite=elite)
+    operators = dict(crossover=crossover, mutate=mutate, select=ga.Universal(), elite=elite, bounds=bounds)
+    expected = beside(pop, fitness, 5, **operators)
+    ga.step(pop, fitness, seed=5, **operators)
     for path, genes in genes_of(pop).items():
         assert genes.tobytes() == expected[path].tobytes(), path
 
 
-@pytest.mark.parametrize("mutate", MUTATIONS)
-@pytest.mark.parametrize("crossover", [ga.Uniform(), ga.Blend(), ga.Points(5), ga.Exchange()])
-def test_threads_blocks_order_and_alignment_do_not_change_a_generation(monkeypatch, crossover, mutate):
+@pytest.mark.parametrize(
+    ("crossover", "mutate", "bounds"),
+    [(crossover, mutate, None) for crossover in FOUR for mutate in MUTATIONS[:8]]
+    + [(ga.Blend(), mutate, bounds) for bounds in BOUNDS for mutate in (None, fs.Normal(1.0))]
+    + [(ga.Uniform(), mutate, None) for mutate in MUTATIONS[8:]],
+)
+def test_threads_blocks_order_and_alignment_do_not_change_a_generation(monkeypatch, crossover, mutate, bounds):
     step, results, before = sys.modules["flatstore.ga.generation"], set(), threads()
     try:
         for n, scratch, task, order, align in [
@@ -155,7 +206,7 @@ def test_threads_blocks_order_and_alignment_do_not_change_a_generation(monkeypat
             monkeypatch.setattr(step, "SCRATCH", scratch)
             monkeypatch.setattr(step, "TASK", task)
             pop = population(order, tree=tree(np.float32), align=align)
-            ga.step(pop, np.arange(13.0), seed=9, mutate=mutate, crossover=crossover, elite=2)
+            ga.step(pop, np.arange(13.0), seed=9, mutate=mutate, crossover=crossover, bounds=bounds, elite=2)
             results.add(pop.to_vector().tobytes())
     finally:
         set_threads(before)

@@ -1,5 +1,6 @@
 """Torch modules that cannot be adopted: each tensor is named, and nothing has moved."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch.nn.parameter import is_lazy
 import flatstore as fs
 from flatstore.interop.torch import from_numpy, verify
 from tests.example_trees import says
-from tests.interop.modules import fake, nested, quantised, tied_pair
+from tests.interop.modules import everything, fake, nested, quantised, tied_pair
 
 F4 = np.float32
 
@@ -60,7 +61,12 @@ BAD: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "transposed": (lambda: beside(nn.Parameter(torch.ones(2, 3).T)), ("'odd'", "strides (1, 3) over shape (3, 2)")),
     "channels last": (
         lambda: nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last),
-        ("'weight'", "contiguous memory", ".contiguous()"),
+        (
+            "'weight'",
+            "contiguous memory",
+            "got the order of torch.channels_last;",
+            "memory_format=torch.contiguous_format",
+        ),
     ),
     "expanded": (lambda: beside(torch.ones(1).expand(3)), ("'odd'", "strides (0,) over shape (3,)")),
     "nested": (
@@ -96,6 +102,91 @@ def test_a_module_that_cannot_be_adopted_is_refused_and_left_alone(kind: str) ->
         fs.adopt(module)
     says(error, *words)
     assert "'fine'" not in str(error.value) and places(module) == before
+
+
+def follow(module: nn.Module, message: str) -> None:
+    """Do what an error says, to the letter."""
+    for path, fix in re.findall(r"'(\S+)': expected .*; fix: (.*)", message):
+        param = buffer = everything(module)[path]
+        scope = {"module": module, "param": param, "buffer": buffer, "torch": torch}
+        _, instead, value = fix.partition("replace it by ")
+        exec(f"module.{path} = {value}" if instead else fix.rpartition(": ")[2].partition(", then")[0], scope)
+
+
+def image(*shape: int) -> torch.Tensor:
+    return torch.arange(float(np.prod(shape))).reshape(shape)
+
+
+def conj() -> torch.Tensor:
+    return torch.tensor([[1 + 2j, 3j], [4 - 1j, 5]]).conj()
+
+
+def jagged() -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+
+
+COMPLEX = np.array([[1 - 2j, -3j], [4 + 1j, 5]])
+ADVICE: dict[str, tuple[Callable[[], torch.Tensor], Any, str]] = {
+    "sparse": (lambda: nn.Parameter(torch.eye(3).to_sparse()), np.eye(3), "torch.sparse_coo"),
+    "a sparse buffer": (lambda: torch.eye(3).to_sparse(), np.eye(3), "torch.sparse_coo"),
+    "mkldnn": (lambda: torch.eye(3).to_mkldnn(), np.eye(3), "torch._mkldnn"),
+    "quantised": (quantised, np.ones(3), "qint8"),
+    "nested": (nested, [[1, 1, 0], [1, 1, 1]], "several shapes"),
+    "jagged": (jagged, [[1, 1, 0], [1, 1, 1]], "several shapes"),
+    "transposed": (lambda: nn.Parameter(image(2, 3).T), image(2, 3).numpy().T, "strides (1, 3) over shape (3, 2);"),
+    "permuted": (lambda: image(2, 3, 4, 5).permute(3, 2, 1, 0), image(2, 3, 4, 5).numpy().T, "shape (5, 4, 3, 2);"),
+    "channels last": (
+        lambda: nn.Parameter(image(2, 3, 4, 5).to(memory_format=torch.channels_last)),
+        image(2, 3, 4, 5),
+        "the order of torch.channels_last;",
+    ),
+    "channels last of volumes": (
+        lambda: image(2, 3, 4, 5, 6).to(memory_format=torch.channels_last_3d),
+        image(2, 3, 4, 5, 6),
+        "the order of torch.channels_last_3d;",
+    ),
+    "expanded": (lambda: torch.ones(1).expand(3), np.ones(3), "over shape (3,), elements that share memory;"),
+    "windows": (lambda: image(4).unfold(0, 2, 1), [[0, 1], [1, 2], [2, 3]], "elements that share memory;"),
+    "columns": (lambda: nn.Parameter(image(2, 3)[:, :2]), [[0, 1], [3, 4]], "gaps between elements;"),
+    "every other one": (lambda: image(6)[::2], [0, 2, 4], "gaps between elements;"),
+    "conjugate": (lambda: nn.Parameter(conj()), COMPLEX, "the conjugate of others"),
+    "conjugate and transposed": (lambda: conj().T, COMPLEX.T, "the conjugate of others"),
+    "negative": (lambda: conj().imag, COMPLEX.imag, "the negative of others"),
+    "half complex": (lambda: torch.ones(2, dtype=torch.float16).view(torch.complex32), [1 + 1j], "complex32"),
+    "int3": (lambda: torch.tensor([1, 2], dtype=torch.uint8).view(torch.int3), [1, 2], "int3"),
+}
+
+
+@pytest.mark.parametrize("kind", ADVICE)
+def test_what_is_refused_can_be_adopted_after_the_advice_with_the_same_values(kind: str) -> None:
+    make, values, got = ADVICE[kind]
+    module = beside(make())
+    trains = module.odd.requires_grad
+    with pytest.raises(ValueError) as error:
+        fs.adopt(module)
+    says(error, "'odd': expected", got)
+    follow(module, str(error.value))
+    if kind == "conjugate and transposed":  # one obstacle after the other
+        with pytest.raises(ValueError, match="expected contiguous memory, got strides") as error:
+            fs.adopt(module)
+        follow(module, str(error.value))
+    store = fs.adopt(module)
+    assert np.array_equal(store["odd"], np.asarray(values)) and np.array_equal(store["fine"], np.ones(3))
+    assert module.odd.data_ptr() == store["odd"].ctypes.data and module.odd.requires_grad == trains
+    verify(module, store)
+
+
+def test_modules_without_data_and_views_of_one_another_can_be_adopted_after_the_advice() -> None:
+    for module in (nn.Linear(2, 2, device="meta"), overlapping(), frozen_twin(), parts()):
+        before = {} if module.__class__ is nn.Linear else {k: x.tolist() for k, x in everything(module).items()}
+        with pytest.raises(ValueError) as error:
+            fs.adopt(module)
+        follow(module, str(error.value))
+        store = fs.adopt(module)
+        assert before in ({}, {path: array.tolist() for path, array in store.items()})
+    lazy = nn.LazyLinear(3)
+    lazy(torch.ones(1, 2))
+    assert fs.adopt(lazy)["weight"].shape == (3, 2)
 
 
 def test_everything_that_is_in_the_way_is_listed() -> None:

@@ -98,6 +98,25 @@ def test_verify_says_what_lets_a_tensor_be_a_view_again(how: str) -> None:
     verify(module, fs.adopt(module, store))
 
 
+def test_a_module_that_was_put_into_channels_last_is_named_and_the_advice_brings_it_back() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Linear(2, 3))
+    store = fs.adopt(module)
+    values = {path: array.copy() for path, array in store.items()}
+    module.to(memory_format=torch.channels_last)
+    with pytest.raises(fs.StructureError, match="1 leaf of the module not in the store any more") as error:
+        verify(module, store)
+    says(
+        error,
+        "'0.weight': expected contiguous memory, got the order of torch.channels_last",
+        "fix: module.to(memory_format=torch.contiguous_format)",
+    )
+    module.to(memory_format=torch.contiguous_format)
+    with pytest.raises(fs.StructureError, match=r"'0.weight'.* elsewhere; fix: adopt\(module, store\) brings it back"):
+        verify(module, store)
+    verify(module, fs.adopt(module, store))
+    assert all(same_bits(store[path], value) for path, value in values.items())
+
+
 F22, TIED = "expected a view of float32[2,2]", "tied to 'a.weight'"
 CHANGES: dict[str, tuple[Callable[[], nn.ModuleDict], Callable[[nn.ModuleDict], Any], tuple[str, ...]]] = {
     "frozen": (

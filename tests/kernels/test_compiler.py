@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import pytest
 
-from flatstore.kernels.compiler import compiled, folder
+from flatstore.kernels.compiler import cache_folder, compiled
 
 SCALE = 3
 
@@ -242,7 +242,7 @@ def test_a_folder_that_cannot_be_made_is_no_error(tmp_path, monkeypatch, told, w
 def test_an_empty_variable_keeps_nothing(tmp_path, monkeypatch, told):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLATSTORE_CACHE_DIR", "")
-    assert folder() is None
+    assert cache_folder() is None
     assert triple()(2) == triple()(2) == 6
     assert told() == ["compiling tripled (int64)"] * 2
     assert list(tmp_path.iterdir()) == []
@@ -252,9 +252,9 @@ def test_the_folder_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("FLATSTORE_CACHE_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert folder() == tmp_path / ".cache" / "flatstore"
+    assert cache_folder() == tmp_path / ".cache" / "flatstore"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert folder() == tmp_path / "xdg" / "flatstore"
+    assert cache_folder() == tmp_path / "xdg" / "flatstore"
 
 
 def test_what_refers_to_something_unknown_works_and_is_not_kept(kept, told):

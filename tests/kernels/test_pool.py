@@ -168,7 +168,9 @@ def test_set_threads_changes_the_size_of_the_pool_for_later_calls():
 
 @pytest.mark.parametrize("bad", [0, -1, 2.5, "2", None])
 def test_a_number_of_threads_is_one_or_more(bad):
-    with pytest.raises(ValueError, match="expected a whole number of threads, 1 or more, got .*; fix: like"):
+    with pytest.raises(
+        ValueError, match=r"expected a whole number of threads, 1 or more, got .*; fix: use set_threads\(4\)"
+    ):
         set_threads(bad)
     assert threads() == 3
 

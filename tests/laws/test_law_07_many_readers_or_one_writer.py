@@ -204,5 +204,5 @@ def test_a_lend_cannot_begin_in_the_middle_of_a_write():
 
     with pytest.raises(fs.LentError, match="being written") as caught:
         store.assign(leaves())
-    assert "written before: 'w0'" in caught.value.__notes__[0]
+    assert "written before this error: 'w0'" in caught.value.__notes__[0]
     store["w0"] = np.ones((64, 64), np.float32)

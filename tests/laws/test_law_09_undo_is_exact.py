@@ -41,7 +41,7 @@ def beside(store, noise, seed, sign):
     """{path: values} of the perturbed store, in plain NumPy from the definition of the draws."""
     out = {}
     for leaf in store.layout.homes:
-        values = store.columns(leaf)[0].copy()
+        values = store.leaf_matrix(leaf)[0].copy()
         if leaf.trainable and noise.scale_of(leaf.path):
             draws = noise.draw(np.array([seed], np.uint64), leaf.index, leaf.index + leaf.size)[0]
             scale, step = noise.scale_of(leaf.path), 2.0 ** (np.ceil(np.log2(noise.bound)) - 24)
@@ -61,7 +61,7 @@ def test_perturb_adds_the_noise_of_the_seed_and_the_other_sign_takes_it_back(noi
     before, expected = store.buffer.tobytes(), beside(store, noise, 77, sign)
     es.perturb(store, noise, 77, sign=sign)
     for leaf in store.layout.homes:
-        assert store.columns(leaf)[0].tobytes() == expected[leaf.path].tobytes(), leaf.path
+        assert store.leaf_matrix(leaf)[0].tobytes() == expected[leaf.path].tobytes(), leaf.path
     assert store.buffer.tobytes() != before
     es.perturb(store, noise, 77, sign=-sign)
     assert store.buffer.tobytes() == before

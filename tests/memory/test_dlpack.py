@@ -68,14 +68,14 @@ class Producer:
     device = (1, 0)
 
     def __init__(self, array: Any, edit: Callable[[int], None] = lambda start: None) -> None:
-        self.array, self.edit, self.wishes = array, edit, {}
+        self.array, self.edit, self.keywords = array, edit, {}
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.device
 
-    def __dlpack__(self, **wishes: Any) -> Any:
-        self.wishes = wishes
-        capsule = self.array.__dlpack__(**wishes)
+    def __dlpack__(self, **keywords: Any) -> Any:
+        self.keywords = keywords
+        capsule = self.array.__dlpack__(**keywords)
         get = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
             ("PyCapsule_GetPointer", ctypes.pythonapi)
         )
@@ -84,14 +84,14 @@ class Producer:
 
 
 class Old(Producer):
-    """One from before DLPack 1.0: it knows no wishes, and cannot say that it is read-only."""
+    """One from before DLPack 1.0: it knows no keywords, and cannot say that it is read-only."""
 
     def __dlpack__(self, stream: Any = None) -> Any:
         return self.array.__dlpack__()
 
 
 class Deaf(Producer):
-    """One that takes the wishes and answers as before DLPack 1.0."""
+    """One that takes the keywords and answers as before DLPack 1.0."""
 
     def __dlpack__(self, **_: Any) -> Any:
         return self.array.__dlpack__()
@@ -141,7 +141,7 @@ def test_a_producer_is_asked_for_a_view_in_a_version_that_can_be_read_only(kind:
     owner = np.zeros(11, F4)
     producer = kind(owner)
     store = fs.Store.wrap(producer, LAYOUT)
-    assert producer.wishes["copy"] is False and producer.wishes["max_version"] >= (1, 0)
+    assert producer.keywords["copy"] is False and producer.keywords["max_version"] >= (1, 0)
     store["w"][1, 3] = 4
     assert owner[10] == 4 and store.flat.ctypes.data == owner.ctypes.data
 
@@ -188,10 +188,13 @@ BAD: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "copied": (lambda: Producer(np.zeros(11, F4), set_copied), ("expected a view, got a copy", "that owns the bytes")),
     "raises": (lambda: Says((1, 0), ValueError("not now")), ("memory that NumPy can view, got Says: not now",)),
     "has none": (lambda: Says((1, 0), AttributeError("gone")), ("memory that NumPy can view, got Says: gone",)),
-    "no capsule": (lambda: Says((1, 0), None), ("got Says: its __dlpack__ gave NoneType, not a capsule of DLPack",)),
-    "used up": (lambda: Says((1, 0), used_up()), ("got Says: its __dlpack__ gave PyCapsule, not a capsule of DLPack",)),
-    "no device": (lambda: Says(None, None), ("got Says: its __dlpack_device__ gave no (device type, device)",)),
-    "device in words": (lambda: Says("cpu", None), ("its __dlpack_device__ gave no (device type, device)",)),
+    "no capsule": (lambda: Says((1, 0), None), ("got Says: its __dlpack__ returned NoneType, not a DLPack capsule",)),
+    "used up": (
+        lambda: Says((1, 0), used_up()),
+        ("got Says: its __dlpack__ returned PyCapsule, not a DLPack capsule",),
+    ),
+    "no device": (lambda: Says(None, None), ("got Says: its __dlpack_device__ did not return (device type, device)",)),
+    "device in words": (lambda: Says("cpu", None), ("its __dlpack_device__ did not return (device type, device)",)),
     "meta": (lambda: torch.zeros(11, device="meta"), ("host memory", "meta")),
     "small": (lambda: Producer(np.zeros(10, F4)), ("at least 44 bytes, got 40",)),
     "strided": (lambda: Producer(np.zeros((11, 2), F4)[:, 0]), ("contiguous",)),

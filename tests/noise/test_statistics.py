@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import flatstore as fs
-from flatstore.noise.kinds import CROSSOVER, NORMAL, RADEMACHER, ROUNDING, SPARSE, normal_table
+from flatstore.noise.kinds import CROSSOVER, MUTATION, NORMAL, RADEMACHER, ROUNDING, SPARSE, normal_table
 from flatstore.noise.philox import numbers
 
 CHANCE = 1e-6
-KINDS = NORMAL, RADEMACHER, CROSSOVER, SPARSE, ROUNDING
+KINDS = NORMAL, RADEMACHER, CROSSOVER, SPARSE, ROUNDING, MUTATION
 ONE, MANY = np.array([7], np.uint64), np.arange(1 << 17, dtype=np.uint64)
 BIT = np.append(np.uint64(0), np.uint64(1) << np.arange(64, dtype=np.uint64))
 SEEDS = {

@@ -114,11 +114,11 @@ def test_pairs_that_fail_half_way_say_what_was_written(store: fs.Store) -> None:
         store.assign(tree(3))
         with pytest.raises(kind) as error:
             store.assign(pairs(last))
-        assert error.value.__notes__ == ["written before: 'a/b', 'z'"]
+        assert error.value.__notes__ == ["written before this error: 'a/b', 'z'"]
         assert (store["a/b"] == 0).all() and store["z"] == 7 and (store["a/w"] == 3).all()
     with pytest.raises(RuntimeError) as error:
         store.assign(x for x in map(lambda _: (_ for _ in ()).throw(RuntimeError("early")), [0]))
-    assert error.value.__notes__ == ["written before: nothing"]
+    assert error.value.__notes__ == ["written before this error: nothing"]
 
 
 # -- values that lie in the store itself

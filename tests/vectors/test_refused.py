@@ -103,6 +103,14 @@ def test_a_glob_that_matches_no_floating_leaf(trainable):
     says(error, "trainable", "'w'")
 
 
+@pytest.mark.parametrize("tree", [{"n": 3, "k": np.arange(2)}, {"name": "x"}, {}])
+def test_globs_where_no_leaf_is_floating_or_complex(tree):
+    with pytest.raises(ValueError) as error:
+        fs.destructure(tree, trainable="*")
+    says(error, "trainable: ", "got '*'", "there is no", "leaf to match: leave trainable out")
+    assert "[]" not in str(error.value) and fs.destructure(tree)[0].size == 0
+
+
 def test_shapes_without_data():
     with pytest.raises(TypeError) as error:
         fs.destructure({"w": jax.ShapeDtypeStruct((2,), np.float32)})

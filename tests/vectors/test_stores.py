@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import flatstore as fs
-from tests.example_trees import same_bits, tree
+from tests.example_trees import same_bits, says, tree
 
 
 def loss(params):
@@ -78,3 +78,14 @@ def test_a_store_of_doubles_takes_back_what_jax_computed_in_singles():
     assert flat.dtype == jnp.float32
     store.assign(rebuild.items(flat / 3))
     assert store["w"].dtype == np.float64 and np.allclose(store["w"], 1 / 3)
+
+
+def test_flatten_gives_the_vector_of_a_store_and_to_vector_is_longer_where_something_is_frozen():
+    store = fs.Store.from_tree(tree(3))
+    flat, rebuild = fs.destructure(store)
+    store.flat[:] = 4
+    assert same_bits(rebuild.flatten(store), np.full(flat.shape, 4, "f4"))
+    with pytest.raises(fs.StructureError) as error:
+        rebuild(store.to_vector())
+    says(error, "shape (10,)", "float64[11]", "fix: pass what destructure gives", "rebuild.flatten(tree)", "a store")
+    assert "to_vector" not in str(error.value)

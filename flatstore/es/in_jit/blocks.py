@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from flatstore.es.groups import NO_NOISE
-from flatstore.kernels.cpu import refuse_others
+from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.layout import Layout, Leaf, Spec, spec_of
 from flatstore.noise import Noise, in_jax
 from flatstore.trees import Difference, StructureError, flatten, path_of
@@ -89,7 +89,7 @@ def mapped(
     """
     layout = Layout.from_tree(params) if layout is None else layout
     noise.check_grid(layout)
-    refuse_others([x for x in layout.homes if x.trainable and noise.scale_of(x.path)], "add noise to", NO_NOISE)
+    refuse_other_dtypes([x for x in layout.homes if x.trainable and noise.scale_of(x.path)], "add noise to", NO_NOISE)
     flat, treedef = flatten(params)
     named = [("/".join(filter(None, (within, path_of(keys)))), value) for keys, value in flat]
     parts = _parts(named, layout, within, _coordinates(at))

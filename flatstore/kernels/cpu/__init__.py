@@ -1,22 +1,25 @@
 """Compiled loops over blocks of parameters, by Numba."""
 
+from flatstore.kernels.cpu.bounds import CLIP as CLIP
+from flatstore.kernels.cpu.bounds import REFLECT as REFLECT
+from flatstore.kernels.cpu.bounds import UNBOUNDED as UNBOUNDED
 from flatstore.kernels.cpu.copies import copy_parts as copy_parts
 from flatstore.kernels.cpu.crossover import at_points as at_points
 from flatstore.kernels.cpu.crossover import by_unit as by_unit
-from flatstore.kernels.cpu.crossover import gene_by_gene as gene_by_gene
-from flatstore.kernels.cpu.draws import combined as combined
-from flatstore.kernels.cpu.generation import BROOD as BROOD
+from flatstore.kernels.cpu.crossover import crossover_loop as crossover_loop
+from flatstore.kernels.cpu.draws import xor_of_blocks as xor_of_blocks
+from flatstore.kernels.cpu.generation import CHILDREN as CHILDREN
 from flatstore.kernels.cpu.generation import first_run as first_run
 from flatstore.kernels.cpu.generation import generation_loop as generation_loop
 from flatstore.kernels.cpu.generation import ranges as ranges
 from flatstore.kernels.cpu.generation import writer as writer
-from flatstore.kernels.cpu.mutation import DENSE as DENSE
-from flatstore.kernels.cpu.mutation import NONE as NONE
-from flatstore.kernels.cpu.mutation import RESET as RESET
+from flatstore.kernels.cpu.mutation import EVERY_GENE as EVERY_GENE
+from flatstore.kernels.cpu.mutation import NO_GENE as NO_GENE
 from flatstore.kernels.cpu.mutation import SEGMENT as SEGMENT
-from flatstore.kernels.cpu.mutation import SPARSE as SPARSE
+from flatstore.kernels.cpu.mutation import SOME_GENES as SOME_GENES
+from flatstore.kernels.cpu.mutation import mutation_loop as mutation_loop
 from flatstore.kernels.cpu.optimisers import adam as adam
-from flatstore.kernels.cpu.optimisers import finite as finite
+from flatstore.kernels.cpu.optimisers import finite_check as finite_check
 from flatstore.kernels.cpu.optimisers import momentum as momentum
 from flatstore.kernels.cpu.optimisers import optimiser_loop as optimiser_loop
 from flatstore.kernels.cpu.storage import BITS as BITS
@@ -29,8 +32,8 @@ from flatstore.kernels.cpu.storage import SIGN as SIGN
 from flatstore.kernels.cpu.storage import SMALLEST_NORMAL as SMALLEST_NORMAL
 from flatstore.kernels.cpu.storage import STORAGE as STORAGE
 from flatstore.kernels.cpu.storage import TOO_LARGE as TOO_LARGE
-from flatstore.kernels.cpu.storage import refuse_others as refuse_others
-from flatstore.kernels.cpu.strategies import TOGETHER as TOGETHER
+from flatstore.kernels.cpu.storage import refuse_other_dtypes as refuse_other_dtypes
+from flatstore.kernels.cpu.strategies import SEEDS_AT_ONCE as SEEDS_AT_ONCE
 from flatstore.kernels.cpu.strategies import perturbation_loop as perturbation_loop
 from flatstore.kernels.cpu.strategies import sampling_loop as sampling_loop
 from flatstore.kernels.cpu.strategies import update_loop as update_loop

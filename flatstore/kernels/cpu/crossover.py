@@ -1,8 +1,8 @@
 """Crossover in compiled loops: how the genes of two parents become those of a child.
 
-The generation calls a *crossing*, `cross(start, brood, mothers, fathers, keys, genes, given, scratch, out)`: the genes
-from index `start` on of a few children, number `brood` and on, from rows of `genes` into rows of `out`, all in scratch.
-`given` is what the crossover brings along.
+The generation calls such a loop as `cross(start, first, mothers, fathers, keys, genes, data, scratch, out)`: the genes
+from index `start` on of a few children, number `first` and on, a seed each in `keys`, from rows of `genes` (the
+parents') into rows of `out`, all in scratch. `data` is what the crossover brings along.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from flatstore.noise import CROSSOVER
 
 
 @cache
-def gene_by_gene(function: Any, by_table: bool) -> Any:
-    """The crossing of a compiled `function(a, b, draw) -> gene`; given are (width, table).
+def crossover_loop(function: Any, by_table: bool) -> Any:
+    """The crossover of a compiled `function(a, b, draw) -> gene`; its data are (width, table).
 
     A draw is a number of `width` bits or, by table, what stands in the table at that number.
     """
 
     @compiled
     def cross(
-        start: int, brood: int, mothers: Any, fathers: Any, keys: Any, genes: Any, given: Any, scratch: Any, out: Any
+        start: int, first: int, mothers: Any, fathers: Any, keys: Any, genes: Any, data: Any, scratch: Any, out: Any
     ) -> None:
-        width, table = given
+        width, table = data
         random, drawn = scratch
         _, small, large = random
         skip = 0
@@ -37,7 +37,7 @@ def gene_by_gene(function: Any, by_table: bool) -> Any:
         elif width:
             skip = numbers(CROSSOVER, width, keys, start, out.shape[1], random)
         for row in range(keys.size):
-            a, b = np.uint64(mothers[brood + row]), np.uint64(fathers[brood + row])
+            a, b = np.uint64(mothers[first + row]), np.uint64(fathers[first + row])
             if by_table:
                 looked_up(row, skip + out.shape[1], width, table, random, drawn)
                 for i in range(out.shape[1]):
@@ -54,14 +54,14 @@ def gene_by_gene(function: Any, by_table: bool) -> Any:
 
 @compiled
 def at_points(
-    start: int, brood: int, mothers: Any, fathers: Any, keys: Any, genes: Any, given: Any, scratch: Any, out: Any
+    start: int, first: int, mothers: Any, fathers: Any, keys: Any, genes: Any, data: Any, scratch: Any, out: Any
 ) -> None:
-    """The parents take turns, from one cut to the next; given are the cuts, ascending indices, shape (children, k)."""
+    """The parents take turns, from one cut to the next; data are the cuts, ascending indices, shape (children, k)."""
     for row in range(keys.size):
-        child = brood + row
+        child = first + row
         now, then, i = np.uint64(mothers[child]), np.uint64(fathers[child]), 0
-        for j in range(given.shape[1] + 1):
-            end = min(max(given[child, j] - start, i), out.shape[1]) if j < given.shape[1] else out.shape[1]
+        for j in range(data.shape[1] + 1):
+            end = min(max(data[child, j] - start, i), out.shape[1]) if j < data.shape[1] else out.shape[1]
             for gene in range(np.uint64(i), np.uint64(end)):
                 out[row, gene] = genes[now, gene]
             i, now, then = end, then, now
@@ -69,17 +69,17 @@ def at_points(
 
 @compiled
 def by_unit(
-    start: int, brood: int, mothers: Any, fathers: Any, keys: Any, genes: Any, given: Any, scratch: Any, out: Any
+    start: int, first: int, mothers: Any, fathers: Any, keys: Any, genes: Any, data: Any, scratch: Any, out: Any
 ) -> None:
     """Units of genes come whole from either parent: a fair bit for each; unit -1 always from the mother.
 
-    Given are the indices at which the leaves begin, with one past the end, and the unit of each leaf.
+    Data are the indices at which the leaves begin, with one past the end, and the unit of each leaf.
     """
-    begins, units = given
+    begins, units = data
     words = scratch[0][0]
-    first = max(np.searchsorted(begins, start, side="right") - 1, 0)
+    first_leaf = max(np.searchsorted(begins, start, side="right") - 1, 0)
     for row in range(keys.size):
-        leaf, i, drawn = first, 0, -1
+        leaf, i, drawn = first_leaf, 0, -1
         while i < out.shape[1]:
             end = min(begins[leaf + 1] - start, out.shape[1]) if leaf < units.size else out.shape[1]
             unit = units[leaf] if leaf < units.size else -1
@@ -87,7 +87,7 @@ def by_unit(
                 drawn = unit // 128
                 philox_block(CROSSOVER, keys, row, row + 1, drawn, 0, words)
             fair = (words[row, unit % 128 // 32] >> np.uint32(unit % 32)) & np.uint32(1)
-            parent = np.uint64(fathers[brood + row] if unit >= 0 and fair == 0 else mothers[brood + row])
+            parent = np.uint64(fathers[first + row] if unit >= 0 and fair == 0 else mothers[first + row])
             for gene in range(np.uint64(i), np.uint64(end)):
                 out[row, gene] = genes[parent, gene]
             i, leaf = end, leaf + 1

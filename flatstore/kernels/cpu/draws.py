@@ -1,7 +1,7 @@
-"""Random numbers in compiled loops: the same bits as `flatstore.philox`, at the speed of memory.
+"""Random numbers in compiled loops: the same bits as `flatstore.noise`, at the speed of memory.
 
 A loop becomes vector instructions if it is plain arithmetic over arrays. So each step fills a small array that stays in
-the processor's first caches: words, then numbers of the wanted width, then what is done with them.
+the processor's first caches: words, then numbers of the wanted width, then what becomes of them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from flatstore.noise import ROUNDS
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
 _HALF = np.uint64(32)
+_BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8), bitorder="little").view(np.uint64)
 
 
-_SPREAD = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").view(np.uint64).reshape(-1)
-
-
-def _rounds(a: Any, b: Any, c: Any, d: Any, key: Any) -> Any:
-    """Philox4x32-7: the four words of a counter and a key, to four words."""
+def _philox_rounds(a: Any, b: Any, c: Any, d: Any, key: Any) -> Any:
+    """Return the four words that Philox4x32-7 makes of a counter (four words) and a key (64 bits)."""
     low, high = np.uint32(key), np.uint32(key >> _HALF)
     for _ in range(ROUNDS):
         one, two = np.uint64(a) * _M0, np.uint64(c) * _M1
@@ -33,12 +31,12 @@ def _rounds(a: Any, b: Any, c: Any, d: Any, key: Any) -> Any:
 
 
 # In a loop over blocks the rounds become vector instructions; between branches a call is faster, as measured.
-_rounds_in_loop, _rounds_called = inlined(_rounds), compiled(_rounds)
+_rounds_in_loop, _rounds_called = inlined(_philox_rounds), compiled(_philox_rounds)
 
 
 @compiled
 def philox(kind: int, keys: Any, start: int, blocks: int, out: Any) -> None:
-    """For each key a row of `out` (uint32): the words of so many blocks from `start` on, four each."""
+    """Fill a row of `out` (uint32) for each key with the words of the blocks start .. start + blocks - 1, four each."""
     for row in range(keys.size):
         key = keys[row]
         for i in range(blocks):
@@ -51,7 +49,7 @@ def philox(kind: int, keys: Any, start: int, blocks: int, out: Any) -> None:
 
 @compiled
 def philox_block(kind: int, keys: Any, first: int, last: int, block: int, sub: int, out: Any) -> None:
-    """The same block for the keys first .. last - 1: into the columns 4 * sub and on of their rows in `out`.
+    """Write one block for each of the keys first .. last - 1, into columns 4 * sub .. 4 * sub + 3 of its row in `out`.
 
     `sub` is the fourth word of the counter, for draws that need more than one block.
     """
@@ -62,8 +60,8 @@ def philox_block(kind: int, keys: Any, first: int, last: int, block: int, sub: i
 
 
 @compiled
-def combined(counters: Any, key: Any) -> Any:
-    """The XOR of the blocks of many counters, uint32 of shape (n, 4): its first two words, as 64 bits."""
+def xor_of_blocks(counters: Any, key: Any) -> Any:
+    """Return the first two words, as 64 bits, of the XOR of the blocks of `counters` (uint32, shape (n, 4))."""
     low, high = np.uint32(0), np.uint32(0)
     for i in range(counters.shape[0]):
         a, b, _, _ = _rounds_called(counters[i, 0], counters[i, 1], counters[i, 2], counters[i, 3], key)
@@ -72,29 +70,30 @@ def combined(counters: Any, key: Any) -> Any:
 
 
 @compiled
-def blocks_of(kind: int, width: int, keys: Any, start: int, size: int, words: Any) -> int:
-    """The words that hold a number of `width` bits for each key and each index from `start` on, in rows of `words`.
+def draw_words(kind: int, width: int, keys: Any, start: int, size: int, words: Any) -> int:
+    """Draw the words that hold a number of `width` bits for each of `size` indices from `start` on.
 
-    Whole blocks of 128 bits: returns how many numbers stand before that of index `start`.
+    They fill a row of `words` for each key. Whole blocks of 128 bits are drawn: returns how many numbers stand before
+    the one that belongs to index `start`.
     """
-    per = 128 // width
-    first = start // per
-    philox(kind, keys, first, -(-(start + size) // per) - first, words)
-    return start - per * first
+    per_block = 128 // width
+    first = start // per_block
+    philox(kind, keys, first, -(-(start + size) // per_block) - first, words)
+    return start - per_block * first
 
 
 @compiled
 def numbers(kind: int, width: int, keys: Any, start: int, size: int, scratch: Any) -> int:
-    """A number of `width` bits (1, 8, 16 or 32) for each key and each index from `start` on, in a row of scratch.
+    """Draw a number of `width` bits (1, 8, 16 or 32) for each of `size` indices from `start` on, a row for each key.
 
     Scratch is (words, small, large): numbers of up to 8 bits go into `small` (uint8), others into `large` (uint32).
-    Whole blocks are drawn: those of index `start` stand in the column that is returned. All three need room for up to
-    254 numbers more than `size`.
+    Whole blocks are drawn: returns the column of index `start`. All three need room for up to 254 numbers more than
+    `size`.
     """
     words, small, large = scratch
-    skip = blocks_of(kind, width, keys, start, size, words)
-    blocks = ((skip + size) * width + 127) // 128
-    octets, spread = words.view(np.uint8), small.view(np.uint64)
+    column = draw_words(kind, width, keys, start, size, words)
+    blocks = ((column + size) * width + 127) // 128
+    octets, by_eight = words.view(np.uint8), small.view(np.uint64)
     for row in range(keys.size):
         if width == 32:
             for w in range(4 * blocks):
@@ -108,23 +107,23 @@ def numbers(kind: int, width: int, keys: Any, start: int, size: int, scratch: An
                 small[row, i] = octets[row, i]
         else:
             for i in range(16 * blocks):
-                spread[row, i] = _SPREAD[octets[row, i]]
-    return skip
+                by_eight[row, i] = _BITS_OF_BYTE[octets[row, i]]
+    return column
 
 
 @compiled
 def draws(kind: int, width: int, keys: Any, start: int, size: int, random: Any) -> Any:
-    """Random numbers for `looked_up`, for each key and each index from `start` on; returns what `numbers` does."""
+    """Draw numbers for `looked_up` as `numbers` does, but leave those of 16 bits in their words; returns the column."""
     if width == 16:
-        return blocks_of(kind, width, keys, start, size, random[0])
+        return draw_words(kind, width, keys, start, size, random[0])
     return numbers(kind, width, keys, start, size, random)
 
 
 @compiled
 def looked_up(row: int, count: int, width: int, table: Any, random: Any, out: Any) -> None:
-    """The values in a table at the first `count` numbers of a row that `draws` has drawn.
+    """Look up the first `count` numbers of a row that `draws` has drawn in a table, and write the values to `out`.
 
-    Numbers of 16 bits are looked up straight from the words: one pass less over the cache.
+    Numbers of 16 bits are looked up straight from their words, which saves a pass over the cache.
     """
     words, small, large = random
     if width == 16:

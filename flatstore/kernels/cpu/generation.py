@@ -6,7 +6,7 @@ children are written over the members that they replace:
 ```
               genes ->
 members       | block 0 | block 1 | block 2 |        scratch of a thread: one block of the parents,
-   |          |  done   | <-> now |         |                             and a brood of children
+   |          |  done   | <-> now |         |                             and a few of the children
 ```
 
 Blocks run over the packed index, across leaves. They meet *runs*: neighbours in the index that are neighbours in
@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 
 from flatstore.kernels.compiler import compiled
-from flatstore.kernels.cpu.mutation import mutate
+from flatstore.kernels.cpu.bounds import UNBOUNDED, bring_back
 from flatstore.kernels.cpu.storage import STORAGE
 from flatstore.layout import Array
 
-BROOD = 16
-"""Children that are made at a time: few enough to stay in the first cache."""
-
+CHILDREN = 16
+"""How many children are made together: few enough to stay in the first cache."""
 
 GAP = 1 << 10
 """Indices of no run that are passed over in a block, rather than begin a new range."""
@@ -52,15 +51,17 @@ def first_run(runs: Any, start: int) -> Any:
 
 
 @compiled
-def scales_of(start: int, spans: Any, scale: Any) -> None:
-    """The scale of each gene from index `start` on; 0 where there is none."""
-    bounds, values = spans
-    stop, k = start + scale.size, first_run(bounds, start)
-    scale[:] = 0
-    while k < values.size and bounds[k, 0] < stop:
-        low, high = max(bounds[k, 0] - start, 0), min(bounds[k, 1] - start, scale.size)
+def spread(start: int, ranges: Any, values: Any, otherwise: float, out: Any) -> None:
+    """A number for each gene from index `start` on: the value of the range it is in, `otherwise` where there is none.
+
+    `ranges` are first indices and ends, ascending, shape (values, 2).
+    """
+    stop, k = start + out.size, first_run(ranges, start)
+    out[:] = otherwise
+    while k < values.size and ranges[k, 0] < stop:
+        low, high = max(ranges[k, 0] - start, 0), min(ranges[k, 1] - start, out.size)
         for i in range(np.uint64(low), np.uint64(high)):
-            scale[i] = values[k]
+            out[i] = values[k]
         k += 1
 
 
@@ -103,8 +104,8 @@ def reader(dtype: str) -> Any:
 
 
 @cache
-def generation_loop(cross: Any, dtype: str) -> Any:
-    """The compiled loop of a generation for a crossing and the name of a dtype."""
+def generation_loop(cross: Any, mutate: Any, dtype: str) -> Any:
+    """The compiled loop of a generation, for the loops of a crossover and of a mutation, and the name of a dtype."""
     read, write = reader(dtype), writer(dtype)
 
     @compiled
@@ -113,30 +114,36 @@ def generation_loop(cross: Any, dtype: str) -> Any:
         end: int,
         raw: Any,
         runs: Any,
-        spans: Any,
         family: Any,
         keys: Any,
-        given: Any,
-        mutation: Any,
+        crossover_data: Any,
+        mutation_data: Any,
+        scales: Any,
+        bounds: Any,
         rows: Any,
         scratch: Any,
         at: Any,
     ) -> None:
         """Replace the genes begin .. end - 1; `at` is where the block at work starts, and whether it has been read."""
         parents, slots, mothers, fathers = family
-        how, table, jumps = mutation
-        genes, born, scale = rows
+        outside, bounded, lows, highs = bounds
+        genes, children, scale, low, high = rows
         for start in range(begin, end, genes.shape[1]):
             at[0], at[1] = start, 0
             stop = min(start + genes.shape[1], end)
             run = first_run(runs, start)
             read(start, stop, run, genes, parents, raw, runs)
             at[1] = 1
-            scales_of(start, spans, scale)
-            for brood in range(0, slots.size, BROOD):
-                some, seeds = slots[brood : brood + BROOD], keys[brood : brood + BROOD]
-                cross(start, brood, mothers, fathers, seeds, genes, given, scratch, born)
-                mutate(start, seeds, how, table, jumps, scale, scratch, born)
-                write(start, stop, run, born, some, raw, runs)
+            spread(start, scales[0], scales[1], 0.0, scale)
+            if outside != UNBOUNDED:
+                spread(start, bounded, lows, -np.inf, low)
+                spread(start, bounded, highs, np.inf, high)
+            for first in range(0, slots.size, CHILDREN):
+                some, seeds = slots[first : first + CHILDREN], keys[first : first + CHILDREN]
+                cross(start, first, mothers, fathers, seeds, genes, crossover_data, scratch, children)
+                mutate(start, seeds, mutation_data, scale, scratch, children)
+                if outside != UNBOUNDED:
+                    bring_back(outside, low, high, seeds.size, children)
+                write(start, stop, run, children, some, raw, runs)
 
     return generate

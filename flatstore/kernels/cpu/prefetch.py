@@ -1,7 +1,7 @@
-"""Asking for memory before it is needed: while a loop computes, the processor brings what the next one will write.
+"""Asking for memory before it is needed: while a loop computes, the processor fetches what the next one will write.
 
 Hardware guesses what comes next from what came before, but not across the pause in which a block of random numbers is
-drawn: memory rests then, and is waited for afterwards.
+drawn: the memory is idle then, and the processor waits for it afterwards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _types: Any = numba.types
 
 @_numba.extending.intrinsic
 def _prefetch(_: Any, array: Any, place: Any) -> Any:
-    """Ask for the cache line (64 bytes) of an element, to be written soon. Any place will do, also past the end."""
+    """Ask for the cache line (64 bytes) of an element that is written soon. A place outside the array is no error."""
 
     def ask(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         tools = _numba.core.cgutils
@@ -31,8 +31,8 @@ def _prefetch(_: Any, array: Any, place: Any) -> Any:
     return _types.void(array, place), ask
 
 
-def _nothing(array: Any, place: Any) -> None:
-    """What stands in for it where Numba compiles nothing."""
+def _do_nothing(array: Any, place: Any) -> None:
+    """Stand in for `_prefetch` where Numba does not compile."""
 
 
-fetch = _nothing if _numba.config.DISABLE_JIT else _prefetch
+fetch = _do_nothing if _numba.config.DISABLE_JIT else _prefetch

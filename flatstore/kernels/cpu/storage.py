@@ -26,19 +26,19 @@ ONE_HALF = _U(126 << 23)  # 0.5, as float32
 
 @compiled
 def same(number: Any) -> Any:
-    """A number that is stored as it is computed with."""
+    """Return the number: it is stored as it is computed with."""
     return number
 
 
 @compiled
 def from_bfloat16(stored: Any) -> Any:
-    """Exact."""
+    """Return the stored number as float32, exactly."""
     return np.uint32(_U(stored) << _U(16)).view(np.float32)
 
 
 @compiled
 def to_bfloat16(gene: Any) -> Any:
-    """Rounded to nearest."""
+    """Round a float32 to the nearest bfloat16."""
     x = np.float32(gene).view(np.uint32)
     rounded = (x + _U(0x7FFF) + ((x >> _U(16)) & _U(1))) >> _U(16)
     quiet = ((x & SIGN) >> _U(16)) | _U(0x7FC0)
@@ -47,7 +47,7 @@ def to_bfloat16(gene: Any) -> Any:
 
 @compiled
 def from_float16(stored: Any) -> Any:
-    """Exact."""
+    """Return the stored number as float32, exactly."""
     half = _U(stored)
     magnitude = half & _U(0x7FFF)
     subnormal = np.float32(np.float32(magnitude) * _SUBNORMAL_UNIT).view(np.uint32)
@@ -59,7 +59,7 @@ def from_float16(stored: Any) -> Any:
 
 @compiled
 def to_float16(gene: Any) -> Any:
-    """Rounded to nearest; what is too large becomes infinite."""
+    """Round a float32 to the nearest float16; a number that is too large becomes infinite."""
     bits = np.float32(gene).view(np.uint32)
     x = bits & ~SIGN
     normal = (x - REBIAS + _U(0xFFF) + ((x >> _U(13)) & _U(1))) >> _U(13)
@@ -77,12 +77,12 @@ STORAGE = {
     "float16": (np.uint16, np.float32, from_float16, to_float16),
     "bfloat16": (np.uint16, np.float32, from_bfloat16, to_bfloat16),
 }
-"""By the dtype's name: what stands in memory, what is computed with, load, store."""
+"""For each dtype's name (type in memory, type that is computed with, load, store)."""
 
 
 @compiled
 def dithered_bfloat16(gene: Any, word: Any) -> Any:
-    """Rounded up or down at random, by how near each is: the mean is the number itself. `word` has 32 random bits."""
+    """Round a float32 up or down at random, by how near each is: the mean is the number. `word` has 32 random bits."""
     bits = np.float32(gene).view(np.uint32)
     up = bits + (_U(word) & _U(0xFFFF))
     return np.uint16(up >> _U(16)) if (bits & ~SIGN) < INFINITY else to_bfloat16(gene)
@@ -90,7 +90,7 @@ def dithered_bfloat16(gene: Any, word: Any) -> Any:
 
 @compiled
 def dithered_float16(gene: Any, word: Any) -> Any:
-    """The same for float16."""
+    """Round a float32 to float16 as `dithered_bfloat16` rounds to bfloat16."""
     bits = np.float32(gene).view(np.uint32)
     x, random = bits & ~SIGN, _U(word) & _U(0x1FFF)
     normal = (x - REBIAS + random) >> _U(13)
@@ -101,7 +101,7 @@ def dithered_float16(gene: Any, word: Any) -> Any:
 
 @compiled
 def undithered(number: Any, word: Any) -> Any:
-    """A number that is stored as it is computed with: nothing is rounded."""
+    """Return the number: it is stored as it is computed with, so nothing is rounded."""
     return number
 
 
@@ -111,13 +111,13 @@ DITHERED = {
     "float16": dithered_float16,
     "bfloat16": dithered_bfloat16,
 }
-"""By the dtype's name: stores that round 16-bit floats at random, by a word."""
+"""For each dtype's name a store that rounds 16-bit floats at random, by a word."""
 
 BITS = {np.float32: np.int32, np.float64: np.int64}
-"""By what is computed with: the integers of its width."""
+"""For each type that is computed with, the integers of its width."""
 
 
-def refuse_others(leaves: Iterable[Leaf], purpose: str, fix: str = "leave it out of trainable=") -> None:
+def refuse_other_dtypes(leaves: Iterable[Leaf], purpose: str, fix: str = "leave it out of trainable=") -> None:
     """Raise `ValueError` for the first leaf of a dtype that cannot be computed with."""
     for leaf in leaves:
         if leaf.dtype.name not in STORAGE:

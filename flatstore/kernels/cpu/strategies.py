@@ -2,10 +2,10 @@
 
 All loops run over blocks of the packed index. The random words of a block are drawn first; then come its *pieces*,
 neighbours in the index that are neighbours in memory and take noise of one strength. What a number adds is looked up in
-that strength's line of a table, as a whole number of that line's *units*:
+the row of a table that belongs to that strength, as a multiple of that row's *unit*:
 
 ```
-piece     first index | end | line of the table | place of the first in memory | places from one member to the next
+piece     first index | end | row of the table | place of the first in memory | places from one member to the next
 ```
 """
 
@@ -17,110 +17,105 @@ from typing import Any
 import numpy as np
 
 from flatstore.kernels.compiler import compiled
-from flatstore.kernels.cpu.draws import blocks_of
+from flatstore.kernels.cpu.draws import draw_words
 from flatstore.kernels.cpu.generation import first_run
 from flatstore.kernels.cpu.prefetch import fetch
 from flatstore.kernels.cpu.storage import BITS, DITHERED, STORAGE
 from flatstore.noise import ROUNDING
 
-TOGETHER = 4
-"""Seeds whose noise is added to a sum at a time."""
+SEEDS_AT_ONCE = 4
+"""How many seeds' noise is added to a sum at a time."""
 
 
 @compiled
-def found_in(
-    row: int, first: int, count: int, width: int, table: Any, line: int, words: Any, out: Any, soon: Any
+def look_up(
+    words: Any, seed: int, first: int, count: int, width: int, table: Any, row: int, multiples: Any, ahead: Any
 ) -> int:
-    """What `count` numbers of `width` bits (16 or 1) find in a line of a table, from number `first` of a row of words.
+    """Look up `count` numbers of `width` bits (16 or 1) in a row of the table, and write their multiples.
 
-    The highest bit is the sign, the others say where the magnitude stands. Of single bits whole words are looked up:
-    returns the place in `out` of the first that was asked for. `soon` is (array, place, place): what will be written
-    soon, so many elements from both places on, is fetched meanwhile. None fetches nothing.
+    They are the numbers from `first` on in row `seed` of `words`: the highest bit is the sign, the others say where the
+    magnitude stands. Single bits are looked up by whole words. Returns the column of `multiples` that belongs to number
+    `first`. `ahead` is None, or (array, place, place): the `count` elements from each place on, which will be written
+    soon, are fetched meanwhile.
     """
     if width == 16:
-        halves, begin, whole = words.view(np.int16), np.uint64(first), np.uint64(count // 16)
-        for group in range(whole):
-            at = np.uint64(16) * group
-            if soon is not None:
-                fetch(soon[0], np.uint64(soon[1]) + at)
-                fetch(soon[0], np.uint64(soon[2]) + at)
-            for i in range(at, at + np.uint64(16)):
-                out[i] = table[line, np.uint32(halves[row, begin + i]) & np.uint32(0x7FFF)]
-        for i in range(np.uint64(16) * whole, np.uint64(count)):
-            out[i] = table[line, np.uint32(halves[row, begin + i]) & np.uint32(0x7FFF)]
+        numbers, begin = words.view(np.int16), np.uint64(first)
+        for i in range(np.uint64(count)):
+            if ahead is not None and i & np.uint64(15) == 0:
+                fetch(ahead[0], np.uint64(ahead[1]) + i)
+                fetch(ahead[0], np.uint64(ahead[2]) + i)
+            multiples[i] = table[row, np.uint32(numbers[seed, begin + i]) & np.uint32(0x7FFF)]
         for i in range(np.uint64(count)):  # apart, for this loop becomes vector instructions
-            minus = halves[row, begin + i] >> np.int16(15)
-            out[i] = np.int16((out[i] ^ minus) - minus)
+            minus = numbers[seed, begin + i] >> np.int16(15)
+            multiples[i] = np.int16((multiples[i] ^ minus) - minus)
         return 0
-    plus, minus, begin = table[line, 0], -table[line, 0], first // 32
+    plus, minus, begin = table[row, 0], -table[row, 0], first // 32
     for w in range(np.uint64((first + count + 31) // 32 - begin)):
-        word = words[row, np.uint64(begin) + w]
+        word = words[seed, np.uint64(begin) + w]
         for at in range(np.uint64(32) * w, np.uint64(32) * w + np.uint64(32), np.uint64(16)):
-            if soon is not None:
-                fetch(soon[0], np.uint64(soon[1]) + at)
-                fetch(soon[0], np.uint64(soon[2]) + at)
+            if ahead is not None:
+                fetch(ahead[0], np.uint64(ahead[1]) + at)
+                fetch(ahead[0], np.uint64(ahead[2]) + at)
         for bit in range(np.uint32(32 // width)):  # a constant 32 would be unrolled, not turned into vectors
-            out[np.uint64(32) * w + np.uint64(bit)] = minus if (word >> bit) & np.uint32(1) else plus
+            multiples[np.uint64(32) * w + np.uint64(bit)] = minus if (word >> bit) & np.uint32(1) else plus
     return first - 32 * begin
 
 
 @cache
-def checker(dtype: str) -> Any:
-    """The compiled check of one parameter: 0, unless it is off the grid, has reached the bound, or would."""
+def grid_check(dtype: str) -> Any:
+    """The compiled check of one parameter, before and after a move: whether it is on the grid and below the bound."""
     real = STORAGE[dtype][1]
     bits = BITS[real]
     magnitude, top = bits(np.iinfo(bits).max), bits(np.iinfo(bits).bits - 1)
 
     @compiled
-    def fault(old: Any, new: Any, grid: Any) -> Any:
-        """Before and after the move; `grid` is (size, 1 / size, the bits of the bound).
+    def violation(old: Any, new: Any, grid: Any) -> Any:
+        """Return 0 if `old` is on the grid and both are below the bound; `grid` is (size, 1 / size, bits of the bound).
 
-        As integers: NaN and minus zero are not what the grid makes of them, and where the bound is reached the
-        difference is negative.
+        The comparison is one of integers: the grid changes the bits of NaN and of minus zero, and where the bound is
+        reached the difference is negative.
         """
-        size, per, bound = grid
-        snapped = real(np.rint(old * per) * size + real(0))
+        size, per_size, bound = grid
+        snapped = real(np.rint(old * per_size) * size + real(0))
         before, after = real(old).view(bits), real(new).view(bits)
-        inside = bits(bound - bits(1) - (before & magnitude)) | bits(bound - bits(1) - (after & magnitude))
-        return bits((snapped.view(bits) ^ before) | (bits(inside) >> top))
+        room = bits(bound - bits(1) - (before & magnitude)) | bits(bound - bits(1) - (after & magnitude))
+        return bits((snapped.view(bits) ^ before) | (bits(room) >> top))
 
-    return fault
+    return violation
 
 
 @cache
 def perturbation_loop(dtype: str) -> Any:
     """The compiled loop that adds the noise of one seed in place, or takes it back."""
     _, real, load, store = STORAGE[dtype]
-    fault, bits = checker(dtype), BITS[real]
+    violation, bits = grid_check(dtype), BITS[real]
 
     @compiled
-    def perturb(begin: int, end: int, raw: Any, pieces: Any, draw: Any, sign: Any, grid: Any, rows: Any) -> int:
-        """Add `sign` times the noise to the parameters begin .. end - 1.
+    def perturb(begin: int, end: int, raw: Any, pieces: Any, noise: Any, sign: Any, grid: Any, scratch: Any) -> int:
+        """Add `sign` times the noise to the parameters begin .. end - 1, and return where it stopped.
 
-        `draw` is (kind, width, keys, table, what a unit of each line adds).
-        Stops before a piece that is off the grid, or has reached the bound, or would; returns where. A bound of 0
-        checks nothing.
+        `noise` is (kind, width, keys, table, what a unit of each row adds). It stops before a piece in which a
+        parameter is off the grid, or reaches the bound before or after the move. A bound of 0 checks nothing.
         """
-        kind, width, keys, table, units = draw
-        words, drawn, old = rows
+        kind, width, keys, table, units = noise
+        words, multiples, old = scratch
         for start in range(begin, end, old.size):
             stop, k = min(start + old.size, end), first_run(pieces, start)
             if k == pieces.shape[0] or pieces[k, 0] >= stop:
                 continue
-            skip = blocks_of(kind, width, keys, start, stop - start, words)
+            first = draw_words(kind, width, keys, start, stop - start, words)
             while k < pieces.shape[0] and pieces[k, 0] < stop:
                 low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
-                place, count = pieces[k, 3] + low - pieces[k, 0], high - low
-                line, next_block = pieces[k, 2], place + old.size
-                soon = raw, next_block, next_block + 8  # lines of float64 have 8
-                shift = found_in(0, skip + low - start, count, width, table, line, words, drawn, soon)
-                faults, unit = bits(0), sign * real(units[line])
+                place, count, row = pieces[k, 3] + low - pieces[k, 0], high - low, pieces[k, 2]
+                ahead = raw, place + old.size, place + old.size + 8  # a cache line of float64 has 8
+                column = look_up(words, 0, first + low - start, count, width, table, row, multiples, ahead)
+                violations, unit = bits(0), sign * real(units[row])
                 for i in range(count):
                     old[i] = load(raw[np.uint64(place + i)])
-                    new = old[i] + unit * real(drawn[np.uint64(shift + i)])
-                    faults = bits(faults | fault(old[i], new, grid))
+                    new = old[i] + unit * real(multiples[np.uint64(column + i)])
+                    violations = bits(violations | violation(old[i], new, grid))
                     raw[np.uint64(place + i)] = store(new)
-                if grid[2] > 0 and faults != 0:
+                if grid[2] > 0 and violations != 0:
                     for i in range(count):
                         raw[np.uint64(place + i)] = store(old[i])
                     return low
@@ -137,47 +132,47 @@ def sampling_loop(dtype: str) -> Any:
 
     @compiled
     def sample(
-        begin: int, end: int, out: Any, centre: Any, pieces: Any, draw: Any, signs: Any, rows: Any
+        begin: int, end: int, out: Any, centre: Any, pieces: Any, noise: Any, signs: Any, scratch: Any
     ) -> None:  # fmt: skip
         """Write the parameters begin .. end - 1: member len(signs) * i + j is the centre + signs[j] * noise number i.
 
-        The first place in a piece is that in `out`, the second that in `centre`; a line of -1 is no noise.
+        The first place in a piece is that in `out`, the second that in `centre`; a row of -1 is no noise.
         """
-        kind, width, keys, table, units = draw
-        words, drawn, middle = rows
-        for start in range(begin, end, middle.size):
-            stop, first = min(start + middle.size, end), first_run(pieces, start)
-            k = first
-            while k < pieces.shape[0] and pieces[k, 0] < stop:  # all of it, for it may be one of the members
+        kind, width, keys, table, units = noise
+        words, multiples, block = scratch
+        for start in range(begin, end, block.size):
+            stop, first_piece = min(start + block.size, end), first_run(pieces, start)
+            k = first_piece
+            while k < pieces.shape[0] and pieces[k, 0] < stop:  # read all of the block: it may be one of the members
                 low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
                 place = pieces[k, 5] + low - pieces[k, 0]
                 for i in range(high - low):
-                    middle[np.uint64(low - start + i)] = load(centre[np.uint64(place + i)])
+                    block[np.uint64(low - start + i)] = load(centre[np.uint64(place + i)])
                 k += 1
-            if k == first:
+            if k == first_piece:
                 continue
-            for brood in range(0, keys.size, words.shape[0]):
-                some = keys[brood : brood + words.shape[0]]
-                skip = blocks_of(kind, width, some, start, stop - start, words)
-                for row in range(some.size):
-                    k = first
+            for batch in range(0, keys.size, words.shape[0]):
+                some = keys[batch : batch + words.shape[0]]
+                first = draw_words(kind, width, some, start, stop - start, words)
+                for seed in range(some.size):
+                    k = first_piece
                     while k < pieces.shape[0] and pieces[k, 0] < stop:
                         low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
-                        offset, line, shift = low - start, pieces[k, 2], 0
-                        home = pieces[k, 3] + low - pieces[k, 0] + (brood + row) * signs.size * pieces[k, 4]
-                        if line >= 0:
-                            soon = out, home, home + (signs.size - 1) * pieces[k, 4]
-                            shift = found_in(row, skip + offset, high - low, width, table, line, words, drawn, soon)
+                        offset, count, row, step, column = low - start, high - low, pieces[k, 2], pieces[k, 4], 0
+                        home = pieces[k, 3] + low - pieces[k, 0] + (batch + seed) * signs.size * step
+                        if row >= 0:
+                            ahead = out, home, home + (signs.size - 1) * step
+                            column = look_up(words, seed, first + offset, count, width, table, row, multiples, ahead)
                         for j in range(signs.size):
-                            place = home + j * pieces[k, 4]
-                            if line < 0:  # minus zero plus zero would be zero
-                                for i in range(high - low):
-                                    out[np.uint64(place + i)] = store(middle[np.uint64(offset + i)])
+                            place = home + j * step
+                            if row < 0:  # minus zero plus zero would be zero
+                                for i in range(count):
+                                    out[np.uint64(place + i)] = store(block[np.uint64(offset + i)])
                                 continue
-                            unit = real(signs[j] * units[line])
-                            for i in range(high - low):
+                            unit = real(signs[j] * units[row])
+                            for i in range(count):
                                 out[np.uint64(place + i)] = store(
-                                    middle[np.uint64(offset + i)] + unit * real(drawn[np.uint64(shift + i)])
+                                    block[np.uint64(offset + i)] + unit * real(multiples[np.uint64(column + i)])
                                 )
                         k += 1
 
@@ -188,82 +183,84 @@ def sampling_loop(dtype: str) -> Any:
 def update_loop(dtype: str, exact: bool) -> Any:
     """The compiled loop that adds the weighted noise of many seeds, rounded once: to the grid, or to the dtype."""
     _, real, load, _ = STORAGE[dtype]
-    fault, bits, rounded = checker(dtype), BITS[real], DITHERED[dtype]
+    violation, bits, rounded = grid_check(dtype), BITS[real], DITHERED[dtype]
 
     @compiled
     def update(
-        begin: int, end: int, raw: Any, pieces: Any, draw: Any, weights: Any, move: Any, grid: Any, rows: Any
+        begin: int, end: int, raw: Any, pieces: Any, noise: Any, weights: Any, settings: Any, grid: Any, scratch: Any
     ) -> int:
-        """Move the parameters begin .. end - 1; stops before a piece that is wrong, and returns where.
+        """Move the parameters begin .. end - 1; stops before a piece that breaks `grid`, and returns where.
 
-        `weights` are whole numbers (int32), `move` is (sign, bits to round off, unit of what is left, key of the
-        rounding, what is taken back first: times of the first seed's noise, a step of it). `draw` ends with how many
-        steps a unit of each line has. The sum of weights times steps is one of integers: the same in any order.
+        `weights` are whole numbers (int32). `settings` are (sign, bits to round off the sum, unit of what is left, key
+        of the rounding, how many times the first seed's noise is taken back first, a step of it). `noise` ends with
+        how many steps a unit of each row has. The sum of weights times steps is one of integers: the same in any order.
         """
-        kind, width, keys, table, units = draw
-        sign, drop, unit, key, back, step = move
-        words, drawn, new, total, dither = rows
+        kind, width, keys, table, units = noise
+        sign, drop, unit, key, back, step = settings
+        words, multiples, new, total, dither = scratch
         for start in range(begin, end, new.size):
-            stop, first = min(start + new.size, end), first_run(pieces, start)
-            if first == pieces.shape[0] or pieces[first, 0] >= stop:
+            stop, first_piece = min(start + new.size, end), first_run(pieces, start)
+            if first_piece == pieces.shape[0] or pieces[first_piece, 0] >= stop:
                 continue
             total[:] = 0
-            skip = 0
-            for brood in range(0, keys.size, words.shape[0]):
-                some = keys[brood : brood + words.shape[0]]
-                skip = blocks_of(kind, width, some, start, stop - start, words)
-                for row in range(0, some.size, TOGETHER):
-                    at, left, none, k = brood + row, some.size - row, np.int32(0), first
-                    a, b = weights[at], weights[at + 1] if left > 1 else none
-                    c, d = weights[at + 2] if left > 2 else none, weights[at + 3] if left > 3 else none
+            first = 0
+            for batch in range(0, keys.size, words.shape[0]):
+                some = keys[batch : batch + words.shape[0]]
+                first = draw_words(kind, width, some, start, stop - start, words)
+                for seed in range(0, some.size, SEEDS_AT_ONCE):
+                    at, left, zero, k = batch + seed, some.size - seed, np.int32(0), first_piece
+                    a, b = weights[at], weights[at + 1] if left > 1 else zero
+                    c, d = weights[at + 2] if left > 2 else zero, weights[at + 3] if left > 3 else zero
                     while k < pieces.shape[0] and pieces[k, 0] < stop:
                         low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
-                        offset, shift = low - start, 0
-                        for j in range(min(TOGETHER, left)):
-                            number, line = skip + offset, pieces[k, 2]
-                            shift = found_in(row + j, number, high - low, width, table, line, words, drawn[j], None)
-                        for i in range(high - low):
-                            x = np.uint64(shift + i)
-                            one = np.int64(a) * np.int64(drawn[0, x]) + np.int64(b) * np.int64(drawn[1, x])
-                            two = np.int64(c) * np.int64(drawn[2, x]) + np.int64(d) * np.int64(drawn[3, x])
+                        offset, count, row, column = low - start, high - low, pieces[k, 2], 0
+                        for j in range(min(SEEDS_AT_ONCE, left)):
+                            column = look_up(
+                                words, seed + j, first + offset, count, width, table, row, multiples[j], None
+                            )
+                        for i in range(count):
+                            x = np.uint64(column + i)
+                            one = np.int64(a) * np.int64(multiples[0, x]) + np.int64(b) * np.int64(multiples[1, x])
+                            two = np.int64(c) * np.int64(multiples[2, x]) + np.int64(d) * np.int64(multiples[3, x])
                             total[np.uint64(offset + i)] += one + two
                         k += 1
-            ahead = blocks_of(ROUNDING, 32, key, start, stop - start, dither)
+            first_dither = draw_words(ROUNDING, 32, key, start, stop - start, dither)
             if back != 0:
-                skip = blocks_of(kind, width, keys[:1], start, stop - start, words)
-            k = first
+                first = draw_words(kind, width, keys[:1], start, stop - start, words)
+            k = first_piece
             while k < pieces.shape[0] and pieces[k, 0] < stop:
                 low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
                 offset, place, count = low - start, pieces[k, 3] + low - pieces[k, 0], high - low
-                steps = units[pieces[k, 2]]
+                row = pieces[k, 2]
+                steps = units[row]
                 for i in range(count):
                     total[np.uint64(offset + i)] *= steps
                 if exact:
                     for i in range(count):
-                        word = np.uint64(dither[0, np.uint64(ahead + offset + i)])
+                        word = np.uint64(dither[0, np.uint64(first_dither + offset + i)])
                         if drop <= 32:
                             random = np.int64(word >> np.uint64(32 - drop))
                         else:
                             random = np.int64((np.uint64(2) * word + np.uint64(1)) << np.uint64(drop - 33))
                         total[np.uint64(offset + i)] = (total[np.uint64(offset + i)] + random) >> drop
-                faults = bits(0)
+                violations = bits(0)
                 for i in range(count):
                     new[i] = load(raw[np.uint64(place + i)])
                 if back != 0:
-                    shift = found_in(0, skip + offset, count, width, table, pieces[k, 2], words, drawn[0], None)
+                    column = look_up(words, 0, first + offset, count, width, table, row, multiples[0], None)
                     delta = back * (real(steps) * step)
                     for i in range(count):
                         before = new[i]
-                        new[i] = before - delta * real(drawn[0, np.uint64(shift + i)])
-                        faults = bits(faults | fault(before, new[i], grid))
+                        new[i] = before - delta * real(multiples[0, np.uint64(column + i)])
+                        violations = bits(violations | violation(before, new[i], grid))
                 for i in range(count):
-                    before, whole = new[i], real(total[np.uint64(offset + i)]) * unit
-                    new[i] = before + sign * whole
-                    faults = bits(faults | fault(before, whole, grid) | fault(before, new[i], grid))
-                if grid[2] > 0 and faults != 0:
+                    before, change = new[i], real(total[np.uint64(offset + i)]) * unit
+                    new[i] = before + sign * change
+                    violations = bits(violations | violation(before, change, grid) | violation(before, new[i], grid))
+                if grid[2] > 0 and violations != 0:
                     return low
                 for i in range(count):
-                    raw[np.uint64(place + i)] = rounded(new[i], dither[0, np.uint64(ahead + offset + i)])
+                    raw[np.uint64(place + i)] = rounded(new[i], dither[0, np.uint64(first_dither + offset + i)])
                 k += 1
         return end
 

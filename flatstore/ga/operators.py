@@ -1,0 +1,74 @@
+"""What crossover and mutation have in common: a compiled loop and its data, and functions of one's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from flatstore.kernels import compiled
+from flatstore.layout import Array
+
+
+class Operator(NamedTuple):
+    """What a crossover or a mutation hands to the loop of a generation."""
+
+    loop: Any
+    """A compiled function, as `flatstore.kernels.cpu.crossover` and `flatstore.kernels.cpu.mutation` describe it."""
+    data: Any
+    """Numbers and arrays that the loop is called with."""
+
+
+@dataclass(frozen=True, eq=False)
+class GeneFunction:
+    """A function of two numbers and a draw, compiled into the loop of a generation: of what `PerGene` and `Mutate` are.
+
+    Raises `ValueError` unless bits are 1, 8 or 16 (0 for no draw, 32 without a table) and the table has their size;
+    `TypeError` for another function.
+    """
+
+    function: Callable[[Any, Any, Any], Any]
+    bits: int = 16
+    table: Any = field(default=None, repr=False)
+
+    arguments: ClassVar[str]
+    """What the function takes, for messages."""
+
+    def __post_init__(self) -> None:
+        inner = getattr(self.function, "py_func", self.function)
+        if not callable(inner) or inspect.isfunction(inner) and len(inspect.signature(inner).parameters) != 3:
+            raise TypeError(
+                f"expected a function of ({self.arguments}), got {self.function!r}; fix: take three arguments"
+            )
+        if self.bits not in (0, 1, 8, 16, 32):
+            raise ValueError(f"expected 0, 1, 8, 16 or 32 random bits per gene, got {self.bits}; fix: 16 suits most")
+        shape = np.shape(self.table)
+        if self.table is not None and (self.bits not in (1, 8, 16) or shape != (1 << self.bits,)):
+            raise ValueError(
+                f"expected a table of 2 ** bits numbers for 1, 8 or 16 bits, got shape {shape} for {self.bits}; "
+                "fix: what the draw is at each integer, in order"
+            )
+
+    def within(self, loop: Callable[[Any, bool], Any], dtype: Any) -> tuple[Any, Array]:
+        """The function compiled into a loop, made by `loop(function, by_table)`, and its table in a dtype."""
+        by_table = self.table is not None
+        values = np.array(self.table if by_table else [], np.float64)
+        return loop(_compiled(self.function), by_table), finite(values, dtype, "numbers in a table")
+
+
+@cache
+def _compiled(function: Any) -> Any:
+    return function if hasattr(function, "py_func") else compiled(function)
+
+
+def finite(values: Array, dtype: Any, what: str) -> Array:
+    """Values in a dtype that is computed with. Raises `ValueError` if they do not fit it."""
+    with np.errstate(over="ignore"):
+        cast = values.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise ValueError(f"expected {what} that are finite in {np.dtype(dtype)}, got others; fix: smaller numbers")
+    return cast
