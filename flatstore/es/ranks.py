@@ -18,10 +18,9 @@ def centred_ranks(fitness: Any) -> Array:
     [0.0, -0.5, 0.5]
 
     Source: Salimans, Ho, Chen, Sidor and Sutskever, *Evolution Strategies as a Scalable Alternative to Reinforcement
-    Learning*, 2017. Raises `ValueError` for what is no real
-    vector, or one that is empty or all NaN.
+    Learning*, 2017. Raises `ValueError` unless `fitness` is a vector of real numbers of which at least one is not NaN.
     """
-    given = as_numpy(fitness, "fitness")
+    given = as_numpy(fitness if hasattr(fitness, "shape") else np.asarray(fitness), "fitness")
     if given.ndim != 1 or not is_numeric(given.dtype) or given.dtype.kind == "c":
         raise ValueError(
             f"expected a real vector of fitness, got {given.dtype} of shape {given.shape}; fix: a number per member"
