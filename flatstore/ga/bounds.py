@@ -1,4 +1,4 @@
-"""Bounds: between which numbers the genes of children stay, leaf by leaf."""
+"""Bounds: the range in which the genes of children stay, leaf by leaf."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pairs = Mapping[str, tuple[float, float]] | tuple[tuple[str, tuple[float, float]
 
 @dataclass(frozen=True)
 class Bounds:
-    """Between which numbers the genes of children stay: a pair (low, high) for each glob over the paths of leaves.
+    """The range in which the genes of children stay: a pair (low, high) for each glob over the paths of leaves.
 
     The first glob that matches a leaf counts; a leaf that none matches has no bounds. A gene that crossover and
     mutation have brought outside is set to the bound that it is beyond (outside="clip"), or reflected at the bounds in
@@ -47,7 +47,9 @@ class Bounds:
         if not self.within:
             raise ValueError("expected bounds for a glob, got none; fix: Bounds({'*': (-1, 1)})")
         if self.outside not in ("clip", "reflect"):
-            raise ValueError(f"expected outside='clip' or 'reflect', got {self.outside!r}; fix: 'clip' is usual")
+            raise ValueError(
+                f"expected outside='clip' or 'reflect', got {self.outside!r}; fix: pass 'clip', the default"
+            )
 
     @property
     def pairs(self) -> tuple[tuple[str, tuple[float, float]], ...]:
@@ -59,9 +61,13 @@ def _pair(glob: str, pair: Any) -> tuple[float, float]:
     try:
         low, high = map(float, pair)
     except (TypeError, ValueError):
-        raise ValueError(f"{glob!r}: expected bounds (low, high), got {pair!r}; fix: like (-1, 1)") from None
+        raise ValueError(
+            f"{glob!r}: expected bounds (low, high), got {pair!r}; fix: pass a pair such as (-1, 1)"
+        ) from None
     if not low <= high or low == math.inf or high == -math.inf:  # NaN is in no order
-        raise ValueError(f"{glob!r}: expected bounds low <= high, got {low} and {high}; fix: like (-1, 1)")
+        raise ValueError(
+            f"{glob!r}: expected bounds low <= high, got {low} and {high}; fix: pass a pair such as (-1, 1)"
+        )
     return low, high
 
 
@@ -69,7 +75,7 @@ class Limits(NamedTuple):
     """Bounds as the compiled loop takes them, for the leaves of one dtype."""
 
     outside: int
-    """What is done with a gene outside."""
+    """The code of what is done with a gene outside: clip, reflect, or nothing."""
     ranges: Array
     """First indices and ends, shape (ranges, 2)."""
     lows: Array
@@ -112,6 +118,6 @@ def _inward(leaf: Leaf, pair: tuple[float, float]) -> tuple[float, float]:
     if low > high or math.inf in (low, -high):
         raise ValueError(
             f"{leaf.path!r}: expected bounds with a number of {leaf.dtype.name} between them, got {pair[0]!r} and "
-            f"{pair[1]!r}; fix: bounds further apart, or equal to such a number"
+            f"{pair[1]!r}; fix: pass bounds further apart, or equal to such a number"
         )
     return low, high

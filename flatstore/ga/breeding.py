@@ -1,4 +1,4 @@
-"""One generation of a genetic algorithm, in place: who begets whom is decided here, compiled loops move the genes."""
+"""One generation of a genetic algorithm, in place: parents are chosen here, compiled loops make the children."""
 
 from __future__ import annotations
 
@@ -44,35 +44,35 @@ def step(
     >>> kept.tolist(), parents[1].tolist(), pop[1].to_vector().tolist()
     ([False, True, False, False], [1, 1], [0.0, 0.0, 0.0])
 
-    Beside the population it takes scratch: at most 1 % of the population or 32 MiB, whichever is more, and about 100
-    bytes for each member, who begets whom. Ctrl-C is held back until the generation is finished.
+    Apart from the population it needs scratch memory: at most 1 % of the population or 32 MiB, whichever is more, and
+    about 100 bytes per member to record its parents. Ctrl-C is held back until the generation is finished.
 
     Args:
         pop: the population; its shared leaves do not change.
-        fitness: a number per member, maximised; NaN is worst.
-        seed: an integer or several, like (run, generation).
-        mutate: noise that is added to each gene of a child, `Sparse` noise, `Reset`, your own as `Mutate`, or None.
+        fitness: a real number for each member, shape (size,), maximised; NaN is worst.
+        seed: a non-negative integer or several, such as (run, generation).
+        mutate: noise to add to each gene of a child, `Sparse` noise, `Reset`, your own function as `Mutate`, or None.
         select: `(fitness, n, seed) -> n indices`, called once for both parents of all children.
-        crossover: `Uniform`, `Points`, `Blend`, `Exchange`, your own as `PerGene`, or None for copies of one parent.
+        crossover: `Uniform`, `Points`, `Blend`, `Exchange`, your own function as `PerGene`, or None for copies of one
+            parent.
         bounds: `Bounds` between which the genes of children stay, or None.
-        elite: how many members are kept.
-        left: what an `UnfinishedError` says is left, to finish that generation; None for a new one.
+        elite: the number of members that are kept.
+        left: `error.left` of an `UnfinishedError`, to finish the generation that it interrupted; None for a new one.
 
     Returns:
         parents: shape (size, 2), for each slot the two members that it came from (itself twice, if kept).
         kept: shape (size,), bool: which slots need no new evaluation.
 
     Raises:
-        ValueError: fitness of another length or all NaN, elite or indices out of range, leaves that cannot be computed
-            with, operators or bounds that do not suit the layout. Nothing is written.
+        ValueError: fitness of the wrong length or all NaN, elite or indices out of range, leaves of a dtype that cannot
+            evolve, operators or bounds that do not suit the layout. Nothing is written.
         LentError: while the population is lent. Nothing is written.
-        UnfinishedError: an operator of yours failed half-way.
+        UnfinishedError: an operator of your own failed after some genes were replaced.
     """
     scores = as_fitness(fitness, pop.size)
     refuse_all_nan(scores)
     check_operators(mutate, select, crossover, bounds)
-    if not 0 <= operator.index(elite) < pop.size:
-        raise ValueError(f"expected elite in 0 .. {pop.size - 1}, got {elite}; fix: leave a slot for a child")
+    check_elite(pop, elite)
     dtypes = _dtypes(pop)
     keys = seeds(seed, pop.size + 1)
     slots = np.sort(best_first(scores)[elite:]).astype(np.int32)
@@ -88,7 +88,7 @@ def step(
 
 
 def _family(slots: Array, chosen: Array, size: int) -> Family:
-    """Who begets whom in a population of `size`: the slots of the children, and the two members chosen for each."""
+    """The parents of every child, in a population of `size`: `chosen` has the two members for each of the `slots`."""
     is_parent = np.zeros(size, bool)
     is_parent[chosen] = True
     place = np.cumsum(is_parent, dtype=np.int32) - np.int32(1)
@@ -96,7 +96,7 @@ def _family(slots: Array, chosen: Array, size: int) -> Family:
 
 
 def check_operators(mutate: Any, select: Any, crossover: Any, bounds: Any) -> None:
-    """Raise `TypeError` for what is no operator."""
+    """Raise `TypeError` unless each is an operator of its kind or, except for `select`, None."""
     if not (mutate is None or isinstance(mutate, (Noise, Sparse, Reset, Mutate))):
         raise TypeError(
             f"expected noise, Sparse, Reset, Mutate or None to mutate with, got {mutate!r}; "
@@ -112,6 +112,14 @@ def check_operators(mutate: Any, select: Any, crossover: Any, bounds: Any) -> No
         raise TypeError(f"expected Bounds or None, got {bounds!r}; fix: ga.Bounds({{'*': (-1, 1)}})")
 
 
+def check_elite(pop: Population, elite: int) -> None:
+    """Raise `ValueError` unless at least one slot is left for a child, `TypeError` unless `elite` is an integer."""
+    if not 0 <= operator.index(elite) < pop.size:
+        raise ValueError(
+            f"expected elite in 0 .. {pop.size - 1}, got {elite}; fix: keep fewer members, to leave a slot for a child"
+        )
+
+
 def check_layout(pop: Population, operators: Operators) -> None:
     """Raise `ValueError` for operators that do not suit the population's leaves, or leaves that cannot evolve."""
     one = np.zeros(1, np.int32)
@@ -120,7 +128,7 @@ def check_layout(pop: Population, operators: Operators) -> None:
 
 
 def _select(select: Any, scores: Array, n: int, seed: int) -> Array:
-    """What a selection chooses, checked."""
+    """The indices that a selection returns, checked."""
     chosen = np.asarray(select(scores.copy(), n, seed))
     integers = chosen.shape == (n,) and chosen.dtype.kind in "iu"
     if not integers or chosen.min() < 0 or chosen.max() >= len(scores):
@@ -133,7 +141,7 @@ def _select(select: Any, scores: Array, n: int, seed: int) -> Array:
 
 
 def _dtypes(pop: Population) -> list[str]:
-    """The dtypes of the leaves that train. Raises `ValueError` for one that cannot be computed with."""
+    """The dtypes of the leaves that train. Raises `ValueError` for a dtype that cannot be computed with."""
     leaves = [leaf for leaf in pop.layout.homes if leaf.trainable and leaf.size]
     refuse_other_dtypes(leaves, "evolve")
     return list(dict.fromkeys(leaf.dtype.name for leaf in leaves))

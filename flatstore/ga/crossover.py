@@ -26,7 +26,7 @@ class Crossover(Protocol):
     """How the genes of two parents become those of a child."""
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
-        """For children with a seed each in `keys`, and genes that are computed with in `dtype`."""
+        """The operator for children whose seeds are `keys`, and for genes that are computed with in `dtype`."""
         ...
 
 
@@ -34,23 +34,24 @@ class Crossover(Protocol):
 class PerGene(GeneFunction):
     """Your own crossover: `function(a, b, draw)` gives a child's gene, and is compiled into the loop.
 
-    `a` and `b` are a gene of the two parents (float32, or float64 for a float64 leaf), `draw` a random integer below
-    2 ** bits. With a table of 2 ** bits numbers, `draw` is the number in it, in the genes' dtype: so any distribution
-    costs a look-up. A literal like 0.5 is float64, and slows a float32 loop: let constants enter by the table.
+    `a` and `b` are the genes of the two parents (float32, or float64 for a float64 leaf), `draw` is a random integer
+    below 2 ** bits. With a table of 2 ** bits numbers, `draw` is an entry of it, in the genes' dtype: so any
+    distribution costs one look-up. A literal such as 0.5 is float64 and slows a float32 loop: put constants in the
+    table.
 
-    The function may also be called on zeros that are no genes; their children are dropped. What it refers to outside of
-    itself keeps the value that it had when it was compiled.
+    The function may also be called on zeros that are not genes; the results are dropped. Variables outside the function
+    keep the values that they had when it was compiled.
 
     >>> third = PerGene(lambda a, b, draw: a if draw < 85 else b, bits=8)      # a third of the genes from the mother
 
-    Raises `ValueError` unless bits are 1, 8 or 16 (0 for no draw, 32 without a table) and the table has their size;
-    `TypeError` for another function.
+    Raises `ValueError` unless `bits` is 1, 8 or 16 (0 for no draw, 32 without a table) and the table has 2 ** bits
+    numbers; `TypeError` unless the function takes three arguments.
     """
 
     arguments: ClassVar[str] = "a, b, draw"
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
-        """The function, compiled into a loop over genes."""
+        """The operator: the function, compiled into a loop over genes."""
         loop, table = self.within(crossover_loop, dtype)
         return Operator(loop, (self.bits, table))
 
@@ -73,7 +74,7 @@ class Uniform:
     """
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
-        """A bit per gene: 1 is the mother's."""
+        """The operator. It draws one bit per gene: 1 takes the mother's."""
         return PerGene(_either, bits=1).crossing(layout, keys, dtype)
 
 
@@ -81,7 +82,8 @@ class Uniform:
 class Blend:
     """BLX-alpha: each gene is drawn evenly from the interval between the parents', longer by `alpha` at both ends.
 
-    alpha=0 stays between the parents, alpha=-0.5 is their mean (arithmetic crossover). The place has 65,536 values.
+    alpha=0 stays between the parents, alpha=-0.5 is their mean (arithmetic crossover). A child's gene is one of 65,536
+    evenly spaced numbers of the interval.
     Source: Eshelman and Schaffer, *Real-Coded Genetic Algorithms and Interval-Schemata*, FOGA 1993.
 
     Raises `ValueError` unless alpha is finite and >= -0.5.
@@ -91,10 +93,12 @@ class Blend:
 
     def __post_init__(self) -> None:
         if not -0.5 <= self.alpha < float("inf"):
-            raise ValueError(f"expected alpha >= -0.5, got {self.alpha}; fix: 0.5 is usual, -0.5 is the mean")
+            raise ValueError(
+                f"expected a finite alpha >= -0.5, got {self.alpha}; fix: pass 0.5, as is usual, or -0.5 for the mean"
+            )
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
-        """Where between the parents: sixteen bits per gene."""
+        """The operator. It draws sixteen bits per gene: a place in the interval."""
         place = (np.arange(1 << 16) + 0.5) / (1 << 16)
         return PerGene(_between, 16, (1 + 2 * self.alpha) * place - self.alpha).crossing(layout, keys, dtype)
 
@@ -113,10 +117,12 @@ class Points:
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise ValueError(f"expected k >= 1 cuts, got {self.k}; fix: crossover=None copies the mother")
+            raise ValueError(
+                f"expected k >= 1 cuts, got {self.k}; fix: pass Points(2), or crossover=None to copy the mother"
+            )
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
-        """Two words for each cut: 53 bits of a fraction of the genes that train."""
+        """The operator. It draws 53 bits per cut and child: a fraction of the genes that train."""
         fraction = np.empty((len(keys), self.k))
         for start in range(0, len(keys), 1 << 13):
             some = slice(start, start + (1 << 13))
@@ -132,10 +138,10 @@ class Points:
 
 @dataclass(frozen=True)
 class Mother:
-    """No crossover: a child begins as its first parent. What `crossover=None` stands for."""
+    """No crossover: a child starts as a copy of its first parent. `crossover=None` means this."""
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
-        """No cuts."""
+        """The operator: no cuts."""
         return Operator(at_points, np.empty((len(keys), 0), np.int64))
 
 
@@ -144,7 +150,7 @@ class Exchange:
     """Whole leaves, or whole sub-trees, come from either parent with the same probability: layers are exchanged.
 
     `units` is a glob, or several, over the paths of nodes and leaves: the outermost node that matches moves as one, and
-    what matches none stays the mother's. Without globs every leaf is a unit.
+    a leaf that matches no glob stays the mother's. Without globs every leaf is a unit.
 
     >>> layers = Exchange("Dense_?")        # a layer's kernel and bias stay together
 
@@ -155,14 +161,14 @@ class Exchange:
     units: Glob | None = None
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
-        """A bit per unit, in the order of the leaves."""
+        """The operator. It draws one bit per unit, in the order of the leaves."""
         globs = self.units if self.units is None or isinstance(self.units, str) else tuple(self.units)
         return Operator(by_unit, _units(layout, globs))
 
 
 @lru_cache(maxsize=16)
 def _units(layout: Layout, globs: tuple[str, ...] | str | None) -> tuple[Array, Array]:
-    """Where the leaves begin, with one past the end, and the unit of each; -1 for none."""
+    """The first index of each leaf (and the end of the last one), and the unit of each leaf, -1 for none."""
     homes = layout.homes
     numbers: dict[Any, int] = {}
     units: list[int] = []

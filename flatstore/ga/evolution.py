@@ -1,4 +1,4 @@
-"""The loop around `step`: evaluate a population where it lies, look at it, replace it by its children."""
+"""The loop around `step`: a population is evaluated where it lies, yielded, and replaced by its children."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from flatstore.evaluation import best_first, check_run, fitness_of, refuse_unlendable, resumed_number
 from flatstore.ga.bounds import Bounds
-from flatstore.ga.breeding import check_layout, check_operators, step
+from flatstore.ga.breeding import check_elite, check_layout, check_operators, step
 from flatstore.ga.crossover import Crossover, Uniform
 from flatstore.ga.generation import Operators, UnfinishedError
 from flatstore.ga.mutation import Mutation
@@ -23,16 +23,16 @@ from flatstore.store import Population
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Generation:
-    """What is known of the generation that stands in the population: a record that can be pickled. Read-only arrays."""
+    """A record of the generation that the population holds. Its arrays are read-only, and it can be pickled."""
 
     number: int
-    """Counted from 0."""
+    """The number of the generation, counted from 0."""
     fitness: Array
-    """Of each member, shape (size,), float64; maximised, NaN is worst."""
+    """The fitness of each member, shape (size,), float64: maximised, NaN is worst."""
     parents: Array | None = None
-    """For each member the two of the generation before that it came from, shape (size, 2); None if nothing is known."""
+    """For each member the two of the generation before that it came from, shape (size, 2); None if not known."""
     kept: Array | None = None
-    """Which members stood in the generation before already, shape (size,), bool; None if nothing is known."""
+    """Which members were kept from the generation before, shape (size,), bool; None if not known."""
 
     def __post_init__(self) -> None:
         for name, dtype in (("fitness", np.float64), ("parents", None), ("kept", None)):
@@ -47,7 +47,7 @@ class Generation:
 
     @property
     def best(self) -> int:
-        """The member of the highest fitness, the first of equals: `pop[record.best]` is the champion."""
+        """The member with the highest fitness, the first of equals: `pop[record.best]` is the champion."""
         return int(best_first(self.fitness)[0])
 
     @property
@@ -57,7 +57,7 @@ class Generation:
 
     @property
     def mean(self) -> float:
-        """The mean fitness of the members of which it is known: NaN does not enter."""
+        """The mean fitness, without members whose fitness is NaN."""
         with np.errstate(invalid="ignore"):  # of opposite infinities
             return float(np.nanmean(self.fitness))
 
@@ -96,38 +96,38 @@ def evolve(
         >>> bool(abs(pop[record.best]["w"] - 3).max() < 0.75)
         True
 
-    Generation n draws from the seed (*seed, n) and from nothing else. So a run can be taken up again, to the bit:
-    from a record and the population as it was when the record was yielded (`pop.buffer` is its memory), or from
-    a number and that generation not yet evaluated.
+    Generation n draws from the seed (*seed, n) and from nothing else. So a run can be resumed, to the bit: from a
+    record and the population as it was when the record was yielded (`pop.buffer` is its memory), or from the number
+    of a generation and the population that holds it, not yet evaluated.
 
     Args:
         pop: the population, in an order that JAX can take.
-        evaluate: `(stacked, generation) -> fitness`: a lent tree, whose leaves have an axis of members in front, and
-            the number of the generation, to real numbers of shape (members,). Usually a jitted `jax.vmap`.
-        seed: an integer or several.
-        mutate: what `step` takes, or a function of the generation's number that returns it, as for noise that fades.
-        select: what `step` takes.
-        crossover: what `step` takes.
-        bounds: what `step` takes.
-        elite: how many members are kept.
-        generations: how many there are in all, those before `resume` included; None: until somebody stops.
-        chunk: at most how many members are evaluated at once (`pop.chunks`); None: all of them.
-        resume: the record that describes the population; or the number of the generation, to be evaluated first.
+        evaluate: `(stacked, generation) -> fitness`. It is given a lent tree, whose leaves have an axis of members in
+            front, and the number of the generation; it returns real numbers of shape (members,). Usually a jitted
+            `jax.vmap`.
+        seed: a non-negative integer or several.
+        mutate: as in `step`, or a function of the generation's number that returns it, for instance noise that fades.
+        select: as in `step`.
+        crossover: as in `step`.
+        bounds: as in `step`.
+        elite: the number of members that are kept.
+        generations: the total number, including those before `resume`; None to go on until the caller stops.
+        chunk: the largest number of members to evaluate at once (`pop.chunks`); None for all of them.
+        resume: the record that describes the population, or the number of the generation that is to be evaluated first.
 
     Raises, before anything runs:
-        ValueError, TypeError: an argument out of range.
+        ValueError, TypeError: an argument that is out of range or of another type.
         BufferError: leaves that JAX cannot take without a copy.
 
-    Raises on the way:
-        ValueError: a fitness of another shape, not real, or NaN for all members.
-        What `evaluate` and `step` raise, and Ctrl-C. A note tells if the population holds a generation that no record
-        describes, and how to go on.
+    Raises in a generation:
+        ValueError: a fitness of the wrong shape, not real, or NaN for all members.
+        Whatever `evaluate` and `step` raise, and KeyboardInterrupt. A note says so if the population holds a generation
+        that no record describes, and how to continue.
     """
     record = resume if isinstance(resume, Generation) else None
     number = record.number if record else resumed_number(resume)
     run = check_run(evaluate, seed, number, generations, "generations")
-    if not 0 <= elite < pop.size:
-        raise ValueError(f"expected elite in 0 .. {pop.size - 1}, got {elite}; fix: leave a slot for a child")
+    check_elite(pop, elite)
     if record and record.fitness.shape != (pop.size,):
         raise ValueError(
             f"expected a record of {pop.size} members to resume from, got one of {len(record.fitness)}; "

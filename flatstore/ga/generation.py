@@ -1,7 +1,7 @@
-"""A generation over the threads: the loop over the genes of each dtype, cut into tasks of a few blocks.
+"""A generation spread over the threads: the loop over the genes of each dtype, cut into tasks of a few blocks.
 
-A *dtype loop* is a compiled loop with its arguments, all but the range of the index that it is run over; a *task* is
-one such range, and what has failed of it is what an `UnfinishedError` says is left.
+A *dtype loop* is a compiled loop with all its arguments but one, the range of the index that it goes over. A *task* is
+one such range; after an error, the ranges that tasks have not finished are listed in `UnfinishedError.left`.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ import numpy as np
 from flatstore.ga.bounds import Bounds, limits
 from flatstore.ga.crossover import Crossover, Mother
 from flatstore.ga.mutation import Mutation, mutating
-from flatstore.kernels import each, threads
+from flatstore.kernels import StoppedAt, Task, run_tasks, threads
 from flatstore.kernels.cpu import CHILDREN, STORAGE, first_run, generation_loop, ranges, writer
 from flatstore.layout import Array
 from flatstore.store import Population
 
 SCRATCH = 1 << 19
-"""Bytes of the parents' genes that a thread has before it, where the population is not too large for that."""
+"""Bytes of the parents' genes in one block of a thread: they stay in its cache, unless the population is too large."""
 
 ROOM = 544
-"""Random numbers beyond a block's width that scratch has room for: whole blocks of 128, or those of a segment."""
+"""Random numbers that scratch has room for beyond the width of a block: whole blocks of 128, or those of a segment."""
 
 TASK = 1 << 20
-"""Genes of all members that a thread takes on at a time: about a millisecond."""
+"""Genes of all members in one task: about a millisecond."""
 
 Left = tuple[str, int, int]
-"""Genes that a generation has left to do: the name of their dtype, the first index, and the end."""
+"""Genes that have not been replaced: the name of their dtype, the first index and the end."""
 
 
 class UnfinishedError(RuntimeError):
-    """An operator failed in the middle of a generation. `left` says which genes are still the parents'."""
+    """An operator failed in the middle of a generation; `left` lists the genes that are still the parents'."""
 
     __module__ = "flatstore.ga"
 
@@ -46,14 +46,14 @@ class UnfinishedError(RuntimeError):
         self.left = left
         shown = ", ".join(f"{start} .. {stop - 1} ({dtype})" for dtype, start, stop in left[:4])
         super().__init__(
-            f"expected crossover and mutation to run to the end, got an error in them; the genes {shown}"
-            f"{', …' if len(left) > 4 else ''} are the parents' still, all others the children's; "
-            "fix: mend the operator, and finish by the same call of ga.step with left=error.left"
+            f"expected crossover and mutation to run to the end, got an error in one of them; the genes {shown}"
+            f"{', …' if len(left) > 4 else ''} are still the parents', all others are the children's; "
+            "fix: correct the operator, then repeat the same call of ga.step with left=error.left"
         )
 
 
 class Operators(NamedTuple):
-    """How children are made of their parents, whatever the dtype."""
+    """How children are made from their parents, for every dtype."""
 
     crossover: Crossover | None
     mutate: Mutation | None
@@ -61,16 +61,16 @@ class Operators(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Who begets whom. A parent is counted by its place among `parents`, a child by its place among `slots`."""
+    """The parents of every child. A child is numbered by its place in `slots`, a parent by its place in `parents`."""
 
     parents: Array
-    """The members that are parents, ascending."""
+    """The members that are parents, in ascending order."""
     slots: Array
     """The members that the children replace."""
     mothers: Array
-    """Of each child."""
+    """The first parent of each child."""
     fathers: Array
-    """Of each child."""
+    """The second parent of each child."""
 
 
 class DtypeLoop(NamedTuple):
@@ -78,21 +78,21 @@ class DtypeLoop(NamedTuple):
 
     loop: Any
     arguments: tuple[Any, ...]
-    """All that it takes between the range of the index and the scratch of a thread."""
+    """The arguments between the range of the index and the scratch of a thread."""
     parents: Array
-    """The members that are read, and written back where an operator fails."""
+    """The members whose genes are read, and written back if an operator fails."""
     raw: Array
-    """The population's memory, as numbers of the width that is stored."""
+    """The population's memory as a vector of what is stored."""
     runs: Array
-    """Where the genes lie in it, as `flatstore.kernels.cpu.generation` says."""
+    """Where the genes lie in it, as `flatstore/kernels/cpu/generation.py` describes."""
     real: Any
-    """What is computed with: float32 or float64."""
+    """The dtype that is computed with: float32 or float64."""
 
 
 def dtype_loop(pop: Population, dtype: str, operators: Operators, family: Family, keys: Array) -> DtypeLoop:
-    """The loop over the genes of a dtype; `keys` are the children's seeds.
+    """The compiled loop over the genes of a dtype and its arguments; `keys` are the children's seeds.
 
-    Raises `ValueError` for operators that do not suit the layout.
+    Raises `ValueError` if an operator does not suit the layout.
     """
     stored, real, _, _ = STORAGE[dtype]
     crossover = Mother() if operators.crossover is None else operators.crossover
@@ -105,9 +105,9 @@ def dtype_loop(pop: Population, dtype: str, operators: Operators, family: Family
 
 
 def run(pop: Population, loops: dict[str, DtypeLoop], left: Iterable[Left] | None) -> None:
-    """Run the loops, by dtype, over all genes, or over those that are left; tasks are spread over the threads.
+    """Run the loops, by dtype, over all genes or over those that are `left`, with tasks spread over the threads.
 
-    Raises `UnfinishedError` if an operator failed and some genes, not all, have been replaced.
+    Raises `UnfinishedError` if an operator failed after some of the genes, but not all, were replaced.
     """
     todo = genes_of(loops) if left is None else _checked(loops, list(left))
     if not todo:
@@ -116,36 +116,35 @@ def run(pop: Population, loops: dict[str, DtypeLoop], left: Iterable[Left] | Non
     reals = {genes.real for genes in loops.values()}
     workers, width = _workers_and_width(pop, reals, members, max(stop - start for _, start, stop in todo))
     chunk = width * max(1, TASK // (width * pop.size))
-    tasks = [(name, at, min(at + chunk, stop)) for name, start, stop in todo for at in range(start, stop, chunk)]
-    scratch: dict[Any, Any] = {}
-    undone: dict[int, Left] = dict(enumerate(tasks))
+    tasks = [Task(name, at, min(at + chunk, stop)) for name, start, stop in todo for at in range(start, stop, chunk)]
+    reached: dict[int, int] = {}
 
-    def task(i: int, worker: int) -> None:
-        name, start, stop = tasks[i]
-        genes = loops[name]
-        if (worker, genes.real) not in scratch:
-            scratch[worker, genes.real] = _scratch(width, members, genes.real)
-        rows, numbers, at = scratch[worker, genes.real]
-        at[:] = start, 0
+    def replace(task: Task, scratch: dict[Any, Any]) -> int:
+        genes = loops[task.group]
+        rows, numbers, progress = scratch[genes.real]
+        progress[:] = task.start, 0
         try:
-            genes.loop(start, stop, *genes.arguments, rows, numbers, at)
-            del undone[i]
-        except BaseException:
-            begin = int(at[0])
-            # The loop read the parents of this block before it wrote: write them back.
-            if at[1]:
-                write, end = writer(name), min(begin + width, stop)
+            genes.loop(task.start, task.stop, *genes.arguments, rows, numbers, progress)
+        except BaseException as error:
+            begin, parents_read = (int(x) for x in progress)
+            if parents_read:  # the loop read the parents of this block before it wrote: write them back
+                write, end = writer(task.group), min(begin + width, task.stop)
                 write(begin, end, first_run(genes.runs, begin), rows[0], genes.parents, genes.raw, genes.runs)
-            undone[i] = (name, begin, stop)
-            raise
+            raise StoppedAt(begin) from error
+        return task.stop
+
+    def scratch() -> dict[Any, Any]:
+        return {real: _scratch(width, members, real) for real in reals}
 
     with pop.memory.writing():
         try:
-            each(task, len(tasks), workers)
+            run_tasks(tasks, replace, scratch, most=workers, reached=reached)
         except BaseException as error:
-            if not undone or undone == dict(enumerate(tasks)):
+            ends = [reached.get(i, task.start) for i, task in enumerate(tasks)]
+            left = tuple((x.group, end, x.stop) for x, end in zip(tasks, ends, strict=True) if end < x.stop)
+            if not left or left == tuple(tasks):
                 raise
-            unfinished = UnfinishedError(tuple(undone[i] for i in sorted(undone)))
+            unfinished = UnfinishedError(left)
             if not isinstance(error, Exception):  # Ctrl-C, while an operator failed
                 error.add_note(f"{unfinished}: left={unfinished.left}")
                 raise
@@ -172,7 +171,7 @@ def _checked(loops: dict[str, DtypeLoop], todo: list[Left]) -> list[Left]:
 
 
 def _scratch(width: int, members: int, real: Any) -> Any:
-    """What a thread works in: rows of genes, of children, of scales and bounds; random numbers; where it is."""
+    """The scratch memory of a thread: rows of parents, children, scales and bounds; random numbers; its progress."""
     rows = np.zeros((members, width), real), np.zeros((CHILDREN, width), real), *np.zeros((3, width), real)
     room = -(-width // 8) * 8 + ROOM
     words, small, large = (np.zeros((CHILDREN, room), kind) for kind in (np.uint32, np.uint8, np.uint32))
@@ -185,7 +184,7 @@ def _bytes_of_scratch(width: int, members: int, reals: set[Any]) -> int:
 
 
 def _workers_and_width(pop: Population, reals: set[Any], members: int, genes: int) -> tuple[int, int]:
-    """How many threads work, on how many genes in a block: in their caches where that can be, and within law 10."""
+    """The number of threads, and of genes in a block: small enough for the caches if possible, always within law 10."""
     allowed = max(32 << 20, pop.memory.bytes.size // 100) * 3 // 4
     column = members * max(np.dtype(real).itemsize for real in reals)
     workers = threads()

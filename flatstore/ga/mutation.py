@@ -19,22 +19,21 @@ from flatstore.noise import MUTATION, SPARSE, Noise, Normal, spans
 
 @dataclass(frozen=True, eq=False)
 class Mutate(GeneFunction):
-    """Your own mutation: `function(gene, scale, draw)` gives a child's gene anew, and is compiled into the loop.
+    """Your own mutation: `function(gene, scale, draw)` gives a child's new gene, and is compiled into the loop.
 
-    `gene` is what crossover has made (float32, or float64 for a float64 leaf), `scale` its leaf's strength, one number
-    or by glob (the first that matches), in the same dtype; a leaf of scale 0 is left alone. `draw` is a random integer
-    below 2 ** bits or, with a table of 2 ** bits numbers, the number in it, in that dtype, as for `PerGene`. `Sparse`
-    of it changes a fraction of the genes.
+    `gene` is the result of crossover (float32, or float64 for a float64 leaf) and `scale` the strength for its leaf, in
+    the same dtype: one number for all, or a mapping of globs to numbers, of which the first that matches counts. A leaf
+    of scale 0 is left alone. `draw` is a random integer below 2 ** bits or, with a table of 2 ** bits numbers, an entry
+    of it, as for `PerGene`. `Sparse(Mutate(...), rate)` changes a fraction of the genes.
 
     >>> import numpy as np
     >>> cauchy = np.tan(np.pi * ((np.arange(1 << 16) + 0.5) / (1 << 16) - 0.5))
     >>> heavy = Mutate(lambda gene, scale, draw: gene + scale * draw, table=cauchy, scale={"*/bias": 0, "*": 0.01})
 
-    The function may also be called on zeros that are no genes, and for the scale 0; what it returns there is dropped.
-    What it refers to outside of itself keeps the value that it had when it was compiled.
+    The function may also be called on zeros that are not genes, and with the scale 0; the results are dropped.
+    Variables outside the function keep the values that they had when it was compiled.
 
-    Raises `ValueError` unless bits are 1, 8 or 16 (0 for no draw, 32 without a table) and the table has their size, and
-    for scales as `fs.Normal` does; `TypeError` for another function.
+    Raises the errors of `PerGene`, and those of `fs.Normal` for its scales.
     """
 
     scale: float | Mapping[str, float] | tuple[tuple[str, float], ...] = 1.0
@@ -51,13 +50,13 @@ class Mutate(GeneFunction):
 class Sparse:
     """Noise, or a `Mutate`, on a fraction of the genes: each with probability `rate`, independently of the others.
 
-    From one such gene to the next the distance is drawn (it is geometric), so that nothing is drawn for those between.
-    Probabilities are multiples of 2 ** -32.
+    The distance from one changed gene to the next is drawn (it is geometric), so that nothing is drawn for the genes in
+    between. Probabilities are multiples of 2 ** -32.
 
     >>> import flatstore as fs
     >>> few = Sparse(fs.Normal(0.02), rate=0.01)
 
-    Raises `ValueError` for a rate outside (0, 1], `TypeError` for what is no noise.
+    Raises `ValueError` for a rate outside (0, 1], `TypeError` unless `noise` is a noise or a `Mutate`.
     """
 
     noise: Noise | Mutate
@@ -73,7 +72,7 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Reset:
-    """A fraction of the genes is drawn anew, evenly between `low` and `high` (65,536 values).
+    """A fraction of the genes is replaced by numbers drawn evenly from 65,536 between `low` and `high`.
 
     Raises `ValueError` for a rate outside (0, 1], and for bounds that are reversed or not finite.
     """
@@ -85,7 +84,7 @@ class Reset:
     def __post_init__(self) -> None:
         _check_rate(self.rate)
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
-            raise ValueError(f"expected bounds low <= high, got {self.low} and {self.high}; fix: like Reset(-1, 1)")
+            raise ValueError(f"expected bounds low <= high, got {self.low} and {self.high}; fix: such as Reset(-1, 1)")
 
 
 Mutation = Noise | Sparse | Reset | Mutate
@@ -102,7 +101,7 @@ def _drawn_anew(gene: Any, scale: Any, draw: Any) -> Any:
 
 
 def mutating(mutation: Mutation | None, layout: Layout, dtype: Any) -> tuple[Operator, tuple[Array, Array]]:
-    """The operator for genes that are computed with in a dtype, and their scales: ranges of the index, and numbers.
+    """The operator for genes that are computed with in a dtype, and their scales: one for each range of the index.
 
     Raises `ValueError` for scales or values that do not fit the layout or the dtype.
     """
@@ -128,7 +127,7 @@ def mutating(mutation: Mutation | None, layout: Layout, dtype: Any) -> tuple[Ope
 
 @lru_cache(maxsize=8)
 def _distances(rate: float) -> tuple[Array, Array, int]:
-    """How far it is from one changed gene to the next: thresholds, a guide to them, and blocks to draw at first.
+    """What draws the distance to the next changed gene: thresholds, a guide to them, and blocks to draw at first.
 
     A threshold is the chance, times 2 ** 32, that at most g genes are passed over, for g below a segment's length.
     Entry b of the guide is how many thresholds are at most b * 2 ** 24: where a word with that top byte begins to look.
@@ -137,11 +136,11 @@ def _distances(rate: float) -> tuple[Array, Array, int]:
     survive = (1 - rate) ** np.arange(1, SEGMENT + 1)
     thresholds = np.round(2.0**32 * (1 - survive)).astype(np.uint64)
     guide = np.searchsorted(thresholds, np.arange(256, dtype=np.uint64) << np.uint64(24), side="right")
-    # Two genes from a block; as many blocks as do for the mean number of changed genes and a deviation more.
+    # Two genes from a block: enough blocks for the mean number of changed genes and one standard deviation more.
     mean = 1 + SEGMENT * rate
     return thresholds, guide, math.ceil(min(mean + math.sqrt(mean), 1 + SEGMENT) / 2)
 
 
 def _check_rate(rate: float) -> None:
     if not 0 < rate <= 1:
-        raise ValueError(f"expected a rate in (0, 1], got {rate}; fix: 0.01 changes a gene in a hundred")
+        raise ValueError(f"expected a rate in (0, 1], got {rate}; fix: pass 0.01 to change one gene in a hundred")

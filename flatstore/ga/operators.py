@@ -1,4 +1,4 @@
-"""What crossover and mutation have in common: a compiled loop and its data, and functions of one's own."""
+"""What crossover and mutation have in common: a compiled loop with its data, and functions of one's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flatstore.layout import Array
 
 
 class Operator(NamedTuple):
-    """What a crossover or a mutation hands to the loop of a generation."""
+    """What the loop of a generation needs of a crossover or a mutation."""
 
     loop: Any
     """A compiled function, as `flatstore.kernels.cpu.crossover` and `flatstore.kernels.cpu.mutation` describe it."""
@@ -25,10 +25,10 @@ class Operator(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GeneFunction:
-    """A function of two numbers and a draw, compiled into the loop of a generation: of what `PerGene` and `Mutate` are.
+    """A function of two numbers and a draw, compiled into the loop of a generation. The base of `PerGene` and `Mutate`.
 
-    Raises `ValueError` unless bits are 1, 8 or 16 (0 for no draw, 32 without a table) and the table has their size;
-    `TypeError` for another function.
+    Raises `ValueError` unless `bits` is 1, 8 or 16 (0 for no draw, 32 without a table) and the table has 2 ** bits
+    numbers; `TypeError` unless the function takes three arguments.
     """
 
     function: Callable[[Any, Any, Any], Any]
@@ -36,7 +36,7 @@ class GeneFunction:
     table: Any = field(default=None, repr=False)
 
     arguments: ClassVar[str]
-    """What the function takes, for messages."""
+    """The names of the function's arguments, for messages."""
 
     def __post_init__(self) -> None:
         inner = getattr(self.function, "py_func", self.function)
@@ -45,12 +45,14 @@ class GeneFunction:
                 f"expected a function of ({self.arguments}), got {self.function!r}; fix: take three arguments"
             )
         if self.bits not in (0, 1, 8, 16, 32):
-            raise ValueError(f"expected 0, 1, 8, 16 or 32 random bits per gene, got {self.bits}; fix: 16 suits most")
+            raise ValueError(
+                f"expected 0, 1, 8, 16 or 32 random bits per gene, got {self.bits}; fix: pass 16, which suits most"
+            )
         shape = np.shape(self.table)
         if self.table is not None and (self.bits not in (1, 8, 16) or shape != (1 << self.bits,)):
             raise ValueError(
                 f"expected a table of 2 ** bits numbers for 1, 8 or 16 bits, got shape {shape} for {self.bits}; "
-                "fix: what the draw is at each integer, in order"
+                "fix: pass one number for each value of the draw, in order"
             )
 
     def within(self, loop: Callable[[Any, bool], Any], dtype: Any) -> tuple[Any, Array]:
@@ -66,9 +68,9 @@ def _compiled(function: Any) -> Any:
 
 
 def finite(values: Array, dtype: Any, what: str) -> Array:
-    """Values in a dtype that is computed with. Raises `ValueError` if they do not fit it."""
+    """The values in the dtype that is computed with. Raises `ValueError` if one is not finite there."""
     with np.errstate(over="ignore"):
         cast = values.astype(dtype)
     if not np.isfinite(cast).all():
-        raise ValueError(f"expected {what} that are finite in {np.dtype(dtype)}, got others; fix: smaller numbers")
+        raise ValueError(f"expected {what} that are finite in {np.dtype(dtype)}, got others; fix: pass smaller numbers")
     return cast

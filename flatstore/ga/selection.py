@@ -15,16 +15,18 @@ _searchsorted: Any = np.searchsorted
 
 @dataclass(frozen=True)
 class Tournament:
-    """Each parent is the best of `k` members drawn with replacement. The larger `k`, the harder the pressure."""
+    """Each parent is the best of `k` members drawn with replacement: the larger `k`, the stronger the selection."""
 
     k: int = 4
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise ValueError(f"expected a tournament of k >= 1 members, got {self.k}; fix: k=2 is the mildest")
+            raise ValueError(
+                f"expected a tournament of k >= 1 members, got {self.k}; fix: pass k=2 for the mildest selection"
+            )
 
     def __call__(self, fitness: Array, n: int, seed: int) -> Array:
-        """`n` indices, shape (n,)."""
+        """The indices of `n` parents, shape (n,)."""
         rank = np.empty(len(fitness), np.int64)
         rank[best_first(fitness)] = np.arange(len(fitness))
         rng = np.random.Generator(np.random.Philox(seed))
@@ -43,10 +45,10 @@ class Truncation:
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise ValueError(f"expected a share in (0, 1], got {self.share}; fix: 0.5 is the better half")
+            raise ValueError(f"expected a share in (0, 1], got {self.share}; fix: pass 0.5 for the better half")
 
     def __call__(self, fitness: Array, n: int, seed: int) -> Array:
-        """`n` indices, shape (n,)."""
+        """The indices of `n` parents, shape (n,)."""
         parents = best_first(fitness)[: max(1, round(self.share * len(fitness)))]
         return np.random.Generator(np.random.Philox(seed)).choice(parents, n)
 
@@ -61,8 +63,8 @@ class Universal:
 
     Source: Baker, *Reducing Bias and Inefficiency in the Selection Algorithm*, ICGA 1987.
 
-    Raises `ValueError` for a pressure outside [1, 2], and in a step for fitness that is negative, infinite or all zero
-    with by="fitness".
+    Raises `ValueError` for a pressure outside [1, 2]; with by="fitness" also, when it is called, for fitness that is
+    negative, infinite or all zero.
     """
 
     by: Literal["rank", "fitness"] = "rank"
@@ -70,19 +72,23 @@ class Universal:
 
     def __post_init__(self) -> None:
         if self.by not in ("rank", "fitness"):
-            raise ValueError(f"expected by='rank' or 'fitness', got {self.by!r}; fix: 'rank' takes any fitness")
+            raise ValueError(
+                f"expected by='rank' or 'fitness', got {self.by!r}; fix: pass by='rank', which accepts any fitness"
+            )
         if not 1 <= self.pressure <= 2:
-            raise ValueError(f"expected a pressure in [1, 2], got {self.pressure}; fix: 2 is the hardest")
+            raise ValueError(
+                f"expected a pressure in [1, 2], got {self.pressure}; fix: pass 2 for the strongest selection"
+            )
 
     def __call__(self, fitness: Array, n: int, seed: int) -> Array:
-        """`n` indices, shape (n,)."""
+        """The indices of `n` parents, shape (n,)."""
         known = ~np.isnan(fitness)
         if self.by == "fitness":
             share = np.where(known, fitness, 0.0)
             if (share < 0).any() or not 0 < share.sum() < np.inf:
                 raise ValueError(
                     "expected fitness >= 0, finite and not all zero, to select in proportion to it, got "
-                    f"{np.nanmin(fitness)} .. {np.nanmax(fitness)}; fix: by='rank', or shift it"
+                    f"{np.nanmin(fitness)} .. {np.nanmax(fitness)}; fix: by='rank', or add a constant to it"
                 )
         else:
             share = np.zeros(len(fitness))

@@ -71,15 +71,17 @@ def run_tasks(
         if stopped:
             return
         mine, ends[i] = free_scratch.pop(), tasks[i].start
+        error: BaseException | None = None
         try:
             ends[i] = work(tasks[i], mine)
         except StoppedAt as failure:
-            ends[i] = failure.index
-            raise failure.__cause__ or failure from None
+            ends[i], error = failure.index, failure.__cause__ or failure
         finally:
             free_scratch.append(mine)
             if ends[i] < tasks[i].stop:
                 stopped.append(i)
+        if error:
+            raise error
 
     def undo_all() -> None:
         begun = list(ends.items())
