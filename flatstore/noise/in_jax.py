@@ -95,8 +95,8 @@ def numbers(kind: int, width: int, key: Words, index: Words) -> Any:
     return word if width == 32 else word >> (bit & _U(31)) & _U((1 << width) - 1)
 
 
-def looked_up(table: Any, numbers: Any) -> Any:
-    """The table's values at `numbers`, all of which are in it."""
+def look_up(table: Any, numbers: Any) -> Any:
+    """Look up each of `numbers`, all of which are places in the table."""
     if table.size == 2:
         return jnp.where(numbers != 0, table[1], table[0])
     # JAX's default mode would compare each with the size, and 'fill' add a select.

@@ -161,10 +161,14 @@ class Noise:
         """How many units the positive half of `values` adds at a scale: int16, read-only."""
         return _magnitudes(self, scale)
 
+    def units(self, scale: float) -> Array:
+        """How many units each of `values` adds at a scale: int16, as many as `values`."""
+        positive = self.magnitudes(scale)
+        return np.concatenate([positive, -positive])
+
     def steps(self, scale: float) -> Array:
         """How many steps each of `values` adds at a scale: int32, as many as `values`."""
-        positive = self.magnitudes(scale).astype(np.int32) * np.int32(self.unit(scale))
-        return np.concatenate([positive, -positive])
+        return self.units(scale).astype(np.int32) * np.int32(self.unit(scale))
 
     def multiples(self, leaf: Leaf, keys: Array, start: int, stop: int) -> Array:
         """How many steps are added for each seed and the elements start .. stop - 1 of a leaf.

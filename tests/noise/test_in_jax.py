@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import flatstore as fs
 from flatstore import es
 from flatstore.noise import philox
-from flatstore.noise.in_jax import as_words, high_word, looked_up, numbers, opaque_zero, philox4x32, plus
+from flatstore.noise.in_jax import as_words, high_word, look_up, numbers, opaque_zero, philox4x32, plus
 from flatstore.noise.kinds import CROSSOVER, NORMAL, RADEMACHER, ROUNDING
 from flatstore.noise.seeding import seeds
 
@@ -74,7 +74,7 @@ def test_draws_are_the_same_under_vmap_and_with_constants_folded(noise):
     expected = noise.draw(keys, start, start + 300)
 
     def draw(low, high):
-        return looked_up(jnp.asarray(noise.values), numbers(noise.kind, noise.width, (low, high), in_words(start)))
+        return look_up(jnp.asarray(noise.values), numbers(noise.kind, noise.width, (low, high), in_words(start)))
 
     mapped = jax.jit(jax.vmap(draw))(*es.words(keys).T)
     assert np.asarray(mapped).tobytes() == expected.tobytes()

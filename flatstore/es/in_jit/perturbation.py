@@ -101,10 +101,11 @@ def virtual(
     def move(x: Any, part: Part) -> Any:
         scale = part.scale(noise)
         if scale not in tables:  # one constant for all leaves
-            tables[scale] = jnp.asarray(noise.steps(scale) * np.float32(noise.step), np.float32)
+            tables[scale] = jnp.asarray(noise.units(scale))
+        unit = np.float32(noise.unit(scale) * noise.step)
         zero = in_jax.opaque_zero(*filter(is_array, (key[0], *begun, *part.at)))
-        drawn = in_jax.looked_up(tables[scale], in_jax.numbers(noise.kind, noise.width, key, part.indices(zero)))
-        return _perturbed(x, times * drawn, zero)
+        units = in_jax.look_up(tables[scale], in_jax.numbers(noise.kind, noise.width, key, part.indices(zero)))
+        return _perturbed(x, times * (units.astype(np.float32) * unit), zero)
 
     return mapped(move, params, noise, layout, within, at)
 

@@ -29,7 +29,7 @@ def float_of(bits: Any) -> Any:
 
 
 def loaded(x: Any, nothing: Any) -> Any:
-    """What is computed with: 16-bit floats in float32, exact; others as they are. `nothing` is zero, as in `twin`."""
+    """The numbers to compute with: 16-bit floats as float32, exact; others as they are. `nothing` is an opaque zero."""
     x = jnp.where(nothing == 0, x, jnp.zeros_like(x))
     if x.dtype.itemsize != 2:
         return x

@@ -83,8 +83,9 @@ def updated(
             raise ValueError(f"{part.leaf.path!r}: expected fewer than 2**31 parameters, got {x.size}; fix: shard it")
         scale = part.scale(noise)
         if scale not in tables:  # one constant for all leaves
-            tables[scale] = jnp.asarray(noise.steps(scale))
-        moved, before[:] = _moved(x, part, noise, weighted, tables[scale], sign, on_grid, in_jax.opaque_zero(*before))
+            tables[scale] = jnp.asarray(noise.units(scale))
+        table = tables[scale], np.int32(noise.unit(scale))
+        moved, before[:] = _moved(x, part, noise, weighted, table, sign, on_grid, in_jax.opaque_zero(*before))
         return moved
 
     return mapped(move, params, noise, layout, within, at)
@@ -131,12 +132,13 @@ def _moved(
 
 def _weighted_sum(noise: Noise, weighted: WeightedSeeds, table: Any, index: in_jax.Words, zero: Any) -> in_jax.Words:
     """The sum of weights times steps, an integer below 2**62 in magnitude, for each index."""
+    units, unit = table
 
     def one(total: in_jax.Words, term: Any) -> tuple[in_jax.Words, None]:
         seed, weight = term
         # Kept from fusing into both words of the product, which would draw twice.
-        drawn = in_jax.looked_up(table, in_jax.numbers(noise.kind, noise.width, (seed[0], seed[1]), index))
-        step = _lax.optimization_barrier(drawn)
+        drawn = in_jax.look_up(units, in_jax.numbers(noise.kind, noise.width, (seed[0], seed[1]), index))
+        step = _lax.optimization_barrier(drawn.astype(np.int32) * unit)
         return in_jax.plus(total, product(jnp.broadcast_to(weight, step.shape), step)), None
 
     start = jnp.broadcast_to(zero, index[0].shape)

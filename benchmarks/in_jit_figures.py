@@ -1,7 +1,7 @@
 """The draws inside `jit` beside those of `jax.random`, in one run: time, and what XLA takes beside the parameters.
 
-    python benchmarks/twin_figures.py            # about a minute
-    python benchmarks/twin_figures.py --quick    # smaller
+    python benchmarks/in_jit_figures.py            # about a minute
+    python benchmarks/in_jit_figures.py --quick    # smaller
 
 How it is measured stands in `report.py`.
 """
