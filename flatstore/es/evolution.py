@@ -1,4 +1,4 @@
-"""OpenAI's evolution strategy: antithetic pairs around a centre, which moves along the noise that did well."""
+"""OpenAI's evolution strategy: antithetic pairs around a centre, which moves towards the noise that did well."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.groups import trainable_leaves
-from flatstore.es.journal import Move, mover
+from flatstore.es.journal import Move, move_of
 from flatstore.es.optimisers import Optimiser
 from flatstore.es.ranks import centred_ranks
 from flatstore.es.sampling import layouts_differ, sample
-from flatstore.evaluation import Rate, check_run, fitness_of, hand_over, rate_at, refuse_unlendable, resumed_number
+from flatstore.evaluation import (
+    Rate,
+    check_run,
+    fitness_of,
+    rate_at,
+    refuse_unlendable,
+    resumed_number,
+    yield_then_raise,
+)
 from flatstore.kernels import Interrupts
 from flatstore.layout import Array
 from flatstore.memory import overlap
@@ -37,7 +45,7 @@ def evolve(
     """Evolve a centre in place by OpenAI's evolution strategy: a generator of its moves.
 
     A generation samples pairs of members, the centre plus and minus the same noise; evaluates them; moves the centre,
-    which is the champion; and yields a record of the move, while the members still stand as they were evaluated.
+    which is the champion; and yields a record of the move, while the members still are as they were evaluated.
 
         >>> import jax, jax.numpy as jnp, flatstore as fs
         >>> def score(params):
@@ -53,36 +61,38 @@ def evolve(
 
         g = 1 / n * sum_i F_i d_i
 
-    It is the natural gradient of the mean fitness over N(centre, scale ** 2): sigma ** 2 times the estimate of Salimans
-    et al., where all leaves have the scale sigma; other leaves move in proportion to their variance. Without an
+    It is the natural gradient of the mean fitness over N(centre, scale ** 2): if all leaves have the scale sigma, it is
+    sigma ** 2 times the estimate of Salimans et al.; otherwise leaves move in proportion to their variance. Without an
     optimiser the centre moves by `rate * g`, so that `rate` is their learning rate over sigma ** 2, a number near one.
     The sum is rounded once, to the noise's grid, without a loss in the mean. With an optimiser, `step(g, rate)` moves
-    it, off the grid; for `Adam` the scale of g makes no difference.
+    the centre, off the grid; for `Adam` the scale of g makes no difference.
 
     Generation n draws from the seed (*seed, n) and from nothing else. The records are a journal: `replay` moves another
-    centre to the same bits. A run can be taken up again from a record, or the number of the next generation, and the
+    centre to the same bits. A run can be resumed from a record, or from the number of the next generation, with the
     centre and the optimiser's state as they were then.
 
     Args:
         centre: the parameters; on the grid of the noise (`snap`) if there is no optimiser.
         evaluate: `(stacked, generation) -> fitness`, as in `ga.evolve`. NaN is worst.
-        seed: an integer or several.
-        noise: what a member is from the centre.
-        members: how many, even; or a population of the centre's layout to write them into.
-        rate: of learning; or a function of the generation's number, as for one that fades.
-        optimiser: `Adam(centre)`, `Momentum(centre)` or your own; None moves along the gradient itself.
-        shape: fitness of shape (n,) to as many finite numbers, the more the better.
-        generations: how many there are in all, those before `resume` included; None: until somebody stops.
-        chunk: at most how many members are evaluated at once (`pop.chunks`); None: all of them.
-        resume: the last record, or the number of the generation to go on with.
+        seed: a non-negative integer or several.
+        noise: the difference between a member and the centre.
+        members: their number, even; or a population of the centre's layout to write them into.
+        rate: the learning rate, or a function of the generation's number that returns it.
+        optimiser: `Adam(centre)`, `Momentum(centre)` or your own; None to move along the gradient itself.
+        shape: a function of fitness, shape (n,), that returns n finite numbers, larger for better members.
+        generations: the total number, including those before `resume`; None to go on until the caller stops.
+        chunk: the largest number of members to evaluate at once (`pop.chunks`); None for all of them.
+        resume: the last record, or the number of the generation to continue with.
 
     Raises, before anything runs:
-        ValueError, TypeError: an argument out of range; a centre that is not finite, off the grid or past the bound.
+        ValueError, TypeError: an argument that is out of range or of another type; a centre that is not finite, off the
+            grid or past the bound.
         StructureError: a population of another layout.
         BufferError: leaves that JAX cannot take without a copy.
 
-    Raises on the way what `evaluate` and `es.update` raise, and Ctrl-C, with a note of how to go on. The centre is then
-    what the moves that were yielded have made of it: an interrupt while it moves is raised after that record.
+    Raises in a generation whatever `evaluate` and `es.update` raise, and KeyboardInterrupt, with a note that says how
+    to continue. The centre is then as the last record that was yielded left it: an interrupt during a move is raised
+    after the record of that move.
 
     Source: Salimans, Ho, Chen, Sidor and Sutskever, *Evolution Strategies as a Scalable Alternative to Reinforcement
     Learning*, 2017; for the natural gradient, Wierstra et al., *Natural Evolution Strategies*, 2014.
@@ -91,18 +101,22 @@ def evolve(
     run = check_run(evaluate, seed, start, generations, "generations")
     rate_at(rate, start)
     if not callable(shape):
-        raise TypeError(f"expected a function of fitness to shape with, got {shape!r}; fix: es.centred_ranks")
+        raise TypeError(f"expected a function of fitness to shape with, got {shape!r}; fix: pass es.centred_ranks")
     size = len(members) if isinstance(members, Population) else members
     whole: tuple[Any, ...] = int, np.integer
     if not isinstance(size, whole) or size < 2 or size % 2:
-        raise ValueError(f"expected an even number of members, 2 or more, got {size}; fix: they are pairs")
-    move = mover(centre, noise, optimiser)
+        raise ValueError(
+            f"expected an even number of members, 2 or more, got {size}; fix: pass an even number: they are pairs"
+        )
+    move = move_of(centre, noise, optimiser)
     trainable_leaves(centre)
     pop = members if isinstance(members, Population) else Population.zeros(centre.layout, size)
     if pop.layout != centre.layout:
         raise layouts_differ("members", pop, centre)
     if overlap(pop.memory, centre.memory):
-        raise ValueError("expected members apart from the centre, got the same memory; fix: centre.copy()")
+        raise ValueError(
+            "expected members apart from the centre, got the same memory; fix: pass a number, or other members"
+        )
     for leaf in centre.layout.homes:
         if not leaf.trainable:
             pop[leaf.path] = centre[leaf.path]
@@ -119,7 +133,7 @@ def evolve(
                 shaped = _shaped(shape, fitness)
                 weights = (shaped[0::2] - shaped[1::2]) / size * (step if optimiser is None else 1)
                 record = Move(n, fitness, keys, weights, None if optimiser is None else step)
-                with Interrupts():  # what is raised by Ctrl-C finds the centre moved, and comes after the record
+                with Interrupts():  # an interrupt is raised when the centre has moved, after the record
                     move(keys, weights, step)
                     done = record
             except BaseException as error:
@@ -128,7 +142,7 @@ def evolve(
                     raise
                 held = error
             note = f"generation {n} has moved the centre; fix: evolve(..., resume={n + 1}) goes on"
-            yield from hand_over(done, held, note)
+            yield from yield_then_raise(done, held, note)
             n += 1
 
     return loop()
@@ -139,6 +153,6 @@ def _shaped(shape: Callable[[Any], Any], fitness: Array) -> Array:
     if shaped.shape != fitness.shape or shaped.dtype.kind not in "fiu" or not np.isfinite(shaped).all():
         raise ValueError(
             f"expected {len(fitness)} finite numbers from shape, got {shaped.dtype} of shape {shaped.shape}"
-            f"{' with others' if shaped.shape == fitness.shape else ''}; fix: es.centred_ranks"
+            f"{' with others' if shaped.shape == fitness.shape else ''}; fix: pass a function such as es.centred_ranks"
         )
     return shaped.astype(np.float64)

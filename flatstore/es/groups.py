@@ -35,6 +35,9 @@ TASK = 1 << 20
 LEAST, PARTS = 1 << 16, 16
 """Numbers that are worth a task, and how many tasks there are at least if there are so many numbers."""
 
+SEEDS_PER_DRAW = 8
+"""Seeds whose random words a thread draws at a time."""
+
 ROOM = 512
 """Random numbers beyond a block's width that scratch has room for: whole blocks of 128 at both ends."""
 
@@ -114,7 +117,7 @@ def check_types(store: Any, noise: Any) -> None:
             f"expected a Store to move, got {type(store).__name__}; fix: Store.from_tree(tree), or a member, pop[i]"
         )
     if not isinstance(noise, Noise):
-        raise TypeError(f"expected a noise, got {type(noise).__name__}; fix: like fs.Normal(0.02)")
+        raise TypeError(f"expected a noise, got {type(noise).__name__}; fix: pass one, such as fs.Normal(0.02)")
 
 
 def refuse_not_finite(
@@ -189,7 +192,7 @@ def _pieces(strengths: Strengths, *runs: Array) -> Array:
 
 
 def random_words(width: int, keys: int, size: int) -> Array:
-    """Room for the random words of a block of `size` numbers of `width` bits, for so many keys."""
+    """Room for the random words of a block of `size` numbers of `width` bits, for each of `keys` seeds."""
     return np.zeros((keys, -(-(size + ROOM) * width // 32)), np.uint32)
 
 

@@ -1,4 +1,4 @@
-"""Journals: the seeds and weights that have moved a centre are all it takes to move another one to the same bits."""
+"""Journals: the seeds and weights that moved a centre are enough to move another one to the same bits."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from flatstore.store import Store
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Move:
-    """What has moved a centre: the record of a generation of `evolve` or a step of `mezo`. Read-only arrays.
+    """The record of one move of a centre: a generation of `evolve` or a step of `mezo`.
 
-    It can be pickled. `entry` is what of it a journal needs, in lists and numbers, as for JSON.
+    Its arrays are read-only, and it can be pickled. `entry` is the part that a journal needs, as lists and numbers.
     """
 
     number: int
-    """Counted from 0."""
+    """The number of the generation or step, counted from 0."""
     fitness: Array
-    """Of each member, shape (members,), float64; of `mezo` on either side, shape (2,)."""
+    """The fitness of each member, shape (members,), float64; for `mezo` that of the two sides, shape (2,)."""
     seeds: Array
-    """Whose noise was added: shape (n,), uint64."""
+    """The seeds of the noise that was added, shape (n,), uint64."""
     weights: Array
-    """How much of each, shape (n,), float64: to the centre, or to the optimiser's gradient."""
+    """The weight of each seed, shape (n,), float64, in the move of the centre or in the optimiser's gradient."""
     rate: float | None = None
-    """What the optimiser was told; None without one."""
+    """The rate that the optimiser was given; None without one."""
 
     def __post_init__(self) -> None:
         for name, dtype in (("fitness", np.float64), ("seeds", np.uint64), ("weights", np.float64)):
@@ -57,7 +57,7 @@ class Move:
 
     @property
     def mean(self) -> float:
-        """The mean fitness: NaN does not enter."""
+        """The mean fitness, without NaN."""
         with np.errstate(invalid="ignore"):  # of opposite infinities
             return float(np.nanmean(self.fitness))
 
@@ -67,10 +67,10 @@ class Move:
 
 
 def replay(store: Store, noise: Noise, journal: Iterable[Any], *, optimiser: Optimiser | None = None) -> None:
-    """Move a store as a journal tells, in place: from a run's first centre to its last, to the bit.
+    """Repeat the moves of a journal on a store, in place: from a run's first centre to its last, to the bit.
 
-    Nothing is evaluated. A journal may be kept, or sent: who has the same centre and hears the same seeds and weights
-    holds the same centre ever after.
+    Nothing is evaluated. A journal may be kept or sent: every process that has the same centre and receives the same
+    seeds and weights holds the same centre from then on.
 
     >>> import json, flatstore as fs
     >>> from flatstore import es
@@ -83,16 +83,17 @@ def replay(store: Store, noise: Noise, journal: Iterable[Any], *, optimiser: Opt
     True
 
     Args:
-        store: as the centre of the run was when the journal begins.
-        noise: that of the run.
-        journal: what `evolve` or `mezo` have yielded, or `(seeds, weights)` for each; `(seeds, weights, rate)` if there
-            is an optimiser. One seed and one weight may be plain numbers.
-        optimiser: the run's, in the state that it had when the journal begins, over this store.
+        store: the centre as it was before the first move of the journal.
+        noise: the noise of the run.
+        journal: the records that `evolve` or `mezo` yielded, or `(seeds, weights)` for each of them, or
+            `(seeds, weights, rate)` if there is an optimiser. A single seed and weight may be plain numbers.
+        optimiser: the run's optimiser, over this store, in the state that it had before the first move.
 
-    Raises `ValueError` for an entry that is none, before anything is written; what `es.update` and the optimiser raise.
+    Raises `ValueError` for a malformed entry, before anything is written, and whatever `es.update` and the optimiser
+    raise.
     """
     entries = [_entry(noise, i, entry, optimiser is not None) for i, entry in enumerate(journal)]
-    move = mover(store, noise, optimiser)
+    move = move_of(store, noise, optimiser)
     for i, entry in enumerate(entries):
         try:
             move(*entry)
@@ -101,8 +102,8 @@ def replay(store: Store, noise: Noise, journal: Iterable[Any], *, optimiser: Opt
             raise
 
 
-def mover(store: Store, noise: Noise, optimiser: Optimiser | None) -> Callable[[Any, Any, Any], None]:
-    """How seeds, weights and a rate move a store; all that may be wrong with it is looked for now."""
+def move_of(store: Store, noise: Noise, optimiser: Optimiser | None) -> Callable[[Any, Any, Any], None]:
+    """A function of seeds, weights and a rate that moves a store. The store and the optimiser are checked at once."""
     nothing = np.zeros(0, np.uint64)
     with store.memory.writing():
         refuse_not_finite(store, store.cached("trainable", lambda: trainable_groups([store])), "numbers in a centre")
@@ -114,16 +115,18 @@ def mover(store: Store, noise: Noise, optimiser: Optimiser | None) -> Callable[[
 
         return move
     if getattr(optimiser, "store", None) is not store or not callable(getattr(optimiser, "step", None)):
-        raise ValueError(f"expected an optimiser of this store, got {optimiser!r}; fix: like es.Adam(store)")
+        raise ValueError(
+            f"expected an optimiser of this store, got {optimiser!r}; fix: pass one made for it, such as es.Adam(store)"
+        )
     gradient = Store.zeros(store.layout)
     update(gradient, noise, nothing, [], exact=False)
 
-    def climb(seeds: Any, weights: Any, rate: Any) -> None:
+    def move_by_optimiser(seeds: Any, weights: Any, rate: Any) -> None:
         gradient.buffer[:] = 0
         update(gradient, noise, seeds, weights, exact=False)
         optimiser.step(gradient, rate)
 
-    return climb
+    return move_by_optimiser
 
 
 def _entry(noise: Noise, number: int, entry: Any, optimised: bool) -> tuple[Array, Array, float | None]:
@@ -131,13 +134,13 @@ def _entry(noise: Noise, number: int, entry: Any, optimised: bool) -> tuple[Arra
     parts: Any = (entry.seeds, entry.weights, entry.rate) if isinstance(entry, Move) else entry
     if not isinstance(parts, (tuple, list)) or len(parts) not in (2, 3):  # pyright: ignore[reportUnknownArgumentType]
         raise ValueError(
-            f"entry {number}: expected (seeds, weights) or a record, got {entry!r}; fix: one of these each"
+            f"entry {number}: expected (seeds, weights) or a record, got {entry!r}; fix: pass one of these per move"
         )
     entries: Any = (*parts, None)
     seeds, weights, found = entries[:3]
     if optimised != isinstance(found, (int, float)) or not math.isfinite(found or 0):
         want = "a finite rate beside its seeds and weights" if optimised else "seeds and weights alone"
-        fix = "a journal that was made with an optimiser" if optimised else "optimiser=, that of the run"
+        fix = "pass a journal that was made with an optimiser" if optimised else "pass optimiser=, the one of the run"
         raise ValueError(f"entry {number}: expected {want}, got the rate {found!r}; fix: {fix}")
     try:
         keys, values = as_keys(seeds if np.ndim(seeds) else [seeds]), np.atleast_1d(np.asarray(weights))

@@ -21,46 +21,50 @@ class Optimiser(Protocol):
     """What moves a store along gradients: `Adam`, `Momentum`, or your own."""
 
     store: Store
-    """What it moves."""
+    """The store that it moves."""
 
     def step(self, gradient: Store, rate: float) -> None:
         """Move the store up along `gradient`, in place."""
         ...
 
 
-class _Ruled:
-    """A store and its states, moved together by a compiled rule."""
+class _Compiled:
+    """An optimiser whose rule is compiled: the store and the states of the rule are moved together."""
 
     def __init__(self, store: Store, states: int, **settings: float) -> None:
         for name, value in settings.items():
             low = name.startswith("beta")
             number: Any = value
             if not isinstance(number, (int, float, np.number)) or not (0 <= value < 1 if low else 0 < value < math.inf):
-                raise ValueError(f"expected {name} in {'0 .. 1' if low else '0 .. inf'}, got {value}; fix: the default")
+                raise ValueError(
+                    f"expected {name} in {'0 .. 1' if low else '0 .. inf'}, got {value}; fix: leave {name}= out"
+                )
         if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"expected a Store to move, got {type(store).__name__}; fix: a member is one, pop[i]")
+            raise TypeError(
+                f"expected a Store to move, got {type(store).__name__}; fix: Store.from_tree(tree), or a member, pop[i]"
+            )
         self.store = store
-        """What it moves."""
+        """The store that it moves."""
         self.count = 0
-        """The steps that were made."""
+        """The number of steps so far."""
         self._states = [Store.zeros(store.layout) for _ in range(states)]
         trainable_leaves(store, "optimise", "leave it out of trainable=")
 
-    def _step(self, rule: Any, gradient: Store, how: tuple[float, ...]) -> None:
+    def _step(self, rule: Any, gradient: Store, settings: tuple[float, ...]) -> None:
         if gradient.layout != self.store.layout:
             raise layouts_differ("the gradient", gradient, self.store)
-        if not math.isfinite(how[0]):
-            raise ValueError(f"expected a finite rate, got {how[0]}; fix: like 0.01")
+        if not math.isfinite(settings[0]):
+            raise ValueError(f"expected a finite rate, got {settings[0]}; fix: pass a number, such as 0.01")
         stores = self.store, gradient, self._states[0], self._states[-1]
         check = gradient.cached("trainable", lambda: trainable_groups([gradient]))
-        refuse_not_finite(gradient, check, "numbers in a gradient", "look at where it is made")
+        refuse_not_finite(gradient, check, "numbers in a gradient", "correct the computation that makes it")
         groups = gradient.cached(stores, lambda: trainable_groups(stores))
-        keys = seeds(self.count, 3)  # of the rounding of 16-bit leaves
+        keys = seeds(self.count, 3)  # for the rounding of 16-bit leaves
 
         def move(task: Task, words: Array) -> int:
             group, start, stop = task
             raws = tuple(store.raw(group.raw.dtype) for store in stores)
-            constants = tuple([group.real(x) for x in how])
+            constants = tuple([group.real(x) for x in settings])
             loop = optimiser_loop(rule, len(self._states), group.dtype)
             loop(start, stop, WIDTH, group.pieces, raws, constants, keys, words)
             return stop
@@ -73,8 +77,8 @@ class _Ruled:
             self.count += 1
 
 
-class Adam(_Ruled):
-    """The Adam optimiser, ascending: its two moments are stores of the same layout, float by float as the parameters.
+class Adam(_Compiled):
+    """The Adam optimiser, ascending: its two moments are stores of the same layout and dtypes.
 
     >>> import numpy as np, flatstore as fs
     >>> store = fs.Store.from_tree({"w": np.zeros(2, "f4")})
@@ -82,12 +86,12 @@ class Adam(_Ruled):
     >>> store["w"].round(4).tolist()
     [0.009999999776482582, -0.009999999776482582]
 
-    It is computed in one pass, in float32 for 16-bit leaves, whose numbers are then rounded at random. Squares of
-    float16 gradients that stay above 255 become infinite there, and their parameters stand still. To go on with a run,
-    restore the store, `mean` and `square` (by `assign`) and `count`.
+    A step is one pass. 16-bit leaves are computed in float32 and then rounded at random; float16 gradients that stay
+    above 255 have infinite squares, and their parameters stop moving. To continue a run, restore the store, `mean` and
+    `square` (by `assign`) and `count`.
 
     Source: Kingma and Ba, *Adam: A Method for Stochastic Optimization*, 2015. Raises `ValueError` for settings out of
-    range, and leaves that cannot be computed with.
+    range, and for trainable leaves of a dtype that cannot be computed with.
     """
 
     def __init__(self, store: Store, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
@@ -107,16 +111,16 @@ class Adam(_Ruled):
     def step(self, gradient: Store, rate: float) -> None:
         """Move the store up along `gradient`, in place.
 
-        Raises `StructureError` for a gradient of another layout, `ValueError` for one that is not finite or such a
-        rate, `LentError` while the store is lent; nothing is written or counted then. Ctrl-C is held back until the
-        step is made.
+        Raises `StructureError` for a gradient of another layout, `ValueError` for a gradient or a rate that is not
+        finite, `LentError` while the store is lent; in all these cases nothing is written or counted. Ctrl-C is held
+        back until the step is done.
         """
         unbias1, unbias2 = (1 / (1 - _power(beta, self.count + 1)) for beta in (self.beta1, self.beta2))
         betas = self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2
         self._step(adam, gradient, (rate * unbias1, unbias2, self.epsilon, *betas))
 
 
-class Momentum(_Ruled):
+class Momentum(_Compiled):
     """Gradient ascent with momentum: the velocity, `beta * velocity + gradient`, is a store of the same layout.
 
     >>> import numpy as np, flatstore as fs
@@ -127,7 +131,8 @@ class Momentum(_Ruled):
     >>> store["w"].tolist()
     [4.25]
 
-    The rest is as in `Adam`. Source: Polyak, *Some methods of speeding up the convergence of iteration methods*, 1964.
+    Everything else is as in `Adam`. Source: Polyak, *Some methods of speeding up the convergence of iteration methods*,
+    1964.
     """
 
     def __init__(self, store: Store, *, beta: float = 0.9) -> None:
@@ -136,11 +141,11 @@ class Momentum(_Ruled):
 
     @property
     def velocity(self) -> Store:
-        """The gradients of all steps, each `beta` times the one after it."""
+        """The sum of the gradients of all steps, each weighted by `beta` to the power of its age."""
         return self._states[0]
 
     def step(self, gradient: Store, rate: float) -> None:
-        """Move the store up along `gradient`, in place. Raises what `Adam.step` does."""
+        """Move the store up along `gradient`, in place. Raises the same errors as `Adam.step`."""
         self._step(momentum, gradient, (rate, self.beta))
 
 

@@ -34,8 +34,8 @@ from flatstore.store import Store
 def snap(store: Store, noise: Noise) -> None:
     """Round the parameters that `noise` moves to its grid, in place: to the nearest multiple, minus zero to zero.
 
-    Once, before the first `perturb`: that and `update` leave parameters on the grid. float32 parameters move by at most
-    `noise.step / 2`.
+    Call it once, before the first `perturb`: `perturb` and `update` keep parameters on the grid. float32 parameters
+    move by at most `noise.step / 2`.
 
     >>> import flatstore as fs
     >>> store = fs.Store.from_tree({"w": np.array([0.1, -0.0], "f4")})
@@ -44,7 +44,7 @@ def snap(store: Store, noise: Noise) -> None:
     [1677722.0, 0.0]
 
     Raises `ValueError` for parameters that are not finite or reach the bound, and for 16-bit leaves, which have no
-    grid; `LentError` while the store is lent. Nothing is written then.
+    grid; `LentError` while the store is lent. In all these cases nothing is written.
     """
     groups = noisy_groups(store, noise)
     refuse_16_bit(groups)
@@ -55,7 +55,7 @@ def snap(store: Store, noise: Noise) -> None:
             half = noise.grid(values.dtype) / 2
             largest = max(float(np.abs(values[start:stop]).max()) for start, stop in blocks(values.size, TASK))
             if largest >= noise.bound - half:  # would be rounded up to it, or lies beyond
-                raise _past_the_bound(noise, leaf.path, largest, "a larger bound=")
+                raise _past_the_bound(noise, leaf.path, largest, "choose a noise with a larger bound=")
         for _, values in views:
             for start, stop in blocks(values.size, TASK):
                 values[start:stop] = to_grid(values[start:stop], noise)
@@ -65,7 +65,7 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
     """Add `sign` times the noise of a seed to the store, in place. The opposite sign takes it back, to the bit.
 
     On the noise's grid (see `snap`) every sum is exact, so any number of perturbations may be nested and undone in any
-    order. Frozen leaves and leaves of scale 0 are not touched. It takes no memory that grows with the store.
+    order. Frozen leaves and leaves of scale 0 are not touched. No memory is needed that grows with the store.
 
     >>> import flatstore as fs
     >>> store, noise = fs.Store.from_tree({"w": np.linspace(-1, 1, 5, dtype="f4")}), fs.Normal(0.02)
@@ -79,16 +79,19 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
     Args:
         store: the parameters, on the grid of the noise.
         noise: `fs.Normal` or `fs.Rademacher`, with the bound that no parameter may reach.
-        seed: an integer below 2**64, or several that are hashed to one.
-        sign: 1 or -1; 2 or -2 goes from one side of the centre to the other in one pass.
-        exact: False for float sums: no grid, no bound, and no exact way back. The only way for 16-bit leaves, whose
-            sums are rounded: every there-and-back may leave them elsewhere.
+        seed: a non-negative integer below 2**64, or several, which are hashed to one.
+        sign: 1 or -1; 2 or -2 to go from one side of the centre to the other in one pass.
+        exact: False for rounded float sums: they need no grid and no bound, but have no exact way back. 16-bit leaves
+            have no other way; each perturbation that is undone may leave them slightly elsewhere.
 
-    Raises `ValueError` for parameters off the grid or past the bound, now or afterwards, with the leaf and its largest
-    magnitude; for 16-bit leaves, unless `exact=False`; `LentError` while the store is lent. It is as it was then.
+    Raises `ValueError` for parameters that are off the grid, or that reach the bound before or after the move, with the
+    leaf and its largest magnitude; for 16-bit leaves, unless `exact=False`; `LentError` while the store is lent. In all
+    these cases the store is left as it was.
     """
     if sign not in (1, -1, 2, -2):
-        raise ValueError(f"expected sign 1, -1, 2 or -2, got {sign}; fix: the strength belongs to the noise")
+        raise ValueError(
+            f"expected sign 1, -1, 2 or -2, got {sign}; fix: give the strength to the noise, as in fs.Normal(0.02)"
+        )
     groups = noisy_groups(store, noise)
     if exact:
         refuse_16_bit(groups)
@@ -103,10 +106,10 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
         loop, rows = perturbation_loop(group.dtype), (scratch[0], *scratch[1][group.dtype])
         return loop(task.start, end, group.raw, group.pieces, draw, group.real(sign), grid_of(group, bound), rows)
 
-    def forth(task: Task, scratch: Any) -> int:
+    def add(task: Task, scratch: Any) -> int:
         return move(task, task.stop, sign, noise.bound if exact else 0.0, scratch)
 
-    def back(task: Task, end: int, scratch: Any) -> None:
+    def undo(task: Task, end: int, scratch: Any) -> None:
         move(task, end, -sign, 0.0, scratch)
 
     def scratch() -> Any:
@@ -116,17 +119,18 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
         return sign * noise.delta(leaf, key, begin, end)[0]
 
     with Interrupts(), store.memory.writing():
-        stopped = run_tasks(tasks_of(groups), forth, scratch, back)
+        stopped = run_tasks(tasks_of(groups), add, scratch, undo)
         if stopped:
-            raise fault(store, noise, *stopped, delta, "a larger bound=")
+            raise stopped_because(store, noise, *stopped, delta, "choose a noise with a larger bound=")
 
 
 @contextlib.contextmanager
 def perturbed(store: Store, noise: Noise, seed: Seed, *, sign: int = 1) -> Generator[Store]:
-    """The store, perturbed for the time of a `with` block, and given back to the bit, also after an exception. Nests.
+    """A context in which the store is perturbed; at its end, also after an error, the store is given back to the bit.
 
-    Takes and raises what `perturb` does. Where the store cannot be written at the end, for it is still lent, the
-    exception has a note of how to take it back; that of the block is never replaced.
+    Accepts the same arguments as `perturb` and raises the same errors. Contexts may be nested. If the store is still
+    lent at the end, so that it cannot be written, the exception has a note that says how to take the noise back; an
+    exception of the block is never replaced.
     """
     at = 0
     try:
@@ -142,14 +146,17 @@ def perturbed(store: Store, noise: Noise, seed: Seed, *, sign: int = 1) -> Gener
         with Interrupts():
             perturb(store, noise, seed, sign=-sign)
     except LentError as error:
-        error.add_note(f"the store is still perturbed; fix: es.perturb(store, noise, {seed}, sign={-sign}) then")
+        error.add_note(
+            f"the store is still perturbed; fix: end the lend, then es.perturb(store, noise, {seed}, sign={-sign})"
+        )
         raise
 
 
 def take_back(store: Store, noise: Noise, seed: Seed, at: int, error: BaseException) -> bool:
-    """Take back that the store is perturbed `at` times, because of an error. Returns whether it could be done.
+    """Subtract the noise that a store is perturbed by `at` times, after an error. Returns whether that was possible.
 
-    If views in the frames of the error keep the store lent, they are dropped. Where that is not enough, a note says so.
+    If views in the frames of the error keep the store lent, they are dropped. If that is not enough, the error gets a
+    note that says so.
     """
     for patient in (True, False):
         try:
@@ -161,12 +168,14 @@ def take_back(store: Store, noise: Noise, seed: Seed, at: int, error: BaseExcept
             while patient and caught is not None:
                 traceback.clear_frames(caught.__traceback__)
                 caught = caught.__context__
-    error.add_note(f"the store is lent and still perturbed; fix: es.perturb(store, noise, {seed}, sign={-at}) then")
+    error.add_note(
+        f"the store is lent and still perturbed; fix: end the lend, then es.perturb(store, noise, {seed}, sign={-at})"
+    )
     return False
 
 
 def key_of(seed: Seed) -> Array:
-    """A seed as a Philox key, shape (1,): an integer as it is, several hashed to one."""
+    """A seed as a Philox key, shape (1,): an integer as it is, several integers hashed to one."""
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
         if not 0 <= seed < 1 << 64:
             raise ValueError(
@@ -177,32 +186,34 @@ def key_of(seed: Seed) -> Array:
 
 
 def grid_of(group: Group, bound: float) -> tuple[Any, Any, Any]:
-    """What the compiled check compares with: the grid, its reciprocal, and the bits of the bound."""
+    """The grid, its reciprocal and the bits of the bound: what the compiled loop checks parameters against."""
     size = group.real(group.grid or 1.0)
     return size, group.real(1) / size, group.real(bound).view(BITS[group.real])
 
 
 def number_rows(real: Any) -> tuple[Array, Array]:
-    """Room for what a block's draws find in a table, and for the parameters before the move."""
+    """Scratch memory for a block: what its draws find in a table, and its parameters before the move."""
     return np.zeros(WIDTH + ROOM, np.int16), np.zeros(WIDTH, real)
 
 
-def refuse_16_bit(groups: list[Group]) -> None:
+def refuse_16_bit(
+    groups: list[Group], fix: str = "es.sample into a second store, or exact=False, which drifts"
+) -> None:
     """Raise `ValueError` if there are leaves without a grid."""
-    narrow = [group.dtype for group in groups if not group.grid]
-    if narrow:
+    gridless = [group.dtype for group in groups if not group.grid]
+    if gridless:
         raise ValueError(
-            f"expected float32 or float64 leaves, which have a grid for exact undo, got {', '.join(narrow)}; "
-            "fix: es.sample into a second store, or exact=False, which drifts"
+            f"expected float32 or float64 leaves, which have a grid for exact undo, got {', '.join(gridless)}; "
+            f"fix: {fix}"
         )
 
 
-def fault(
+def stopped_because(
     store: Store, noise: Noise, task: Task, index: int, delta: Callable[[Leaf, int, int], Array], fix: str
 ) -> ValueError:
-    """The error for a task that stopped at an index, where parameters are off the grid or reach the bound.
+    """The error for a task that stopped at an index because parameters are off the grid or reach the bound.
 
-    The store is as before the move. `delta(leaf, start, stop)` is what its parameters were to be moved by.
+    The store is as it was before the move, which was to add `delta(leaf, start, stop)` to its parameters.
     """
     group = task.group
     worst = "", 0.0
@@ -215,14 +226,14 @@ def fault(
         part = values[start:stop]
         largest = max(float(np.abs(values[a:b]).max()) for a, b in blocks(leaf.size, TASK))
         if largest >= noise.bound:
-            return _past_the_bound(noise, leaf.path, largest, "a larger bound=")
+            return _past_the_bound(noise, leaf.path, largest, "choose a noise with a larger bound=")
         if to_grid(part, noise).tobytes() != part.tobytes():
             return ValueError(
                 f"{leaf.path!r}: expected parameters on the grid of the noise (step {noise.step:.3g}), got others, the "
                 f"largest {largest:.6g}; fix: es.snap(store, noise) once"
             )
         move = delta(leaf, start, stop)
-        if (largest := float(np.abs(move).max())) >= noise.bound:  # it has too many digits, wherever it leads
+        if (largest := float(np.abs(move).max())) >= noise.bound:  # such a move has too many digits for an exact sum
             return ValueError(
                 f"{leaf.path!r}: expected a move below the bound {noise.bound:g}, got one of {largest:.6g}; fix: {fix}"
             )
@@ -238,6 +249,6 @@ def _past_the_bound(noise: Noise, path: str, largest: float, fix: str, when: str
 
 
 def to_grid(values: Array, noise: Noise) -> Array:
-    """The nearest multiples of the grid: a copy. Minus zero becomes zero."""
+    """The values rounded to the nearest multiples of the grid: a copy. Minus zero becomes zero."""
     grid = values.dtype.type(noise.grid(values.dtype))
     return np.rint(values / grid) * grid + 0  # minus zero plus zero is zero

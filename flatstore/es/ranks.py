@@ -29,7 +29,7 @@ def centred_ranks(fitness: Any) -> Array:
     if np.isnan(scores).all():
         raise ValueError(
             f"expected a vector of fitness with a number in it, got {len(scores)} that are all NaN; "
-            "fix: look at the evaluation"
+            "fix: correct the evaluation"
         )
     # The order is that of the distinct numbers; all NaNs are one more, below them.
     _, group, count = np.unique(scores, return_inverse=True, return_counts=True)

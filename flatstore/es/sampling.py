@@ -8,6 +8,7 @@ import numpy as np
 
 from flatstore.es.groups import (
     ROOM,
+    SEEDS_PER_DRAW,
     WIDTH,
     check_types,
     groups_of,
@@ -25,19 +26,16 @@ from flatstore.noise import Noise, as_keys
 from flatstore.store import Population, Store
 from flatstore.trees import Difference, StructureError
 
-BROOD = 8
-"""Seeds whose random words a thread draws at a time."""
-
 
 def sample(
     out: Population | Store, store: Store, noise: Noise, seeds: Any, *, sign: int = 1, antithetic: bool = False
 ) -> None:
-    """Write `store + sign * noise(seed)` into `out`, a store, or a population with a seed for each member.
+    """Write `store + sign * noise(seed)` into `out`: a store, or a population with a seed for each member.
 
-    With `antithetic` there is a seed for each pair: member 2 i is the store plus `sign` times noise number i, member
-    2 i + 1 the store minus it. Sums are rounded to the dtype; where the store is on the noise's grid they are exact,
-    and the bits are those of `perturb`. Shared leaves of `out` are not touched. The store may be `out`, or one of its
-    members.
+    With `antithetic` there is one seed for each pair of members: member 2 i is the store plus `sign` times the noise of
+    seed i, member 2 i + 1 is the store minus it. Sums are rounded to the dtype; if the store is on the noise's grid
+    they are exact, with the bits of `perturb`. Shared leaves of `out` are not touched. The store may be `out` itself,
+    or one of its members.
 
     >>> import flatstore as fs
     >>> store = fs.Store.from_tree({"w": np.zeros(3, "f4")})
@@ -46,8 +44,9 @@ def sample(
     >>> bool((pop["w"][0] == -pop["w"][1]).all())
     True
 
-    Raises `ValueError` for layouts that differ, another number of seeds, trainable leaves that are not floating, or
-    parameters that are not finite; `LentError` while `out` is lent. Nothing is written then.
+    Raises `StructureError` for layouts that differ; `ValueError` for the wrong number of seeds, trainable leaves that
+    are not floating, or parameters that are not finite; `LentError` while `out` is lent. In all these cases nothing is
+    written.
     """
     check_types(store, noise)
     if out.layout != store.layout:
@@ -61,7 +60,9 @@ def sample(
             f"{keys.shape}; fix: fs.seeds(seed, {expected})" + (" and an even size" if antithetic else "")
         )
     if sign not in (1, -1):
-        raise ValueError(f"expected sign 1 or -1, got {sign}; fix: the strength belongs to the noise")
+        raise ValueError(
+            f"expected sign 1 or -1, got {sign}; fix: give the strength to the noise, as in fs.Normal(0.02)"
+        )
     noise.check_grid(out.layout)
     leaves = trainable_leaves(out)
     refuse_not_finite(store, store.cached("trainable", lambda: trainable_groups([store], "add noise to")))
@@ -79,7 +80,7 @@ def sample(
         return stop
 
     def scratch() -> Any:
-        words = random_words(noise.width, min(BROOD, len(keys)), WIDTH)
+        words = random_words(noise.width, min(SEEDS_PER_DRAW, len(keys)), WIDTH)
         return words, np.zeros(WIDTH + ROOM, np.int16), {x.real: np.zeros(WIDTH, x.real) for x in groups}
 
     with out.memory.writing():
@@ -87,7 +88,7 @@ def sample(
 
 
 def layouts_differ(name: str, got: Any, expected: Any) -> StructureError:
-    """The error for two layouts that are not the same: what differs, leaf by leaf."""
+    """The error for two layouts that are not the same: it lists every leaf that differs."""
     theirs, ours = got.layout.by_path, expected.layout.by_path
     differences = [
         Difference(path, _row(ours.get(path)), _row(theirs.get(path)), "make both from one layout")

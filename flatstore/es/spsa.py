@@ -1,4 +1,4 @@
-"""MeZO: one model, perturbed to both sides by one seed, and moved by the difference of its fitness there."""
+"""MeZO: one model, perturbed to both sides by one seed, and moved by the difference of the two fitnesses."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.groups import noisy_groups
-from flatstore.es.journal import Move, mover
-from flatstore.es.perturbing import perturb, take_back
+from flatstore.es.journal import Move, move_of
+from flatstore.es.perturbing import perturb, refuse_16_bit, take_back
 from flatstore.es.updating import update
-from flatstore.evaluation import Rate, check_run, hand_over, is_real, rate_at, resumed_number
+from flatstore.evaluation import Rate, check_run, is_real, rate_at, resumed_number, yield_then_raise
 from flatstore.kernels import Interrupts
 from flatstore.layout import Spec
 from flatstore.noise import Noise, Seed, seeds
@@ -31,8 +31,8 @@ def mezo(
 ) -> Generator[Move]:
     """Climb in place by simultaneous perturbation, with no memory beside the model: a generator of its moves.
 
-    A step perturbs the store by a seed, evaluates it, goes over to the other side in one pass, evaluates it there, and
-    takes it back and moves it in one more. Then it is yielded, as a record of the move.
+    A step perturbs the store by a seed and evaluates it, goes to the other side in one pass and evaluates it there, and
+    takes the noise back and moves the store in a third pass. Then a record of the move is yielded.
 
         >>> import jax, jax.numpy as jnp, flatstore as fs
         >>> fitness = jax.jit(lambda params, step: -jnp.square(params["w"] - 3).sum())
@@ -46,29 +46,30 @@ def mezo(
 
         rate * (f(store + d) - f(store - d)) / 2 * d
 
-    which is the gradient along d, times `rate * scale ** 2` leaf by leaf. So for one scale sigma of all leaves a
-    learning rate of r in the papers is `rate = r / sigma ** 2` here. It is rounded once, to the grid, without a loss in
-    the mean; the perturbation is taken back to the bit.
+    which is the gradient along d, times `rate * scale ** 2` leaf by leaf. So if all leaves have the scale sigma, a
+    learning rate of r in the papers is `rate = r / sigma ** 2` here. The move is rounded once, to the grid, without a
+    loss in the mean; the perturbation is taken back to the bit.
 
     Step n draws from the seed (*seed, n) and from nothing else. The records are a journal: `replay` moves another store
-    to the same bits. A run can be taken up again from a record, or the number of the next step, and the store as it was
+    to the same bits. A run can be resumed from a record, or from the number of the next step, with the store as it was
     then.
 
     Args:
         store: the parameters, float32 or float64, on the grid of the noise (`snap`).
-        evaluate: `(params, step) -> fitness`: the lent tree and the number of the step, to a real number, finite and
-            maximised. It is called twice with each number; to compare the sides it should look at the same data.
-        seed: an integer or several.
+        evaluate: `(params, step) -> fitness`. It is given the lent tree and the number of the step, and returns a
+            finite real number, to be maximised. It is called twice in each step, and should use the same data both
+            times.
+        seed: a non-negative integer or several.
         noise: the perturbation.
-        rate: of learning; or a function of the step's number, as for one that fades.
-        steps: how many there are in all, those before `resume` included; None: until somebody stops.
-        resume: the last record, or the number of the step to go on with.
+        rate: the learning rate, or a function of the step's number that returns it.
+        steps: the total number, including those before `resume`; None to go on until the caller stops.
+        resume: the last record, or the number of the step to continue with.
 
-    Raises, before anything runs, what `evolve` does; `ValueError` for 16-bit leaves, which cannot be taken back.
+    Raises the errors of `evolve` before anything runs, and `ValueError` for 16-bit leaves, which cannot be taken back.
 
-    Raises on the way `ValueError` for a fitness that is no finite real number; what `evaluate` and `es.update` raise,
-    and Ctrl-C. The store is then taken back, to the bit, and a note says how to go on. What still holds a NumPy view of
-    a lent leaf would keep it from being written: the local variables of `evaluate` are let go of for that.
+    Raises in a step `ValueError` unless the fitness is a finite real number, whatever `evaluate` and `es.update` raise,
+    and KeyboardInterrupt. The store is then taken back, to the bit, and a note says how to continue. A NumPy view of a
+    lent leaf would keep the store from being written, so the local variables of a failed `evaluate` are cleared.
 
     Source: Spall, *Multivariate Stochastic Approximation Using a Simultaneous Perturbation Gradient Approximation*,
     1992; Malladi et al., *Fine-Tuning Language Models with Just Forward Passes*, 2023.
@@ -76,13 +77,8 @@ def mezo(
     start = resume.number + 1 if isinstance(resume, Move) else resumed_number(resume)
     run = check_run(evaluate, seed, start, steps, "steps")
     rate_at(rate, start)
-    narrow = [group.dtype for group in noisy_groups(store, noise) if not group.grid]
-    if narrow:
-        raise ValueError(
-            f"expected float32 or float64 leaves, which have a grid for exact undo, got {', '.join(narrow)}; "
-            "fix: es.evolve(..., members=2), which samples beside the store"
-        )
-    mover(store, noise, None)
+    refuse_16_bit(noisy_groups(store, noise), "es.evolve(..., members=2), which samples beside the store")
+    move_of(store, noise, None)
     with store.lend():
         pass
 
@@ -95,7 +91,7 @@ def mezo(
             got = given.item() if real and given.shape == () else Spec(given.shape, given.dtype)
             raise ValueError(
                 f"expected one finite number as the fitness of step {n} at {side:+d} times the noise, got {got}; "
-                f"fix: clip it in evaluate; mezo(..., resume={n + 1}) leaves this step out"
+                f"fix: clip it in evaluate, or skip this step by mezo(..., resume={n + 1})"
             )
         return value
 
@@ -105,7 +101,7 @@ def mezo(
             key, step = int(seeds((*run, n), 1)[0]), rate_at(rate, n)
             at, done, held = 0, None, None
             try:
-                with Interrupts():  # what is raised by Ctrl-C finds it known where the store stands
+                with Interrupts():  # an interrupt is raised when it is known where the store stands
                     perturb(store, noise, key)
                     at = 1
                 plus = measured(n, 1)
@@ -127,7 +123,9 @@ def mezo(
                     error.add_note(f"fix: mezo(..., resume={n}) goes on")
                     raise
                 held = error
-            yield from hand_over(done, held, f"step {n} has moved the store; fix: mezo(..., resume={n + 1}) goes on")
+            yield from yield_then_raise(
+                done, held, f"step {n} has moved the store; fix: mezo(..., resume={n + 1}) goes on"
+            )
             n += 1
 
     return loop()

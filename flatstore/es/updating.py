@@ -6,8 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.es.groups import ROOM, noisy_groups, random_words, refuse_not_finite, strengths_of, table_of, tasks_of
-from flatstore.es.perturbing import fault, grid_of
+from flatstore.es.groups import (
+    ROOM,
+    SEEDS_PER_DRAW,
+    noisy_groups,
+    random_words,
+    refuse_not_finite,
+    strengths_of,
+    table_of,
+    tasks_of,
+)
+from flatstore.es.perturbing import grid_of, stopped_because
 from flatstore.es.weights import fixed_point
 from flatstore.kernels import Interrupts, Task, run_tasks
 from flatstore.kernels.cpu import SEEDS_AT_ONCE, update_loop
@@ -18,20 +27,17 @@ from flatstore.store import Store
 WIDTH = 4096
 """Parameters in a block: their sums stay in a cache."""
 
-BROOD = 8
-"""Seeds whose random words a thread draws at a time."""
-
 
 def update(
     store: Store, noise: Noise, seeds: Any, weights: Any, *, sign: int = 1, exact: bool = True, perturbed: int = 0
 ) -> None:
     """Add `sum_i weights[i] * noise(seeds[i])` to the store, in place: what `perturb` adds, weighted.
 
-    The noise is made again from its seeds, block by block: no matrix of it is ever held. Weights become whole numbers
-    (of 30 bits for the largest), so that the sum is one of integers, the same on every machine. It is rounded once, to
-    the noise's grid: up or down at random, by how near each is. So an update far below a step of the grid is not lost
-    in the mean, and the parameters stay on the grid. The random bits come from the seeds and weights; an update that
-    is repeated with the same ones is rounded in the same way.
+    The noise is made again from its seeds, block by block, so that no matrix of it is ever held. Weights become whole
+    numbers (of 30 bits for the largest), so that the sum is a sum of integers, the same on every machine. It is rounded
+    once, to the noise's grid: up or down at random, with probabilities by distance. So an update far below a step of
+    the grid is not lost in the mean, and the parameters stay on the grid. The random bits come from the seeds and the
+    weights: the same update is always rounded in the same way.
 
     >>> import flatstore as fs
     >>> store, noise = fs.Store.from_tree({"w": np.linspace(-1, 1, 5, dtype="f4")}), fs.Normal(0.02)
@@ -42,66 +48,68 @@ def update(
     >>> store.flat.tobytes() == before
     True
 
-    16-bit leaves have no grid: their sum is taken in float32, and rounded at random to the dtype. There, and with
-    `exact=False`, what is too large becomes infinite, as in any float sum. Of many equal weights the whole numbers have
-    fewer bits, so that their sum has 62; weights below 2 ** -62 count as nothing.
+    16-bit leaves have no grid: their sum is taken in float32 and rounded at random to the dtype. There, and with
+    `exact=False`, numbers that are too large become infinite, as in any float sum. If there are many equal weights,
+    their whole numbers have fewer bits, so that the sum fits into 62; weights below 2 ** -62 count as zero.
 
     Args:
         store: the parameters, on the grid of the noise.
         noise: `fs.Normal` or `fs.Rademacher`, with the bound that no parameter may reach.
-        seeds: integers below 2**64, shape (n,).
-        weights: a real number for each, finite.
+        seeds: non-negative integers below 2**64, shape (n,).
+        weights: a finite real number for each seed, shape (n,).
         sign: 1, or -1 to take an update back, to the bit; not for 16-bit leaves.
-        exact: False for a float sum, rounded to the dtype: no grid, no bound, no way back. For what is not on a grid,
-            such as a gradient.
-        perturbed: how the store stands: 0, as it is; 1 or -1, perturbed by the first seed with that sign, which is
-            taken back in the same pass.
+        exact: False for a float sum that is rounded to the dtype: it needs no grid and no bound, but has no exact way
+            back. For parameters that are not on a grid, such as a gradient.
+        perturbed: 1 or -1 if the store is perturbed by the first seed with that sign, which is then taken back in the
+            same pass; 0 if it is not.
 
-    Raises `ValueError` for a weight that is not finite or another number of them, for parameters that are not finite,
-    off the grid or past the bound, now or afterwards, and for what 16-bit leaves cannot do; `LentError` while lent.
-    The store is as it was then.
+    Raises `ValueError` unless there is a finite weight for each seed, for parameters that are not finite, off the grid
+    or that reach the bound before or after the move, and for `sign` or `perturbed` with 16-bit leaves; `LentError`
+    while the store is lent. In all these cases the store is left as it was.
     """
     keys, fixed = fixed_point(noise, seeds, weights)
     for name, value, allowed in (("sign", sign, (1, -1)), ("perturbed", perturbed, (0, 1, -1))):
         if value not in allowed:
-            raise ValueError(f"expected {name} in {allowed}, got {value}; fix: the strength belongs to the weights")
+            raise ValueError(f"expected {name} in {allowed}, got {value}; fix: give the strength to the weights")
     groups = noisy_groups(store, noise)
-    narrow = [group.dtype for group in groups if not group.grid]
-    if (perturbed or sign < 0) and (narrow or not exact):
+    gridless = [group.dtype for group in groups if not group.grid]
+    if (perturbed or sign < 0) and (gridless or not exact):
         raise ValueError(
             f"expected float32 or float64 leaves on a grid to take back to the bit, got "
-            f"{', '.join(narrow) or 'exact=False'}; fix: es.sample into a second store instead"
+            f"{', '.join(gridless) or 'exact=False'}; fix: es.sample into a second store instead"
         )
     if perturbed and not len(keys):
-        raise ValueError("expected the seed that the store is perturbed by, got none; fix: perturbed=0")
-    on_grid, rough = ([x for x in groups if bool(exact and x.grid) == wanted] for wanted in (True, False))
-    refuse_not_finite(store, rough)
+        raise ValueError(
+            "expected the seed that the store is perturbed by, got none; fix: pass its seed first, or perturbed=0"
+        )
+    on_grid, off_grid = ([x for x in groups if bool(exact and x.grid) == wanted] for wanted in (True, False))
+    refuse_not_finite(store, off_grid)
     table, units = table_of(noise, strengths_of(store.layout, noise).scales)
     draw = noise.kind, noise.width, keys, table, units
 
-    def move(task: Task, end: int, whole: Array, sign: int, back: int, checked: bool, scratch: Any) -> int:
+    def move(task: Task, end: int, whole: Array, sign: int, taken_back: int, checked: bool, scratch: Any) -> int:
         group, start, _ = task
         words, drawn, dither, sums, numbers = scratch
         gridded = exact and group.grid > 0
         # A float64 grid is 2**29 times as fine as a step.
         drop = max(0, fixed.point - round(np.log2(noise.step / group.grid))) if gridded else 0
         unit = group.real(noise.step * 2.0 ** (drop - fixed.point))
-        how = group.real(sign), drop, unit, fixed.key, group.real(back), group.real(noise.step)
+        rounding = group.real(sign), drop, unit, fixed.key, group.real(taken_back), group.real(noise.step)
         grid = grid_of(group, noise.bound if gridded and checked else 0.0)
         rows = words, drawn, numbers[group.real], sums, dither
-        return update_loop(group.dtype, gridded)(start, end, group.raw, group.pieces, draw, whole, how, grid, rows)
+        return update_loop(group.dtype, gridded)(start, end, group.raw, group.pieces, draw, whole, rounding, grid, rows)
 
-    def forth(task: Task, scratch: Any) -> int:
+    def add(task: Task, scratch: Any) -> int:
         return move(task, task.stop, fixed.whole, sign, perturbed, True, scratch)
 
-    def back(task: Task, end: int, scratch: Any) -> None:
+    def undo(task: Task, end: int, scratch: Any) -> None:
         move(task, end, fixed.whole, -sign, 0, False, scratch)
         if perturbed:
             move(task, end, no_weights, 1, -perturbed, False, scratch)
 
     def scratch() -> Any:
         return (
-            random_words(noise.width, min(BROOD, max(1, len(keys))), WIDTH),
+            random_words(noise.width, min(SEEDS_PER_DRAW, max(1, len(keys))), WIDTH),
             np.zeros((SEEDS_AT_ONCE, WIDTH + ROOM), np.int16),
             random_words(32, 1, WIDTH),
             np.zeros(WIDTH, np.int64),
@@ -117,8 +125,10 @@ def update(
 
     no_weights = np.zeros_like(fixed.whole)
     with Interrupts(), store.memory.writing():
-        stopped = run_tasks(tasks_of(on_grid, len(keys)), forth, scratch, back)
+        stopped = run_tasks(tasks_of(on_grid, len(keys)), add, scratch, undo)
         if stopped:
-            raise fault(store, noise, *stopped, delta, "smaller weights, or a larger bound=")
-        # What cannot be taken back comes last: it cannot fail.
-        run_tasks(tasks_of(rough, len(keys)), forth, scratch)
+            raise stopped_because(
+                store, noise, *stopped, delta, "pass smaller weights, or choose a noise with a larger bound="
+            )
+        # These groups cannot be taken back, so they come last, when nothing can fail any more.
+        run_tasks(tasks_of(off_grid, len(keys)), add, scratch)

@@ -22,11 +22,11 @@ class FixedPoint(NamedTuple):
     """Shape (n,), int32."""
     point: int
     key: Array
-    """The Philox key of the rounding of their sum, shape (1,), uint64: a hash of seeds, weights and their order."""
+    """The Philox key for the rounding of their sum, shape (1,), uint64: a hash of seeds, weights and their order."""
 
 
 class WeightedSeeds(NamedTuple):
-    """Seeds and their weights as whole numbers, in the dtypes that JAX has: what `es.updated` takes. A pytree."""
+    """Seeds and their weights as whole numbers, in dtypes that JAX has: a pytree, the argument of `es.updated`."""
 
     seeds: Array
     """Shape (n, 2), uint32: low and high words."""
@@ -35,53 +35,58 @@ class WeightedSeeds(NamedTuple):
     point: Array
     """Shape (), int32."""
     key: Array
-    """The words of the key of the rounding, shape (2,), uint32."""
+    """The two words of the key for the rounding, shape (2,), uint32."""
 
 
 def weighted_seeds(noise: Noise, seeds: Any, weights: Any) -> WeightedSeeds:
     """Seeds and a weight for each, made on the host for `es.updated` inside `jit`.
 
-    Weights are rounded to 30 bits of the largest here, in float64, as `es.update` does; so only integers travel, and
-    other weights compile nothing anew. Takes a few microseconds a seed.
+    As in `es.update`, weights are rounded to 30 bits of the largest, in float64. So only integers are passed to the
+    compiled function, and other weights do not compile it again. It takes a few microseconds per seed.
 
     >>> import flatstore as fs
     >>> weighted_seeds(fs.Normal(0.02), fs.seeds(1, 2), [0.5, -0.25]).whole.tolist()
     [536870912, -268435456]
 
-    Raises `ValueError` for what is no seed, or no finite weight for each.
+    Raises `ValueError` unless `seeds` is a one-dimensional array of non-negative integers, with a finite weight for
+    each.
     """
     keys, fixed = fixed_point(noise, seeds, weights)
     return WeightedSeeds(words(keys), fixed.whole, np.asarray(fixed.point, np.int32), words(fixed.key)[0])
 
 
 def words(seeds: Any) -> Array:
-    """Seeds as JAX can hold them: low and high words, shape (n, 2), uint32. A copy.
+    """Seeds in a dtype that JAX has: low and high words, shape (n, 2), uint32. A copy.
 
     >>> words([7, 2**40 + 1]).tolist()
     [[7, 0], [1, 256]]
 
-    Raises `ValueError` for what is no vector of seeds.
+    Raises `ValueError` unless `seeds` is a one-dimensional array of non-negative integers.
     """
     keys = as_keys(seeds)
     return np.stack([keys & np.uint64(0xFFFFFFFF), keys >> np.uint64(32)], axis=1).astype(np.uint32)
 
 
 def fixed_point(noise: Noise, seeds: Any, weights: Any) -> tuple[Array, FixedPoint]:
-    """Seeds as keys, and their weights in fixed point. Raises `ValueError` for what is no weight for each seed."""
+    """Seeds as keys and their weights in fixed point. Raises `ValueError` unless there is a finite weight for each."""
     keys, values = as_keys(seeds), np.asarray(weights)
     if values.shape != keys.shape or values.dtype.kind not in "fiu":
         raise ValueError(
             f"expected a weight for each seed, a real vector of shape {keys.shape}, got {values.dtype} of shape "
-            f"{values.shape}; fix: match them"
+            f"{values.shape}; fix: pass a seed and a weight for each noise"
         )
     w = values.astype(np.float64)
     if not np.isfinite(w).all():
-        raise ValueError(f"expected finite weights, got {w[~np.isfinite(w)][:3]}; fix: centred_ranks are finite")
+        raise ValueError(
+            f"expected finite weights, got {w[~np.isfinite(w)][:3]}; fix: pass finite ones, such as centred_ranks gives"
+        )
     with np.errstate(over="ignore"):
         largest, total = float(np.abs(w).max(initial=0)), float(np.abs(w).sum())
     if total > 2.0**64:
-        raise ValueError(f"expected weights whose magnitudes sum to 2 ** 64 at most, got {total:.3g}; fix: scale them")
-    # Down to a unit of 2 ** -120, so that no backend flushes what is left to zero.
+        raise ValueError(
+            f"expected weights whose magnitudes sum to 2 ** 64 at most, got {total:.3g}; fix: pass smaller ones"
+        )
+    # The unit is at least 2 ** -120, so that no backend flushes a small sum to zero.
     finest = min(62, 120 + round(math.log2(noise.step)))
     point = min(30 - math.frexp(largest)[1], 37 - math.frexp(total)[1], finest)
     whole = np.rint(np.ldexp(w, point)).astype(np.int32)
@@ -89,7 +94,7 @@ def fixed_point(noise: Noise, seeds: Any, weights: Any) -> tuple[Array, FixedPoi
 
 
 def _key(keys: Array, whole: Array, point: int) -> Array:
-    """The XOR of a block of random words for each seed: its counter is the seed, the weight, and the number of it."""
+    """The XOR of one block of random words per seed; the counter of a block is the seed, its weight and its number."""
     counters = np.empty((len(keys), 4), np.uint32)
     counters[:, 0], counters[:, 1] = keys & np.uint64(0xFFFFFFFF), keys >> np.uint64(32)
     counters[:, 2], counters[:, 3] = whole.view(np.uint32), np.arange(len(keys))

@@ -8,6 +8,6 @@ from flatstore.evaluation.fitness import refuse_all_nan as refuse_all_nan
 from flatstore.evaluation.fitness import refuse_unlendable as refuse_unlendable
 from flatstore.evaluation.runs import Rate as Rate
 from flatstore.evaluation.runs import check_run as check_run
-from flatstore.evaluation.runs import hand_over as hand_over
 from flatstore.evaluation.runs import rate_at as rate_at
 from flatstore.evaluation.runs import resumed_number as resumed_number
+from flatstore.evaluation.runs import yield_then_raise as yield_then_raise

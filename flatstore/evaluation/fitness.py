@@ -36,7 +36,7 @@ def refuse_all_nan(scores: Array) -> None:
     if np.isnan(scores).all():
         raise ValueError(
             f"expected fitness with a number in it for the members 0 .. {len(scores) - 1}, got only NaN; "
-            "fix: look at the evaluation"
+            "fix: correct the evaluation"
         )
 
 

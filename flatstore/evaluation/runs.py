@@ -22,10 +22,14 @@ def check_run(evaluate: Any, seed: Seed, first: int, most: int | None, unit: str
     if `most`, the number of generations or steps (`unit`), is less than 1.
     """
     if not callable(evaluate):
-        raise TypeError(f"expected a function to evaluate with, got {type(evaluate).__name__}; fix: (tree, n) -> …")
+        raise TypeError(
+            f"expected a function to evaluate with, got {type(evaluate).__name__}; fix: pass one (tree, n) -> fitness"
+        )
     number: Any = most
     if most is not None and (not isinstance(number, (int, np.integer)) or most < 1):
-        raise ValueError(f"expected a whole number of {unit} >= 1, got {most}; fix: None is for ever")
+        raise ValueError(
+            f"expected a whole number of {unit} >= 1, got {most}; fix: pass a number, or None to go on until you stop"
+        )
     parts: Any = seed
     run = (parts,) if np.ndim(parts) == 0 else tuple(parts)
     seeds((*run, first), 1)
@@ -38,7 +42,7 @@ def resumed_number(resume: Any) -> int:
         return 0
     whole: tuple[Any, ...] = int, np.integer
     if isinstance(resume, bool) or not isinstance(resume, whole) or resume < 0:
-        raise ValueError(f"expected resume >= 0, got {resume}; fix: a record, or the number of the generation")
+        raise ValueError(f"expected resume >= 0, got {resume}; fix: pass a record, or the number of a generation")
     return int(resume)
 
 
@@ -47,12 +51,12 @@ def rate_at(rate: Rate, number: int) -> float:
     value: Any = rate(number) if callable(rate) else rate
     real: tuple[Any, ...] = int, float, np.number
     if not isinstance(value, real) or not math.isfinite(value):
-        raise ValueError(f"expected a finite rate, got {value}; fix: a number, or a function of the move's number")
+        raise ValueError(f"expected a finite rate, got {value}; fix: pass a number, or a function of the move's number")
     return float(value)
 
 
-def hand_over(record: Record, held: BaseException | None, note: str) -> Generator[Record]:
-    """Yield the record of a move; then raise, with a note, the interrupt that was held back while it was made."""
+def yield_then_raise(record: Record, held: BaseException | None, note: str) -> Generator[Record]:
+    """Yield the record of a move; then raise, with a note, the interrupt that was held back during the move, if any."""
     try:
         yield record
     finally:

@@ -1,8 +1,8 @@
-"""The draws in JAX, inside `jit`, `vmap` and `shard_map`: the bits of `flatstore.philox` and `flatstore.noise`.
+"""The draws in JAX, inside `jit`, `vmap` and `shard_map`: with the bits of `philox.py` and `kinds.py`.
 
-Each element computes the block of words that it needs, and takes its own number of it: eight times the arithmetic that
-the compiled loops do, but plain arithmetic per element, which XLA fuses with what is done with the numbers. So a draw
-takes no memory. Words of blocks that are computed once and stacked are temporaries, and slower.
+Each element computes the whole block of words that holds its number, and takes that number: eight times the arithmetic
+of the compiled loops, but plain arithmetic per element, which XLA fuses with what the numbers are used for. So a draw
+takes no memory. Computing each block once, and stacking the words, would need temporaries and is slower.
 
 64 bits are two words of 32, (low, high): JAX has no others while its 64-bit types are off.
 """
@@ -81,7 +81,7 @@ def philox4x32(counter: Sequence[Any], key: Words) -> Sequence[Any]:
 
 
 def numbers(kind: int, width: int, key: Words, index: Words) -> Any:
-    """A number of `width` bits (1, 8, 16 or 32) for each index, uint32: what `philox.numbers` gives there.
+    """A number of `width` bits (1, 8, 16 or 32) for each index, uint32, the same as of `philox.numbers`.
 
     The key is the seed's words, scalars; those of the index are of any shape.
     """

@@ -1,7 +1,7 @@
 """Noise: a pure function of (kind, seed, index).
 
-The words of a draw are those of the parameter's index (`flatstore.philox`). So a block of columns of a population draws
-what the whole would have drawn there, whatever the blocks, the order or the alignment.
+The random words of a draw belong to the parameter's index (see `flatstore/noise/philox.py`). So a part of a population
+draws what the whole would have drawn there, whatever the blocks, the order or the alignment.
 
 ```
 normal    eight numbers of 16 bits to a block of words: parameter i takes number i % 8 of block i // 8
@@ -44,7 +44,7 @@ from flatstore.noise.philox import numbers
 from flatstore.trees import matcher, refuse_idle_glob
 
 NORMAL, RADEMACHER, CROSSOVER, SPARSE, ROUNDING, MUTATION = range(6)
-"""Kinds of draw, each with a stream of its own."""
+"""The kinds of draw. Each has a stream of random words of its own."""
 
 _SIGNS = np.array([1, -1], np.float32)
 _SIGNS.flags.writeable = False
@@ -67,21 +67,21 @@ def normal_table() -> Array:
 
 @dataclass(frozen=True)
 class Noise:
-    """A distribution of variance 1 and its strength per leaf: one number, or by glob (the first that matches).
+    """A distribution of variance 1, and its standard deviation for each leaf: one number, or one for each glob.
 
-    A leaf of scale 0 is not touched. Raises `ValueError` for scales that are not finite, negative, or all zero, and for
-    a bound outside 2 ** -64 .. 2 ** 64.
+    The first glob that matches a leaf counts, and a leaf of scale 0 is not touched. Raises `ValueError` for scales that
+    are not finite, negative or all zero, and for a bound outside 2 ** -64 .. 2 ** 64.
     """
 
     scale: float | Mapping[str, float] | tuple[tuple[str, float], ...]
 
     bound: float = 32.0
-    """What no parameter may reach in magnitude, for exact undo in `es`; the grid follows from it."""
+    """The magnitude that no parameter may reach, so that `es` can undo exactly; the grid follows from it."""
 
     kind: ClassVar[int]
-    """The stream that is drawn from."""
+    """The kind of draw, which names the stream of random words."""
     width: ClassVar[int]
-    """Bits per draw."""
+    """The number of bits of a draw."""
 
     def __post_init__(self) -> None:
         """Check the scales, and freeze a mapping as (glob, number) pairs: their order counts."""
@@ -89,16 +89,21 @@ class Noise:
         values = [value for _, value in rules]
         numbers = all(isinstance(value, (int, float, np.number)) for value in values)  # pyright: ignore[reportUnnecessaryIsInstance]
         if not numbers or not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
-            raise ValueError(f"expected a scale > 0 (0 for leaves to leave alone), got {self.scale}; fix: give sigma")
+            raise ValueError(
+                f"expected a scale > 0 (0 for leaves to leave alone), got {self.scale}; "
+                "fix: pass a positive standard deviation, such as fs.Normal(0.02)"
+            )
         if isinstance(self.scale, Mapping):
             object.__setattr__(self, "scale", tuple(rules))
         real: Any = self.bound
         if not isinstance(real, (int, float, np.number)) or not 2.0**-64 <= real <= 2.0**64:
-            raise ValueError(f"expected a bound in 2 ** -64 .. 2 ** 64, got {self.bound}; fix: 32 suits most networks")
+            raise ValueError(
+                f"expected a bound in 2 ** -64 .. 2 ** 64, got {self.bound}; fix: pass 32, which suits most networks"
+            )
 
     @property
     def step(self) -> float:
-        """What every delta is a multiple of: a power of two.
+        """The power of two of which everything that is added is a multiple.
 
         >>> Normal(0.02).step == 2.0**-19
         True
@@ -106,13 +111,13 @@ class Noise:
         return self.grid(np.float32)
 
     def grid(self, dtype: Any) -> float:
-        """What every parameter of a dtype, float32 or float64, is a multiple of once it is snapped: a power of two."""
+        """The power of two of which every snapped parameter of a dtype, float32 or float64, is a multiple."""
         fraction, exponent = math.frexp(self.bound)
         return 2.0 ** (exponent - (fraction == 0.5) - (53 if np.dtype(dtype) == np.float64 else 24))
 
     @property
     def rules(self) -> tuple[tuple[str, float], ...]:
-        """(glob, scale), in order."""
+        """The pairs (glob, scale), in order."""
         if isinstance(self.scale, tuple):
             return self.scale
         return tuple(self.scale.items()) if isinstance(self.scale, Mapping) else (("*", self.scale),)
@@ -122,7 +127,9 @@ class Noise:
         for glob, value in self.rules:
             if matcher(glob)(path):
                 return float(value)
-        raise ValueError(f"expected a scale for every leaf, got none for {path!r}; fix: add a glob, like '*'")
+        raise ValueError(
+            f"expected a scale for every leaf, got none for {path!r}; fix: add a glob that matches it, such as '*'"
+        )
 
     def check(self, layout: Layout) -> None:
         """Raise `ValueError` unless globs and trainable leaves match each other, and these leaves are floating."""
@@ -143,35 +150,35 @@ class Noise:
 
     @property
     def values(self) -> Array:
-        """The values that a draw takes, all equally likely: float32, 2 to the power of `width` of them, read-only."""
+        """The values that a draw can take, all equally likely: shape (2 ** width,), float32, read-only."""
         raise NotImplementedError
 
     def draw(self, keys: Array, start: int, stop: int) -> Array:
-        """A number for each seed of `keys` and each index in start .. stop - 1, to be multiplied by the scale.
+        """The draws for each seed of `keys` and each index in start .. stop - 1, not yet multiplied by the scale.
 
         Shape (len(keys), stop - start), float32.
         """
         return self.values.take(numbers(self.kind, self.width, keys, start, stop))
 
     def unit(self, scale: float) -> int:
-        """How many steps the unit has that a scale's `magnitudes` are counted in."""
+        """The number of steps in a unit, in which the `magnitudes` of a scale are counted."""
         raise NotImplementedError
 
     def magnitudes(self, scale: float) -> Array:
-        """How many units the positive half of `values` adds at a scale: int16, read-only."""
+        """The number of units that each of the positive half of `values` adds at a scale: int16, read-only."""
         return _magnitudes(self, scale)
 
     def units(self, scale: float) -> Array:
-        """How many units each of `values` adds at a scale: int16, as many as `values`."""
+        """The number of units that each of `values` adds at a scale: int16, in the shape of `values`."""
         positive = self.magnitudes(scale)
         return np.concatenate([positive, -positive])
 
     def steps(self, scale: float) -> Array:
-        """How many steps each of `values` adds at a scale: int32, as many as `values`."""
+        """The number of steps that each of `values` adds at a scale: int32, in the shape of `values`."""
         return self.units(scale).astype(np.int32) * np.int32(self.unit(scale))
 
     def multiples(self, leaf: Leaf, keys: Array, start: int, stop: int) -> Array:
-        """How many steps are added for each seed and the elements start .. stop - 1 of a leaf.
+        """The number of steps that are added for each seed to the elements start .. stop - 1 of a leaf.
 
         Shape (len(keys), stop - start), int32.
         """
@@ -179,7 +186,7 @@ class Noise:
         return self.steps(self.scale_of(leaf.path)).take(places)
 
     def delta(self, leaf: Leaf, keys: Array, start: int, stop: int) -> Array:
-        """What is added for each seed and the elements start .. stop - 1 of a leaf, by row: float32."""
+        """What is added for each seed to the elements start .. stop - 1 of a leaf: float32, a row per seed."""
         return self.multiples(leaf, keys, start, stop).astype(np.float32) * np.float32(self.step)
 
     def check_grid(self, layout: Layout) -> None:
@@ -191,7 +198,7 @@ class Noise:
             if scale and not 16 * self.step <= scale < most:
                 raise ValueError(
                     f"{leaf.path!r}: expected a scale of {16 * self.step:.3g} .. {most:.3g} for the bound "
-                    f"{self.bound:g}, got {scale:g}; fix: a {'smaller' if scale < most else 'larger'} bound="
+                    f"{self.bound:g}, got {scale:g}; fix: choose a {'smaller' if scale < most else 'larger'} bound="
                 )
 
 
@@ -215,7 +222,7 @@ class Normal(Noise):
 
     @property
     def values(self) -> Array:
-        """The table of 65,536 standard normals."""
+        """The table of 65,536 standard normal values."""
         return normal_table()
 
     def unit(self, scale: float) -> int:

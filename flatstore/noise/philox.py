@@ -1,4 +1,4 @@
-"""Counter-based random words: looked up, not streamed.
+"""Counter-based random words: each is a function of its place, so that any can be had without those before it.
 
 Philox4x32-7 turns a counter and a key into four 32-bit words. The key is a seed, the counter holds the number of
 a block, the kind of draw and, where a block is not enough, which one of several:
@@ -8,7 +8,7 @@ counter   number of the block (64 bits) | kind | sub      key   seed (64 bits)
 words     four of 32 bits a block: 128 // width numbers of `width` bits, for as many indices in a row
 ```
 
-This is the readable version; the compiled one in `flatstore.kernels.words` gives the same bits.
+This is the readable version; the compiled one in `flatstore/kernels/cpu/draws.py` gives the same bits.
 
 Source: Salmon, Moraes, Dror and Shaw, *Parallel Random Numbers: As Easy as 1, 2, 3*, SC 2011. Seven rounds are the
 fewest that pass all tests of TestU01's BigCrush there; ten make a `perturb` a tenth slower.

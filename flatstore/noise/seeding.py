@@ -20,12 +20,14 @@ def seeds(seed: Seed, n: int) -> Array:
     >>> seeds((1, 2), 2).tolist() == seeds((1, 2), 3)[:2].tolist()
     True
 
-    Raises `ValueError` for what is no integer, or negative.
+    Raises `ValueError` unless `seed` is a non-negative integer, or a sequence of them.
     """
     parts: Any = seed
     entropy: list[Any] = [parts] if np.ndim(parts) == 0 else list(parts)
     if not entropy or any(isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x < 0 for x in entropy):
-        raise ValueError(f"expected a seed of non-negative integers, got {seed}; fix: like 7, or (run, generation)")
+        raise ValueError(
+            f"expected a seed of non-negative integers, got {seed}; fix: pass 7, say, or (run, generation)"
+        )
     # NumPy pads with zeros and splits large integers: the counts tell apart what would then be the same words.
     counted = [len(entropy)]
     for part in map(int, entropy):
@@ -34,7 +36,10 @@ def seeds(seed: Seed, n: int) -> Array:
 
 
 def as_keys(seeds: Any) -> Array:
-    """Seeds as Philox keys: shape (n,), uint64. Raises `ValueError` for what is no vector of integers."""
+    """Seeds as Philox keys, shape (n,), uint64.
+
+    Raises `ValueError` unless `seeds` is a one-dimensional array of integers in 0 .. 2**64 - 1.
+    """
     # NumPy alone makes floats of a list with 1 and 2**63.
     plain = type(seeds) in (list, tuple) and all(type(seed) is int and 0 <= seed < 1 << 64 for seed in seeds)
     keys = np.asarray(seeds, np.uint64 if plain else None)

@@ -110,7 +110,7 @@ def test_the_error_of_the_body_is_raised_with_the_way_back_where_a_view_keeps_th
 
     with pytest.raises(RuntimeError, match="mine 4") as caught:
         body()
-    assert "still perturbed; fix: es.perturb(store, noise, 1, sign=-1) then" in caught.value.__notes__[-1]
+    assert "still perturbed; fix: end the lend, then es.perturb(store, noise, 1, sign=-1)" in caught.value.__notes__[-1]
     del caught
     es.perturb(store, NOISE, 1, sign=-1)
     assert store.buffer.tobytes() == before
@@ -127,7 +127,7 @@ def test_a_store_that_cannot_be_given_back_says_how():
     with pytest.raises(fs.LentError) as caught:
         body()
     assert caught.value.__notes__ == [
-        "the store is still perturbed; fix: es.perturb(store, noise, 1, sign=-1) then",
+        "the store is still perturbed; fix: end the lend, then es.perturb(store, noise, 1, sign=-1)",
     ]
     kept.clear()
     lend.__exit__(None, None, None)
@@ -148,7 +148,7 @@ POP = fs.Population.from_tree({"w": np.zeros(4, "f4")}, 3)
         (lambda: es.mezo(POP, len, seed=0, noise=NOISE, rate=1.0), "expected a Store to move, got Population; fix"),
         (lambda: es.Adam(POP), "expected a Store to move, got Population; fix"),
         (lambda: es.perturb({"w": 1}, NOISE, 1), "expected a Store to move, got dict; fix: Store.from_tree"),
-        (lambda: es.perturb(a_store(), 0.1, 1), "expected a noise, got float; fix: like fs.Normal"),
+        (lambda: es.perturb(a_store(), 0.1, 1), "expected a noise, got float; fix: pass one, such as fs.Normal"),
     ],
 )
 def test_what_is_no_store_or_no_noise_is_refused(call, message):

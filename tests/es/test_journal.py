@@ -104,7 +104,7 @@ BAD = [
     (
         [(1, 0.5, 0.1)],
         None,
-        "entry 0: expected seeds and weights alone, got the rate 0.1; fix: optimiser=, that of the",
+        "entry 0: expected seeds and weights alone, got the rate 0.1; fix: pass optimiser=, the one of the run",
     ),
     ([(1, 0.5)], es.Adam, "entry 0: expected a finite rate beside its seeds and weights, got the rate None; fix"),
     ([(1, 0.5, np.inf)], es.Adam, "entry 0: expected a finite rate beside its seeds and weights, got the rate inf"),

@@ -118,7 +118,7 @@ def test_views_that_somebody_keeps_are_an_error_that_says_how_to_take_it_back():
     with pytest.raises(fs.LentError, match="expected all lent leaves back") as caught:
         next(run(store, evaluate=keeping))
     key = int(fs.seeds((4, 2, 0), 1)[0])
-    fix = f"the store is lent and still perturbed; fix: es.perturb(store, noise, {key}, sign=-1) then"
+    fix = f"the store is lent and still perturbed; fix: end the lend, then es.perturb(store, noise, {key}, sign=-1)"
     assert caught.value.__notes__[-2] == fix
     assert store.buffer.tobytes() != before
     kept.clear()

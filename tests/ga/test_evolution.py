@@ -300,7 +300,7 @@ def test_nan_for_one_chunk_is_bad_luck_and_for_all_members_an_error():
 
 @pytest.mark.parametrize("resume", [-1, True, 1.5, "3"])
 def test_what_is_no_generation_cannot_be_resumed(resume):
-    with pytest.raises(ValueError, match=r"expected resume >= 0, got .*; fix: a record"):
+    with pytest.raises(ValueError, match=r"expected resume >= 0, got .*; fix: pass a record"):
         ga.evolve(population(), evaluate, seed=7, mutate=NOISE, resume=resume)
 
 

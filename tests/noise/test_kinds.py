@@ -82,7 +82,7 @@ def test_the_table_holds_the_conditional_means_of_the_normal_distribution():
 
 @pytest.mark.parametrize("scale", [0, -1, float("nan"), float("inf"), {"*": 0}, {}])
 def test_a_scale_that_is_no_strength_is_an_error(scale):
-    with pytest.raises(ValueError, match="expected a scale > 0 .*fix: give sigma"):
+    with pytest.raises(ValueError, match="expected a scale > 0 .*fix: pass a positive standard deviation, such as"):
         fs.Normal(scale)
 
 

@@ -1,4 +1,4 @@
-"""Where the arrays of a tree inside `jit` stand in the index: all of a layout, or a part of it."""
+"""Where the arrays of a tree inside `jit` stand in the index. They may be a whole layout, or blocks of its leaves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _jax_dtypes: Any = jax.dtypes
 
 
 @dataclass(frozen=True)
-class Part:
+class Block:
     """A block of a leaf: from the element `at` on, `shape` elements along its last axes, one along those before."""
 
     leaf: Leaf
@@ -36,18 +36,18 @@ class Part:
 
     @property
     def strides(self) -> list[int]:
-        """How many parameters a step along each axis of the leaf is."""
+        """The number of parameters from one element to the next along each axis of the leaf."""
         return [math.prod(self.leaf.shape[axis + 1 :]) for axis in range(len(self.leaf.shape))]
 
-    def indices(self, nothing: Any) -> in_jax.Words:
-        """The index of each element, words of the part's shape; `nothing` is zero, and enters all that is computed."""
+    def indices(self, zero: Any) -> in_jax.Words:
+        """The index of each element, as words of the block's shape; `zero` is opaque, and enters every computation."""
         strides = self.strides[len(self.at) - len(self.shape) :]
-        along = [_lax.broadcasted_iota(np.uint32, self.shape, axis) + nothing for axis in range(len(strides))]
+        along = [_lax.broadcasted_iota(np.uint32, self.shape, axis) + zero for axis in range(len(strides))]
         low, high = self._sum(list(zip(along, strides, strict=True)))
         return jnp.broadcast_to(low, self.shape), jnp.broadcast_to(high, self.shape)
 
     def indices_of(self, positions: Any) -> in_jax.Words:
-        """The index of the elements at positions in the part, counted flat, uint32."""
+        """The index of the elements at flat positions in the block, uint32."""
         axes: list[tuple[Any, int]] = []
         dense: list[tuple[int, int]] = []  # axes whose elements follow each other are one, the last axis first
         for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=False):
@@ -61,7 +61,7 @@ class Part:
         return self._sum([*axes, (positions, dense[-1][1] if dense else 1)])
 
     def _sum(self, axes: Sequence[tuple[Any, int]]) -> in_jax.Words:
-        """The index of the part's first element plus coordinates times strides."""
+        """The index of the block's first element plus coordinates times strides."""
         at = list(zip(self.at, self.strides, strict=True))
         total = in_jax.as_words(self.leaf.index + sum(start * stride for start, stride in at if not is_array(start)))
         traced = [(start.astype(np.uint32), stride) for start, stride in at if is_array(start)]
@@ -76,34 +76,34 @@ class Part:
 
 
 def is_array(number: Any) -> bool:
-    """Whether a number is an array of JAX, and so perhaps known only when the computation runs."""
+    """Whether a number is an array of JAX, whose value may be known only when the computation runs."""
     return isinstance(number, jax.Array)
 
 
-def mapped(
-    move: Callable[[Any, Part], Any], params: Any, noise: Noise, layout: Layout | None, within: str, at: Any
+def map_blocks(
+    move: Callable[[Any, Block], Any], params: Any, noise: Noise, layout: Layout | None, within: str, at: Any
 ) -> Any:
-    """The tree with `move(array, part)` in the place of each leaf that noise moves; other leaves are the same objects.
+    """The tree with `move(array, block)` in place of each leaf that noise moves; other leaves are the same objects.
 
-    Takes and raises what `es.virtual` does.
+    Accepts the same arguments and raises the same errors as `es.virtual`.
     """
     layout = Layout.from_tree(params) if layout is None else layout
     noise.check_grid(layout)
     refuse_other_dtypes([x for x in layout.homes if x.trainable and noise.scale_of(x.path)], "add noise to", NO_NOISE)
     flat, treedef = flatten(params)
     named = [("/".join(filter(None, (within, path_of(keys)))), value) for keys, value in flat]
-    parts = _parts(named, layout, within, _coordinates(at))
+    blocks = _blocks(named, layout, within, _coordinates(at))
 
     def moved(path: str, value: Any) -> Any:
-        part = parts.get(path)
-        if part is None or not (part.leaf.trainable and math.prod(part.shape) and part.scale(noise)):
+        block = blocks.get(path)
+        if block is None or not (block.leaf.trainable and math.prod(block.shape) and block.scale(noise)):
             return value
-        if _jax_dtypes.canonicalize_dtype(part.leaf.dtype) != part.leaf.dtype:
+        if _jax_dtypes.canonicalize_dtype(block.leaf.dtype) != block.leaf.dtype:
             raise ValueError(
-                f"{path!r}: expected a dtype that JAX has, got {part.leaf.dtype} with 64-bit types off; "
+                f"{path!r}: expected a dtype that JAX has, got {block.leaf.dtype} with 64-bit types off; "
                 "fix: jax.config.update('jax_enable_x64', True), or a float32 leaf"
             )
-        return move(jnp.asarray(value), part)
+        return move(jnp.asarray(value), block)
 
     return treedef.unflatten([moved(path, value) for path, value in named])
 
@@ -114,12 +114,14 @@ def _coordinates(at: Any) -> tuple[Any, ...]:
         if not (
             isinstance(start, (int, np.integer)) or (is_array(start) and start.dtype.kind in "iu" and not start.ndim)
         ):
-            raise TypeError(f"at: expected integers, got {start!r}; fix: one for each of the first axes, at=(layer,)")
+            raise TypeError(
+                f"at: expected integers, got {start!r}; fix: pass one for each of the first axes, as in at=(layer,)"
+            )
     return starts
 
 
-def _parts(named: list[tuple[str, Any]], layout: Layout, within: str, starts: tuple[Any, ...]) -> dict[str, Part]:
-    """The part of the layout that each array is. Raises `StructureError` with all that are none."""
+def _blocks(named: list[tuple[str, Any]], layout: Layout, within: str, starts: tuple[Any, ...]) -> dict[str, Block]:
+    """The block of the layout that each array is. Raises `StructureError` that lists every array that is none."""
     below = [path for path in layout.by_path if not within or f"{path}/".startswith(f"{within}/")]
     if not below:
         raise KeyError(layout.unknown(within))
@@ -129,25 +131,25 @@ def _parts(named: list[tuple[str, Any]], layout: Layout, within: str, starts: tu
         for path in below
         if path not in specs
     ]
-    parts: dict[str, Part] = {}
+    blocks: dict[str, Block] = {}
     for path, spec in specs.items():
         leaf = layout.by_path.get(path)
-        part = leaf and _part(leaf, spec, starts)
-        if part is not None:
-            parts[path] = part
+        block = leaf and _block_of(leaf, spec, starts)
+        if block is not None:
+            blocks[path] = block
         elif leaf is None:
-            fix = "remove this leaf, or say within= which node of the layout this is"
+            fix = "remove this leaf, or pass the path of its node as within="
             differences.append(Difference(path, "nothing", str(spec), fix))
         else:
-            fix = f"give the leaf, or say by at= where in it this begins (at={starts} now)"
+            fix = f"pass the whole leaf, or where in it this array begins as at= (at={starts} now)"
             differences.append(Difference(path, str(leaf.spec), str(spec), fix))
     if differences:
         raise StructureError(differences)
-    return parts
+    return blocks
 
 
-def _part(leaf: Leaf, spec: Spec, starts: tuple[Any, ...]) -> Part | None:
-    """The block of a leaf that an array of this kind is, if it is one."""
+def _block_of(leaf: Leaf, spec: Spec, starts: tuple[Any, ...]) -> Block | None:
+    """The block of a leaf that an array of this shape and dtype is, or None."""
     dropped, axes = len(leaf.shape) - len(spec.shape), len(leaf.shape)
     if spec.dtype != leaf.dtype or not 0 <= dropped <= len(starts) <= axes:
         return None
@@ -157,4 +159,4 @@ def _part(leaf: Leaf, spec: Spec, starts: tuple[Any, ...]) -> Part | None:
         first = 0 if is_array(start) else start
         if not 0 <= first <= first + size <= whole or (axis >= len(starts) and size != whole):
             return None
-    return Part(leaf, at, spec.shape)
+    return Block(leaf, at, spec.shape)

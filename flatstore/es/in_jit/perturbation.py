@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flatstore.es.in_jit.blocks import Part, is_array, mapped
+from flatstore.es.in_jit.blocks import Block, is_array, map_blocks
 from flatstore.es.in_jit.rounding import added, loaded, rounded
 from flatstore.es.perturbing import key_of
 from flatstore.layout import Layout, spec_of
@@ -30,9 +30,10 @@ def virtual(
 ) -> Any:
     """The tree whose leaves are `params + sign * noise(seed)`: for use inside `jit`, with the bits of `es.sample`.
 
-    New arrays; frozen leaves, leaves of scale 0 and what is no number are the same objects as in `params`. Donated, it
-    perturbs in place: on the noise's grid with the bits of `es.perturb`, and the opposite sign takes it back. The bound
-    and the grid are not checked here (`es.on_grid` does that). Gradients pass as if the noise were a constant.
+    The leaves are new arrays; frozen leaves, leaves of scale 0 and whatever rides along are the same objects as in
+    `params`. With `params` donated it perturbs in place: on the noise's grid with the bits of `es.perturb`, and the
+    opposite sign takes it back. The bound and the grid are not checked here, but by `es.on_grid`. Gradients pass as if
+    the noise were a constant.
 
     >>> import jax, flatstore as fs
     >>> params, noise = {"w": jnp.zeros(3)}, fs.Normal(0.02)
@@ -56,9 +57,9 @@ def virtual(
     vmap over seeds of a scan over layers                 64 * 1.1 leaves
     ```
 
-    A matrix product reads its operands from memory: one leaf per member that is computed at a time is the least. XLA
-    on CPU begins by making all leaves, unless they depend on what comes before: that is what `after` is for. Make the
-    leaves layer by layer, each after the activations that enter it:
+    A matrix product reads its operands from memory, so one leaf per member that is computed at a time is the minimum.
+    XLA on CPU begins by making all leaves, unless they depend on something that comes before: `after` is for that. Make
+    the leaves layer by layer, each after the activations that enter it:
 
     ```
     for name in ("in", "hidden", "out"):
@@ -66,7 +67,7 @@ def virtual(
         x = jnp.tanh(x @ layer["kernel"] + layer["bias"])
     ```
 
-    In a scan over layers stacked along their first axis, the step numbers are the place:
+    In a scan over layers that are stacked along their first axis, `at` is the number of the layer:
 
     ```
     def step(x, layer):
@@ -80,43 +81,46 @@ def virtual(
     Args:
         params: a tree of arrays, such as a lent one. Tied leaves inside `jit` are separate arrays: give the layout.
         noise: `fs.Normal` or `fs.Rademacher`.
-        seed: what `es.perturb` takes, or a row of `es.words(seeds)`, which may be traced and mapped over.
-        sign: 1 or -1; 2 or -2 from one side of the centre to the other. A traced number is not checked.
+        seed: as in `es.perturb`, or a row of `es.words(seeds)`, which may be traced and mapped over.
+        sign: 1 or -1; 2 or -2 to go from one side of the centre to the other. A traced number is not checked.
         layout: where the leaves stand in the index; by default that of `params`, with floating leaves trainable.
         within: the path of the node of the layout that `params` is; by default the root.
-        at: where in each leaf of the layout the arrays begin, integers that may be traced, one for each of the first
-            axes. Arrays that lack axes are at one place of the first ones. For a shard:
+        at: where in each leaf of the layout the arrays begin: integers that may be traced, one for each of the first
+            axes. An array without those axes is at one place of them. For a shard:
             `at=jax.lax.axis_index("rows") * x.shape[0]`.
-        after: an array that is there before the leaves are made.
+        after: an array that is computed before the leaves are made.
 
-    Raises `ValueError` for what is no seed or sign, for float64 leaves with 64-bit types off, and as `es.sample` does
-    for the noise; `StructureError` for arrays that are no part of the layout there, `KeyError` for no node `within`.
+    Raises `ValueError` for a seed or a sign out of range, for float64 leaves while 64-bit types are off, and for noise
+    that `es.sample` refuses; `StructureError` for arrays that are not blocks of the layout, `KeyError` if it has no
+    node `within`.
     """
     if not (is_array(sign) and sign.ndim == 0) and sign not in (1, -1, 2, -2):
-        raise ValueError(f"expected sign 1, -1, 2 or -2, got {sign}; fix: the strength belongs to the noise")
+        raise ValueError(
+            f"expected sign 1, -1, 2 or -2, got {sign}; fix: give the strength to the noise, as in fs.Normal(0.02)"
+        )
     key, times = key_words(seed), jnp.asarray(sign, np.float32)
     tables: dict[float, Any] = {}
     begun = () if after is None else (jnp.ravel(after)[0],)
 
-    def move(x: Any, part: Part) -> Any:
-        scale = part.scale(noise)
+    def move(x: Any, block: Block) -> Any:
+        scale = block.scale(noise)
         if scale not in tables:  # one constant for all leaves
             tables[scale] = jnp.asarray(noise.units(scale))
         unit = np.float32(noise.unit(scale) * noise.step)
-        zero = in_jax.opaque_zero(*filter(is_array, (key[0], *begun, *part.at)))
-        units = in_jax.look_up(tables[scale], in_jax.numbers(noise.kind, noise.width, key, part.indices(zero)))
+        zero = in_jax.opaque_zero(*filter(is_array, (key[0], *begun, *block.at)))
+        units = in_jax.look_up(tables[scale], in_jax.numbers(noise.kind, noise.width, key, block.indices(zero)))
         return _perturbed(x, times * (units.astype(np.float32) * unit), zero)
 
-    return mapped(move, params, noise, layout, within, at)
+    return map_blocks(move, params, noise, layout, within, at)
 
 
 @_jax.custom_jvp
-def _perturbed(x: Any, delta: Any, nothing: Any) -> Any:
-    real = loaded(x, nothing)
+def _perturbed(x: Any, delta: Any, zero: Any) -> Any:
+    real = loaded(x, zero)
     return rounded(added(real, delta.astype(real.dtype)), x.dtype)
 
 
-def _tangent(tangent: Any, out: Any, x: Any, delta: Any, nothing: Any) -> Any:
+def _tangent(tangent: Any, out: Any, x: Any, delta: Any, zero: Any) -> Any:
     """The noise is a constant, and rounding in integers has no derivative of its own."""
     return tangent
 
@@ -125,30 +129,31 @@ _perturbed.defjvps(_tangent, None, None)
 
 
 def key_words(seed: Any) -> in_jax.Words:
-    """A seed as words: what `es.perturb` takes, or two words that may be traced, uint32 of shape (2,)."""
+    """The two words of a seed: an integer or several, as in `es.perturb`, or two words, which may be traced."""
     if not isinstance(seed, (np.ndarray, jax.Array)):
         return in_jax.as_words(int(key_of(seed)[0]))
     if np.shape(seed) != (2,) or seed.dtype != np.uint32:  # pyright: ignore[reportUnknownArgumentType,reportUnknownMemberType]
         raise ValueError(
             "expected a seed as an integer, or as two words, uint32 of shape (2,), got "
-            f"{spec_of(seed, 'seed')}; fix: es.words(seeds) outside of jit, and one row of it here"
+            f"{spec_of(seed, 'seed')}; fix: call es.words(seeds) outside of jit, and pass one row of it"
         )
     return seed[0], seed[1]
 
 
 def snapped(params: Any, noise: Noise, *, layout: Layout | None = None, within: str = "", at: Any = ()) -> Any:
-    """The tree on the noise's grid, for use inside `jit`: what `es.snap` does to a store. New arrays.
+    """The tree rounded to the noise's grid, for use inside `jit`, as `es.snap` rounds a store. New arrays.
 
-    Takes and raises what `virtual` does, and `ValueError` for 16-bit leaves. What is not finite or reaches the bound
-    is not checked here, but by `on_grid`.
+    Accepts the same arguments and raises the same errors as `virtual`, and `ValueError` for 16-bit leaves. `on_grid`
+    tells whether all are finite and below the bound; that is not checked here.
     """
-    return mapped(lambda x, part: _snapped(x, part, noise), params, noise, layout, within, at)
+    return map_blocks(lambda x, block: _snapped(x, block, noise), params, noise, layout, within, at)
 
 
 def on_grid(params: Any, noise: Noise, *, layout: Layout | None = None, within: str = "", at: Any = ()) -> Any:
     """Whether all parameters lie on the noise's grid, below its bound: a boolean array of shape (), inside `jit` too.
 
-    What `es.perturb` and `es.update` check of a store, for those who hold arrays. Takes and raises what `snapped` does.
+    `es.perturb` and `es.update` check the same of a store. Accepts the same arguments and raises the same errors as
+    `snapped`.
 
     >>> import flatstore as fs
     >>> noise, x = fs.Normal(0.02), {"w": jnp.array([0.1, 0.7])}
@@ -157,12 +162,12 @@ def on_grid(params: Any, noise: Noise, *, layout: Layout | None = None, within: 
     """
     good: list[Any] = []
 
-    def look(x: Any, part: Part) -> Any:
-        same = jnp.all(_bits(_snapped(x, part, noise)) == _bits(x))
+    def look(x: Any, block: Block) -> Any:
+        same = jnp.all(_bits(_snapped(x, block, noise)) == _bits(x))
         good.append(same & jnp.all(jnp.abs(x) < noise.bound))
         return x
 
-    mapped(look, params, noise, layout, within, at)
+    map_blocks(look, params, noise, layout, within, at)
     return jnp.all(jnp.stack(good)) if good else jnp.asarray(True)
 
 
@@ -170,11 +175,11 @@ def _bits(x: Any) -> Any:
     return _jax.lax.bitcast_convert_type(x, np.dtype(f"u{x.dtype.itemsize}"))
 
 
-def _snapped(x: Any, part: Part, noise: Noise) -> Any:
+def _snapped(x: Any, block: Block, noise: Noise) -> Any:
     if x.dtype.itemsize == 2:
         raise ValueError(
-            f"{part.leaf.path!r}: expected a float32 or float64 leaf, which has a grid, got {part.leaf.spec}; "
-            "fix: 16-bit leaves need no snap"
+            f"{block.leaf.path!r}: expected a float32 or float64 leaf, which has a grid, got {block.leaf.spec}; "
+            "fix: leave it as it is: 16-bit leaves need no snap"
         )
     grid = x.dtype.type(noise.grid(x.dtype))
     multiple = jnp.rint(x / grid) * grid

@@ -1,4 +1,4 @@
-"""Sums and roundings in JAX with the bits of `flatstore.kernels.storage`, whatever XLA makes of the code around them.
+"""Sums and roundings in JAX with the bits of the compiled loops, however XLA compiles the code around them.
 
 XLA may keep more digits than a 16-bit dtype has, so that a rounding to it must be written in integers; and on CPU it
 takes numbers below float32's smallest normal one for zero, so that those must not enter an addition.
@@ -28,9 +28,9 @@ def float_of(bits: Any) -> Any:
     return _lax.bitcast_convert_type(bits, np.float32)
 
 
-def loaded(x: Any, nothing: Any) -> Any:
-    """The numbers to compute with: 16-bit floats as float32, exact; others as they are. `nothing` is an opaque zero."""
-    x = jnp.where(nothing == 0, x, jnp.zeros_like(x))
+def loaded(x: Any, zero: Any) -> Any:
+    """The numbers to compute with: 16-bit floats as float32, exact; others as they are. `zero` is an opaque zero."""
+    x = jnp.where(zero == 0, x, jnp.zeros_like(x))
     if x.dtype.itemsize != 2:
         return x
     half = _lax.bitcast_convert_type(x, np.uint16).astype(_U)
@@ -43,10 +43,10 @@ def loaded(x: Any, nothing: Any) -> Any:
 
 
 def added(x: Any, delta: Any) -> Any:
-    """`x + delta`, also for an `x` that XLA takes for zero: what is added is zero, or large beside such a number."""
+    """`x + delta`, also for an `x` that XLA takes for zero; `delta` is zero, or large compared with such a number."""
     unsigned, digits = (np.uint64, 52) if x.dtype == np.float64 else (_U, 23)
     bits, total = (_lax.bitcast_convert_type(y, unsigned) for y in (x, x + delta))
-    # Zero changes nothing: the digits and the sign that the sum has lost come back. Plainer conditions on x, also in
+    # Zero changes zero: the digits and the sign that the sum has lost come back. Plainer conditions on x, also in
     # integers, are turned into a comparison of floats, which takes it for zero once more.
     mantissa = unsigned((1 << digits) - 1)
     kept = bits & (mantissa | unsigned(1 << (8 * x.dtype.itemsize - 1)))
@@ -54,7 +54,7 @@ def added(x: Any, delta: Any) -> Any:
 
 
 def rounded(y: Any, dtype: Any) -> Any:
-    """To the nearest of a dtype, ties to even."""
+    """Round to the nearest number of a dtype, ties to even."""
     if dtype.itemsize != 2:
         return y
     bits = bits_of(y)
@@ -71,7 +71,7 @@ def rounded(y: Any, dtype: Any) -> Any:
 
 
 def dithered(y: Any, dtype: Any, word: Any) -> Any:
-    """Up or down to a 16-bit dtype at random, by how near each is; `word` has 32 random bits. Others: as they are."""
+    """Round up or down to a 16-bit dtype at random, by distance, with the 32 bits of `word`; others are unchanged."""
     if dtype.itemsize != 2:
         return y
     bits = bits_of(y)

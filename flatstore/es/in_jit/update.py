@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flatstore.es.in_jit.blocks import Part, mapped
+from flatstore.es.in_jit.blocks import Block, map_blocks
 from flatstore.es.in_jit.rounding import added, dithered, float_of, loaded
 from flatstore.es.weights import WeightedSeeds
 from flatstore.layout import Layout
@@ -35,9 +35,9 @@ def updated(
 ) -> Any:
     """`params + sum_i weights[i] * noise(seeds[i])`, for use inside `jit`, with the bits of `es.update`.
 
-    New arrays, or donated ones in place; frozen leaves and leaves of scale 0 are the same objects. The grid and the
-    bound are not checked here (`es.on_grid` does that). Weights and seeds may change without compiling anew, as long
-    as there are as many.
+    The leaves are new arrays, or the donated ones in place; frozen leaves and leaves of scale 0 are the same objects.
+    The grid and the bound are not checked here, but by `es.on_grid`. Other weights and seeds do not compile it again,
+    as long as their number is the same.
 
     Temporaries: up to 32 bytes for each of the 65,536 parameters that are summed at a time, 2 MiB, however many leaves,
     parameters and seeds there are. Each leaf is compiled apart, in about a third of a second. Arrays that are split
@@ -59,44 +59,44 @@ def updated(
         weighted: what `es.weighted_seeds` makes outside of `jit`; passed in as an argument, a pytree of integers.
         sign: 1, or -1 to take an update back, to the bit; not for 16-bit leaves.
         exact: False for a float sum, rounded to the dtype, as in `es.update`.
-        layout: where the leaves stand in the index; as in `es.virtual`, like the next two.
+        layout: where the leaves stand in the index. This and the next two are as in `es.virtual`.
         within: the path of the node of the layout that `params` is.
         at: where in each leaf of the layout the arrays begin.
 
-    Raises `TypeError` for what `weighted_seeds` did not make; `ValueError` for a sign that cannot be, or an array of
-    2**31 parameters or more; and what `es.virtual` does.
+    Raises `TypeError` unless `weighted` was made by `weighted_seeds`; `ValueError` for a sign out of range, or an array
+    of 2**31 parameters or more; and the errors of `es.virtual`.
     """
     _check(weighted)
     if sign not in (1, -1):
-        raise ValueError(f"expected sign 1 or -1, got {sign}; fix: the strength belongs to the weights")
+        raise ValueError(f"expected sign 1 or -1, got {sign}; fix: give the strength to the weights")
     tables: dict[float, Any] = {}
     before: list[Any] = []  # one leaf after the other, in the same memory
 
-    def move(x: Any, part: Part) -> Any:
+    def move(x: Any, block: Block) -> Any:
         on_grid = exact and x.dtype.itemsize > 2
         if sign < 0 and not on_grid:
             raise ValueError(
-                f"{part.leaf.path!r}: expected a float32 or float64 leaf on a grid to take back to the bit, got "
-                f"{part.leaf.spec if exact else 'exact=False'}; fix: keep the parameters of before"
+                f"{block.leaf.path!r}: expected a float32 or float64 leaf on a grid to take back to the bit, got "
+                f"{block.leaf.spec if exact else 'exact=False'}; fix: keep a copy of the parameters from before"
             )
         if x.size >= 1 << 31:
-            raise ValueError(f"{part.leaf.path!r}: expected fewer than 2**31 parameters, got {x.size}; fix: shard it")
-        scale = part.scale(noise)
+            raise ValueError(f"{block.leaf.path!r}: expected fewer than 2**31 parameters, got {x.size}; fix: shard it")
+        scale = block.scale(noise)
         if scale not in tables:  # one constant for all leaves
             tables[scale] = jnp.asarray(noise.units(scale))
         table = tables[scale], np.int32(noise.unit(scale))
-        moved, before[:] = _moved(x, part, noise, weighted, table, sign, on_grid, in_jax.opaque_zero(*before))
+        moved, before[:] = _moved(x, block, noise, weighted, table, sign, on_grid, in_jax.opaque_zero(*before))
         return moved
 
-    return mapped(move, params, noise, layout, within, at)
+    return map_blocks(move, params, noise, layout, within, at)
 
 
 def _moved(
-    x: Any, part: Part, noise: Noise, weighted: WeightedSeeds, table: Any, sign: int, on_grid: bool, zero: Any
+    x: Any, block: Block, noise: Noise, weighted: WeightedSeeds, table: Any, sign: int, on_grid: bool, zero: Any
 ) -> tuple[Any, list[Any]]:
-    """One leaf, chunk by chunk: sums of a chunk stay in the cache, and take no memory that grows with the leaf.
+    """One leaf, moved chunk by chunk: the sums of a chunk stay in the cache, and no memory grows with the leaf.
 
-    Also a number that is there once the leaf has been summed.
+    Also returns a number that is computed once the leaf has been summed, so that the next leaf can wait for it.
     """
     flat, size = x.reshape(-1), min(x.size, CHUNK)
     # A float64 grid is 2**29 times as fine as a step.
@@ -112,12 +112,12 @@ def _moved(
         # The last chunk begins earlier, so that it ends where the leaf does: what was moved before stays.
         first = jnp.minimum(start, x.size - size)
         position = first.astype(_U) + zero + _lax.iota(_U, size)
-        index = part.indices_of(position)
+        index = block.indices_of(position)
         total = _weighted_sum(noise, weighted, table, index, zero)
         last = total[0][0]
         word = in_jax.numbers(ROUNDING, 32, (weighted.key[0], weighted.key[1]), index)
         if on_grid:
-            # Random bits as many as are rounded off: added before, they carry as often as what they meet is near.
+            # As many random bits as are rounded off: added before the shift, they carry with the right probability.
             random = shifted((word << _U(31) | _U(1 << 30), word >> _U(1)), 63 - drop)
             total = shifted(in_jax.plus(total, random), drop, signed=True)
         old = _lax.dynamic_slice(flat, (first,), (size,))
