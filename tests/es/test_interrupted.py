@@ -71,18 +71,21 @@ import numpy as np, flatstore as fs
 store, noise = fs.Store.from_tree({"w": np.zeros(1000, "f4")}), fs.Normal(0.02)
 fs.es.perturb(store, noise, 1)
 fs.es.perturb(store, noise, 1, sign=-1)
-pressed, quiet = 0, threading.Event()
+pressed, ready, quiet = 0, threading.Event(), threading.Event()
 
 def press():
+    ready.wait()
     for _ in range(200):
         time.sleep(0.003)
         signal.raise_signal(signal.SIGINT)
+    time.sleep(0.1)
     quiet.set()
 
 thread = threading.Thread(target=press)
 thread.start()
 while not quiet.is_set():
     try:
+        ready.set()
         while not quiet.is_set():
             with fs.es.perturbed(store, noise, 1):
                 pass
