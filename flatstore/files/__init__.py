@@ -1,4 +1,4 @@
-"""Stores as files."""
+"""Stores as files, in the safetensors format."""
 
 from flatstore.files.safetensors import layout_of as layout_of
 from flatstore.files.safetensors import load as load

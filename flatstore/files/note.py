@@ -23,15 +23,15 @@ Rows = dict[str, tuple[bool, str | None, tuple[str | None, ...] | None]]
 
 
 class Note(NamedTuple):
-    """What a file says of its layout."""
+    """The layout of a file, as its metadata describe it."""
 
     align: int
     rows: Rows
-    """Of each leaf: whether it trains, the path of the home that it is tied to, and the names of its axes."""
+    """For each leaf: whether it trains, the path of the home that it is tied to, and the names of its axes."""
 
 
 def written(layout: Layout) -> str:
-    """The note of a layout. Raises `StructureError` for names of axes that are no strings, and as `bounded`."""
+    """The note of a layout. Raises `StructureError` unless names of axes are strings, and the errors of `bounded`."""
     odd = [
         Difference(leaf.path, "names of axes that are strings or None", str(leaf.dims), "name them when you plan it")
         for leaf in layout.leaves
@@ -46,9 +46,9 @@ def written(layout: Layout) -> str:
 def read(text: str, tensors: Mapping[str, Spec]) -> Note:
     """The note that `written` wrote, for a file of these tensors.
 
-    Raises `ValueError` that says what is wrong with it: not the JSON that was written, rows that are none, paths that
-    are used twice or are no paths, homes other than the tensors, ties to no home before them; `RecursionError` for JSON
-    that is nested without end.
+    Raises `ValueError` that says what is wrong with it: other JSON, malformed rows, paths that are malformed or used
+    twice, homes other than the tensors, ties to something that is not a home before them; `RecursionError` for JSON
+    that is nested too deeply.
     """
     table: Any = json.loads(text)
     match table:
@@ -85,7 +85,7 @@ def read(text: str, tensors: Mapping[str, Spec]) -> Note:
 def planned(note: Note, tensors: Mapping[str, Spec]) -> Layout:
     """The layout of a note, over a tree of ordered dicts: as it was saved, in time linear in its leaves.
 
-    Raises `ValueError` for rows that no such tree has in this order, and whatever else a layout must not be.
+    Raises `ValueError` for rows that no such tree has in this order, and for those that `Layout` refuses.
     """
     tree: OrderedDict[str, Any] = OrderedDict()
     for path in note.rows:
@@ -115,9 +115,9 @@ def _are_names(dims: Any) -> bool:
 
 
 def bounded(layout: Layout) -> Layout:
-    """The layout, if its memory is not mostly gaps. Otherwise a small file could ask for all memory there is.
+    """The layout itself, unless its memory is mostly gaps: a small file must not be able to ask for all memory.
 
-    Raises `ValueError` where the gaps and the alignment take more than the data and more than `MOST_GAP` bytes.
+    Raises `ValueError` if the gaps and the alignment take more than the data and more than `MOST_GAP` bytes.
     """
     gaps, data = layout.padding + layout.align, layout.nbytes - layout.padding
     if gaps > max(data, MOST_GAP):

@@ -35,7 +35,7 @@ _DTYPES = {
 
 _NOTE = "flatstore"
 
-# What 'format' says unless the caller says otherwise. Of files with metadata, huggingface_hub loads 'pt' and 'mlx'
+# The default of 'format'. Of files with metadata, huggingface_hub loads 'pt' and 'mlx'
 # (serialization/_torch.py), transformers 4 'pt', 'tf', 'flax' and 'mlx' (modeling_utils.py), and 5 any.
 _FORMAT = "pt"
 
@@ -43,14 +43,14 @@ _FORMAT = "pt"
 def save(path: str | os.PathLike[str], store: Store, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write a store to a safetensors file: a copy. The file is replaced as a whole, or not at all.
 
-    `metadata` are strings by name that the file keeps, for people and for other libraries; `metadata_of` reads them.
-    'format' is 'pt' unless they say otherwise, since that is what most libraries load. A tied leaf is written once,
-    under the path of its home.
+    `metadata` is a mapping of strings that the file keeps, for people and for other libraries; `metadata_of` reads it.
+    Its entry 'format' is 'pt' by default, which most libraries load. A tied leaf is written once, under the path of its
+    home.
 
     Raises `StructureError` for dtypes, names and axes that the format cannot hold, `ValueError` for a layout that is
-    mostly gaps and for metadata under the name that flatstore uses, `TypeError` for metadata that are no strings and
-    for what is no store, `FileNotFoundError` for a folder that is not there, `ImportError` without safetensors. The
-    file is as it was then.
+    mostly gaps and for metadata under the name that flatstore uses, `TypeError` if `store` is not a store or metadata
+    are not strings, `FileNotFoundError` for a folder that does not exist, `ImportError` without safetensors. In all
+    these cases the file is left as it was.
     """
     library = require("safetensors.numpy", "demo")
     if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -93,7 +93,7 @@ def save(path: str | os.PathLike[str], store: Store, *, metadata: Mapping[str, s
 
 
 def _is_text(value: Any) -> bool:
-    """Whether a value is a string that UTF-8 can hold; half of a surrogate pair is none."""
+    """Whether a value is a string that UTF-8 can encode, without half of a surrogate pair."""
     return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 
@@ -106,11 +106,11 @@ def _umask() -> int:
 def load(path: str | os.PathLike[str], *, like: Any = None) -> Store:
     """A store with what a safetensors file holds: a copy.
 
-    `like` is a tree (of arrays or shapes) or a layout that says which leaves to expect and what nodes they live in;
-    without it the tree is made of ordered dicts, and a file that `save` wrote has the digest it had. The store does not
-    keep the file's metadata: `metadata_of` reads them, and `save` takes them.
+    `like` is a tree (of arrays or shapes) or a layout that says which leaves to expect and of which nodes the tree is
+    made. Without it the tree is made of ordered dicts, and a store that `save` wrote has the same digest again. The
+    store does not keep the file's metadata: `metadata_of` reads them, and `save` takes them.
 
-    Raises `StructureError` with every leaf that differs from `like`, and otherwise what `layout_of` raises.
+    Raises `StructureError` with every leaf that differs from `like`, and otherwise the errors of `layout_of`.
     """
     library = require("safetensors", "demo")
     content = Path(path).read_bytes()  # once: a file that is replaced meanwhile is read whole, old or new
@@ -141,10 +141,10 @@ def load(path: str | os.PathLike[str], *, like: Any = None) -> Store:
 def layout_of(path: str | os.PathLike[str]) -> Layout:
     """The layout of a safetensors file; its data are not read.
 
-    Of a file that `save` wrote, the layout that it was saved with, over a tree of ordered dicts; of any other, one
+    If `save` wrote the file, it is the layout that was saved, over a tree of ordered dicts; otherwise that of one
     packed dict whose keys are the tensors' names.
 
-    Raises `ValueError` if it is no safetensors file, holds no tensors, or if the note in its metadata is damaged;
+    Raises `ValueError` if it is not a safetensors file, holds no tensors, or if the note in its metadata is damaged;
     `StructureError` for dtypes and shapes that NumPy and JAX do not have; `ImportError` without safetensors.
     """
     library = require("safetensors", "demo")
@@ -160,7 +160,7 @@ def metadata_of(path: str | os.PathLike[str]) -> dict[str, str]:
 
     A file that is saved again keeps them by `save(path, store, metadata=metadata_of(path))`.
 
-    Raises `ValueError` if it is no safetensors file, `ImportError` without safetensors.
+    Raises `ValueError` if it is not a safetensors file, `ImportError` without safetensors.
     """
     library = require("safetensors", "demo")
     with _errors_of(path), library.safe_open(path, framework="np") as file:
@@ -170,7 +170,7 @@ def metadata_of(path: str | os.PathLike[str]) -> dict[str, str]:
 
 @contextmanager
 def _errors_of(path: str | os.PathLike[str]) -> Generator[None]:
-    """The library's errors as ours, which name the file."""
+    """Raise errors of the library as `ValueError`s that name the file."""
     library = require("safetensors", "demo")
     try:
         yield

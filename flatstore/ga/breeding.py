@@ -120,7 +120,7 @@ def check_elite(pop: Population, elite: int) -> None:
         )
 
 
-def check_layout(pop: Population, operators: Operators) -> None:
+def check_suitable(pop: Population, operators: Operators) -> None:
     """Raise `ValueError` for operators that do not suit the population's leaves, or leaves that cannot evolve."""
     one = np.zeros(1, np.int32)
     for name in _dtypes(pop):

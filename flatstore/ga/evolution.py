@@ -10,7 +10,7 @@ import numpy as np
 
 from flatstore.evaluation import best_first, check_run, fitness_of, refuse_unlendable, resumed_number
 from flatstore.ga.bounds import Bounds
-from flatstore.ga.breeding import check_elite, check_layout, check_operators, step
+from flatstore.ga.breeding import check_elite, check_operators, check_suitable, step
 from flatstore.ga.crossover import Crossover, Uniform
 from flatstore.ga.generation import Operators, UnfinishedError
 from flatstore.ga.mutation import Mutation
@@ -135,7 +135,7 @@ def evolve(
         )
     first: Any = mutate(number) if callable(mutate) and not isinstance(mutate, type) else mutate
     check_operators(first, select, crossover, bounds)
-    check_layout(pop, Operators(crossover, first, bounds))
+    check_suitable(pop, Operators(crossover, first, bounds))
     refuse_unlendable(pop, chunk)
 
     def breed(record: Generation) -> tuple[Array, Array]:

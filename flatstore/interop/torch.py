@@ -8,8 +8,8 @@ module.weight (Parameter) -- .data --> torch.Tensor --> store["weight"], the sam
 optimiser -------'
 ```
 
-flatstore cannot fence what torch writes. While the store is lent, and between a forward pass and its backward pass,
-leave the parameters to those who read them.
+flatstore cannot prevent torch from writing. While the store is lent, and between a forward pass and its backward pass,
+do not write the parameters.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
     """Make the parameters and buffers of a torch module views of one store, and return it: copies them, once.
 
     The paths are torch's names ('0.weight'), parameters first, then buffers; `store.tree` is an ordered dict like
-    `module.state_dict()`, with the buffers that torch does not save. Tied weights have one home; `requires_grad`, as it
-    is now, says what trains. Every Parameter stays the object it was: an optimiser made before writes the store.
+    `module.state_dict()`, but also has the buffers that torch does not save. Tied weights have one home; the present
+    value of `requires_grad` says what trains. Every Parameter stays the same object: an optimiser that was made before
+    writes the store.
 
-    With `store`, one that the module had before, say, the values go into that one and it is returned: what had left it
-    is back. Its layout must be the module's. A new store takes the module's size once more, until this returns.
+    With `store`, for instance one that the module had before, the values are copied into it and it is returned:
+    tensors that had left it are views of it again. Its layout must be the module's. A new store takes the module's
+    size once more, until this returns.
 
-    The elements of a leaf lie in C order, one after the other, so that a module in `torch.channels_last` is refused:
-    its strides would be lost without a word. The message says how each tensor that is refused can be had in C order.
+    The elements of a leaf lie in C order, one after the other, so a module in `torch.channels_last` is refused: its
+    strides would be lost without a word. For each tensor that is refused, the message says how to convert it.
 
     >>> import torch
     >>> module = torch.nn.Linear(2, 1)
@@ -52,12 +54,12 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
     Args:
         module: a `torch.nn.Module` in host memory.
         store: None for a new one in new memory; or a store, which is written.
-        align: bytes, as for `Layout.from_tree`; of a new store.
+        align: bytes, as for `Layout.from_tree`, if the store is new.
 
     Raises `ValueError` that names every tensor that cannot be a view (another device, sparse, quantised, lazy, not
     contiguous, memory shared in part), `StructureError` for a module unlike `store`, `LentError` if that one is lent,
-    `TypeError` if it is no module, and what a tensor raises that refuses other data. The module and the store are as
-    before then.
+    `TypeError` if it is not a module, and whatever a tensor that refuses other data raises. In all these cases the
+    module and the store are left as they were.
     """
     tree = _tree(module)
     layout = _layout(tree, align if store is None else _checked(store).layout.align)
@@ -89,10 +91,10 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
 
 
 def verify(module: Any, store: Store) -> None:
-    """Check that the parameters and buffers of an adopted module still are views of `store`, as when it was adopted.
+    """Check that the parameters and buffers of an adopted module are still views of `store`, as when it was adopted.
 
     Raises `StructureError` that names each one that left (`module.half()`, `param.data = …`), or was removed, added,
-    frozen, unfrozen, tied or untied. Those that did no more than leave, `adopt(module, store)` brings back; otherwise
+    frozen, unfrozen, tied or untied. If they have only left, `adopt(module, store)` brings them back; otherwise
     `adopt(module)` makes a new store.
 
     >>> import torch
@@ -133,7 +135,7 @@ def from_numpy(array: Array) -> Any:
     array([1, 1], dtype=bfloat16)
 
     Raises `ValueError` for an array that is read-only or steps backwards, and for a dtype that torch does not have;
-    `TypeError` for what is no array.
+    `TypeError` if it is not an array.
     """
     torch = require("torch", "torch")
     if not isinstance(array, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -184,7 +186,7 @@ def _layout(tree: OrderedDict[str, Any], align: int) -> Layout:
 
 
 def _read(tensors: Mapping[str, Any]) -> tuple[list[Difference], dict[str, str]]:
-    """What cannot be a view of a store, and of the rest what is tied: {path: home}."""
+    """The tensors that cannot be views of a store, and which of the others are tied: {path: home}."""
     obstacles = [Difference(path, *found) for path, tensor in tensors.items() if (found := _obstacle(tensor))]
     stuck = {difference.path for difference in obstacles}
     homes: dict[Any, str] = {}
@@ -199,7 +201,7 @@ def _read(tensors: Mapping[str, Any]) -> tuple[list[Difference], dict[str, str]]
 
 
 def _obstacle(tensor: Any) -> tuple[str, str, str] | None:
-    """Why a tensor cannot be a view of host memory: (expected, got, fix), or None."""
+    """The reason why a tensor cannot be a view of host memory, as (expected, got, fix), or None."""
     torch = require("torch", "torch")
     name = str(tensor.dtype).removeprefix("torch.")
     if torch.nn.parameter.is_lazy(tensor):
@@ -225,7 +227,7 @@ def _obstacle(tensor: Any) -> tuple[str, str, str] | None:
 
 
 def _disorder(tensor: Any) -> tuple[str, str, str] | None:
-    """Why the elements of a tensor do not lie one after the other, as in a store: (expected, got, fix), or None."""
+    """The reason why the elements of a tensor do not lie one after the other, as (expected, got, fix), or None."""
     torch = require("torch", "torch")
     for lazy, what in (("conj", "conjugate"), ("neg", "negative")):
         if getattr(tensor, f"is_{lazy}")():
@@ -262,12 +264,12 @@ def _row(kind: str, trainable: bool, tied: str | None) -> str:
 
 
 def _rows(layout: Layout) -> dict[str, str]:
-    """What each leaf is, in words: its shape and dtype, whether it trains, and what it is tied to."""
+    """Each leaf in words: its shape and dtype, whether it trains, and what it is tied to."""
     return {path: _row(str(leaf.spec), leaf.trainable, leaf.tied) for path, leaf in layout.by_path.items()}
 
 
 def _pairs(there: Mapping[str, str], here: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """(path, what it is in the store, what it is in the module) of all that either has."""
+    """The triples (path, description in the store, description in the module) of all paths in either."""
     return [(path, there.get(path, "nothing"), here.get(path, "nothing")) for path in {**there, **here}]
 
 

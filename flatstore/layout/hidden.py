@@ -1,4 +1,4 @@
-"""Numbers in objects that are no leaves: they are refused, since they would ride along unseen."""
+"""Numbers in objects that are not leaves: they are refused, since they would ride along unseen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PROTOCOLS = (
 
 
 def refuse_hidden(value: Any, path: str) -> None:
-    """Raise `TypeError` for an object that holds numbers but is no leaf: they would ride along unseen.
+    """Raise `TypeError` for an object that holds numbers but is not a leaf: they would ride along unseen.
 
     These are numbers of other types (`decimal.Decimal`); objects that offer numbers by a protocol of arrays or buffers,
     without a dtype and a shape; collections of numbers that JAX takes for leaves (sets, other mappings than dicts); and

@@ -20,18 +20,18 @@ class Leaf:
     path: str
     """The leaf's name, '/'-joined keys."""
     key_path: KeyPath = field(compare=False)
-    """The same as JAX's typed keys."""
+    """The same as `path`, as JAX's typed keys."""
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     trainable: bool
     tied: str | None = None
-    """The path of the leaf whose home this is another name of, or None for a home."""
+    """The path of the home that this leaf is another name of; None if it is a home itself."""
     dims: tuple[str | None, ...] | None = None
     """Names of the axes, if given."""
     offset: int = 0
     """The first byte, counted from the start of the buffer."""
     index: int = 0
-    """The packed position of the first element, in elements: what noise and `locate` count by."""
+    """The packed position of the first element, in elements; noise and `locate` count by it."""
 
     @property
     def size(self) -> int:
@@ -156,7 +156,7 @@ def _validate_tie(leaf: Leaf, home: Leaf | None) -> None:
         raise _broken(
             f"expected tied leaves {home.path!r} and {leaf.path!r} to agree in shape, dtype and trainable, got "
             f"{home.spec} and {leaf.spec}, trainable {home.trainable} and {leaf.trainable}",
-            "make them agree, or say tied=False",
+            "make them agree, or pass tied=False",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a caller says of leaves by glob: which of them train, and what their axes are called."""
+"""What a caller says about leaves by glob: which of them train, and the names of their axes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ def which_train(
     key_paths: Mapping[str, KeyPath],
     specs: Mapping[str, Spec],
     trainable: Trainable,
-    told: Mapping[str, Leaf],
+    from_stores: Mapping[str, Leaf],
 ) -> list[bool]:
-    """Whether each leaf trains: by the caller's globs or function, else as `told` of its path, else by its dtype.
+    """Whether each leaf trains: by the caller's globs or function, else as in the store it is from, else by its dtype.
 
     Raises the same errors as `Layout.from_tree`.
     """
     if trainable is None:
         return [
-            told[path].trainable if path in told else is_trainable_dtype(spec.dtype) for path, spec in specs.items()
+            from_stores[path].trainable if path in from_stores else is_trainable_dtype(spec.dtype)
+            for path, spec in specs.items()
         ]
     if callable(trainable):
         parents = dict(nodes(tree))
@@ -43,14 +44,14 @@ def which_train(
 
 
 def names_of_axes(
-    specs: Mapping[str, Spec], dims: Dims, told: Mapping[str, Leaf]
+    specs: Mapping[str, Spec], dims: Dims, from_stores: Mapping[str, Leaf]
 ) -> list[tuple[str | None, ...] | None]:
-    """The names of each leaf's axes: by the first glob that matches, else as `told` of its path.
+    """The names of each leaf's axes: by the first glob that matches, else as in the store that it is from.
 
     Raises `ValueError` for a glob that matches nothing.
     """
     rules = [(glob, matcher(glob), tuple(names)) for glob, names in (dims or {}).items()]
     for glob, _, _ in rules:
         refuse_idle_glob("dims", glob, specs)
-    own = {path: leaf.dims for path, leaf in told.items()}
+    own = {path: leaf.dims for path, leaf in from_stores.items()}
     return [next((names for _, matches, names in rules if matches(path)), own.get(path)) for path in specs]

@@ -25,7 +25,9 @@ class Rows(NamedTuple):
 def rows_of(tree: Any, trainable: Trainable, dims: Dims, tied: Tied) -> Rows:
     """The rows of a pytree. Accepts the same arguments and raises the same errors as `Layout.from_tree`."""
     whole = expanded(tree)
-    told = {path_of((*keys, *leaf.key_path)): leaf for keys, store in subtrees(tree) for leaf in store.layout.leaves}
+    from_stores = {
+        path_of((*keys, *leaf.key_path)): leaf for keys, store in subtrees(tree) for leaf in store.layout.leaves
+    }
     flat, treedef = flatten(whole)
     values: dict[str, Any] = {}
     specs: dict[str, Spec] = {}
@@ -48,8 +50,8 @@ def rows_of(tree: Any, trainable: Trainable, dims: Dims, tied: Tied) -> Rows:
         Leaf(path, key_paths[path], spec.shape, spec.dtype, trains, ties.get(path), names)
         for (path, spec), trains, names in zip(
             specs.items(),
-            which_train(whole, values, key_paths, specs, trainable, told),
-            names_of_axes(specs, dims, told),
+            which_train(whole, values, key_paths, specs, trainable, from_stores),
+            names_of_axes(specs, dims, from_stores),
             strict=True,
         )
     ]

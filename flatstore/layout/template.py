@@ -4,7 +4,7 @@
     >>> to_template(layout)["dense_0/kernel"]
     {'shape': [2, 3], 'dtype': 'float32'}
 
-A template is what JSON can say: `json.loads(json.dumps(to_template(layout)))` is the same one.
+A template has only types that JSON has: `json.loads(json.dumps(to_template(layout)))` is equal to it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _FIELDS = ("shape", "dtype", "dims", "trainable", "tied")
 def to_template(layout: Layout) -> dict[str, dict[str, Any]]:
     """{path: {"shape": [...], "dtype": name}} of every leaf, in the layout's order, ready for `json.dumps`.
 
-    With "dims" where the axes have names, "trainable" where it is not what the dtype says, "tied" with the path of its
-    home where the leaf is another name. `from_template(…, order="given", align=layout.align)` is an equal layout,
-    unless `replan` ordered this one: where leaves lie in memory is not in a template, nor what the nodes are, nor what
-    rides along.
+    An entry also has "dims" if the axes have names, "trainable" if that differs from what the dtype implies, and
+    "tied", the path of its home, if the leaf is another name. `from_template(…, order="given", align=layout.align)`
+    makes an equal layout, unless `replan` ordered this one: a template does not say where leaves lie in memory, of what
+    types the nodes are, or what rides along.
 
     Raises `TypeError` for anything but a layout.
     """
@@ -65,17 +65,18 @@ def from_template(
     Args:
         template: {name: entry}. An entry is a shape, `(2, 3)`; a mapping as `to_template` writes it; or anything with
             a shape and a dtype (an array, `jax.ShapeDtypeStruct`, a `Leaf`).
-        sep: what joins the keys of a name. With '/', names are paths, escaped as everywhere in flatstore.
-        order: of the keys in a node: 'sorted' as JAX sorts strings ('l10' before 'l2'), in plain dicts; 'numeric' with
-            the numbers in them in numeric order ('l2' before 'l10'); 'given' as they come. The latter two are
-            `OrderedDict`s, which JAX leaves in their order.
-        dtype: of entries that name none.
+        sep: the string that joins the keys of a name. With '/', names are paths, escaped as everywhere in flatstore.
+        order: the order of the keys in a node: 'sorted' as JAX sorts strings ('l10' before 'l2'), in plain dicts;
+            'numeric' with the numbers in them in numeric order ('l2' before 'l10'), or 'given' as they come, in
+            `OrderedDict`s, whose order JAX keeps.
+        dtype: the dtype of entries that do not name one.
         align: bytes, as for `Layout.from_tree`.
-        trainable: as for `Layout.from_tree`; without it, what the entries say, and otherwise the dtype.
+        trainable: as for `Layout.from_tree`; by default what the entries say, or else what the dtype implies.
 
     Raises:
-        StructureError: entries that are no such thing: all of them.
-        ValueError: names that clash, an order that is none, a tie that cannot be.
+        StructureError: entries that are malformed; it lists all of them.
+        ValueError: names that clash, an unknown order, or a tie to something that is not a home before it.
+        TypeError: `template` is not a mapping.
     """
     if not isinstance(template, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
@@ -89,7 +90,9 @@ def from_template(
         try:
             rows[name] = _row(name, entry, dtype)
         except (TypeError, ValueError) as error:
-            differences.append(Difference(str(name), "a shape, or a mapping with one", str(error), "see from_template"))
+            differences.append(
+                Difference(str(name), "a shape, or a mapping with one", str(error), "write it as to_template does")
+            )
     if differences:
         raise StructureError(differences, "of the template that cannot be read")
     tree = _in_order(unflatten_dict(rows, sep, escape=sep == "/"), order)
@@ -104,7 +107,7 @@ def from_template(
 
 
 def _row(name: str, entry: Any, dtype: Any) -> Leaf:
-    """An entry as a row without a place yet. Raises `ValueError` or `TypeError` with what it is instead."""
+    """An entry as a row that has no place yet. Raises `ValueError` or `TypeError` that says what it is instead."""
     fields: Mapping[str, Any] = {"shape": entry}
     if isinstance(entry, Mapping):
         fields = cast(Mapping[str, Any], entry)

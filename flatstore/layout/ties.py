@@ -22,15 +22,16 @@ Tied = bool | Mapping[str, str] | None
 
 
 def find_ties(leaves: Mapping[str, Any], tied: Tied) -> dict[str, str]:
-    """Which of `leaves` (path -> numeric leaf, in order) are another name of an earlier one: {path: home's path}.
+    """The leaves that are another name of an earlier one: {path: home's path}.
 
-    `tied` is None (decide by memory, refuse a repeated `jax.Array`), True (a repeated array is tied), False (every
-    name gets its own home) or a mapping {path: home's path}, for trees of shapes.
+    `leaves` are numeric leaves by path, in order. `tied` is None (decide by memory, refuse a repeated `jax.Array`),
+    True (a repeated array is tied), False (every name gets its own home) or a mapping {path: home's path}, for trees
+    of shapes.
     """
     if tied is False:
         return {}
     if isinstance(tied, Mapping):
-        return _said(leaves, tied)
+        return _given(leaves, tied)
     if tied not in (None, True):
         raise TypeError(f"tied: expected True, False, None or {{path: home's path}}, got {tied!r}; fix: tied=True")
     ties: dict[str, str] = {}
@@ -50,12 +51,12 @@ def find_ties(leaves: Mapping[str, Any], tied: Tied) -> dict[str, str]:
     if repeated and tied is None:
         raise ValueError(
             "expected each jax.Array once, got repeated ones:\n" + "\n".join(repeated) + "\n"
-            "fix: say tied=True (one home, several names) or tied=False (a home for each name)"
+            "fix: pass tied=True (one home, several names) or tied=False (a home for each name)"
         )
     return ties | _shared_memory(in_memory)
 
 
-def _said(leaves: Mapping[str, Any], tied: Mapping[str, str]) -> dict[str, str]:
+def _given(leaves: Mapping[str, Any], tied: Mapping[str, str]) -> dict[str, str]:
     order = {path: i for i, path in enumerate(leaves)}
     for path, home in tied.items():
         if path not in order or home not in order or order[home] >= order[path] or home in tied:
@@ -82,7 +83,7 @@ def _shared_memory(arrays: list[tuple[int, int, str, Array]]) -> dict[str, str]:
             if np.shares_memory(item[3], other[3]):
                 raise ValueError(
                     f"expected leaves that share all of their memory or none, got {other[2]!r} and {item[2]!r} "
-                    "that overlap in part; fix: copy one of them, or say tied=False (a home for each name)"
+                    "that overlap in part; fix: copy one of them, or pass tied=False (a home for each name)"
                 )
         open_ranges.append(item)
     return ties

@@ -1,11 +1,11 @@
-"""Putting a tree back: what a library has made anew goes into the store that it came from.
+"""Putting a tree back: a tree that a library returned goes into the store that it came from.
 
     >>> store = Store.from_tree({"params": np.zeros(2, "f4"), "opt": (np.zeros(2, "f4"), None)})
     >>> put_back(store, (np.ones(2, "f4"), None), at="opt")
     >>> store["opt/0"]
     array([1., 1.], dtype=float32)
 
-Law 6 to the letter: the types of the nodes and what is static in them are compared too, not only leaves by path.
+Not only the leaves are compared, by path, but also the types of the nodes and what is static in them (law 6).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from flatstore.trees import (
 def put_back(store: Store, tree: Any, at: str = "") -> None:
     """Copy in a tree of the structure of `store`, or of its node at path `at`. Nodes and leaves are compared.
 
-    `assign` compares leaves by path. This compares the types of the nodes too, so that the state of another optimiser
-    whose leaves have the same names is refused, and dtypes must be equal. What is not written must be as it was: what
-    rides along (functions, strings, typed PRNG keys; a `jax.random.PRNGKey` is numbers), and what is static in a node
-    (the stride of a convolution).
+    `assign` compares leaves by path. `put_back` also compares the types of the nodes, so that the state of another
+    optimiser whose leaves have the same names is refused, and dtypes must be equal. Whatever is not written must be as
+    it was: what rides along (functions, strings, typed PRNG keys; a `jax.random.PRNGKey` is numbers), and what is
+    static in a node (the stride of a convolution).
 
-    Raises, before anything is written: `StructureError` with all that differs, `KeyError` if there is no such node,
-    `LentError` while the buffer is lent, `TypeError` for what is no store.
+    Raises, before anything is written: `StructureError` with every difference, `KeyError` if there is no such node,
+    `LentError` while the buffer is lent, `TypeError` if `store` is not a store.
     """
     if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"expected a store, got {type(store).__name__}; fix: Store.from_tree(tree), or population[i]")
@@ -55,7 +55,7 @@ def put_back(store: Store, tree: Any, at: str = "") -> None:
     differences = list(_unlike(part.layout.unflatten(part.layout.leaves), tree, parts_of(path)))
     if differences:
         raise StructureError(differences)
-    if path:  # what `assign` would say of names inside the node is said first, of whole paths
+    if path:  # checked here, so that errors have whole paths; `assign` has those inside the node
         rows = [store.layout.by_path[f"{path}/{leaf.path}"] for leaf in part.layout.leaves]
         layout = Layout.of_node(rows, 0, store.layout.align, None, rows)
         incoming(layout, {f"{path}/{name}": leaf for name, leaf in by_path(tree).items()})
@@ -90,7 +90,7 @@ def _unlike(expected: Any, got: Any, at: Parts) -> Iterator[Difference]:
 
 
 def _static(node: Any) -> Any:
-    """What JAX keeps of a node besides its children; something that rides along is itself. Of a mapping nothing."""
+    """What JAX keeps of a node besides its children: nothing of a mapping. Something that rides along is itself."""
     if isinstance(node, Mapping):
         return None
     data = flatten(node, is_leaf=lambda x: x is not node)[1].node_data()
@@ -98,13 +98,13 @@ def _static(node: Any) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two things of one type are equal; PRNG keys, which compare by element, too."""
+    """Whether two objects of one type are equal; PRNG keys, which compare by element, included."""
     kinds = [(getattr(x, "shape", None), getattr(x, "dtype", None)) for x in (one, other)]
     return one is other or (kinds[0] == kinds[1] and bool(np.all(one == other)))
 
 
 def _static_words(node: Any, other: Any, inside: Mapping[str, Any]) -> str:
-    """What is static in a node and not the same in the other one, in words: by field, where it has fields."""
+    """What is static in a node and different in the other one, in words: by field, if it has fields."""
     names = [x.name for x in fields(node) if x.name not in inside] if is_dataclass(node) else []
     pairs = [(name, getattr(node, name, None), getattr(other, name, None)) for name in names]
     named = [f"{name}={value!r:.100}" for name, value, another in pairs if not _same(value, another)]
@@ -112,6 +112,6 @@ def _static_words(node: Any, other: Any, inside: Mapping[str, Any]) -> str:
 
 
 def in_words(value: Any, path: str) -> str:
-    """What a leaf or a node is, in words."""
+    """A leaf or a node in words, for messages."""
     spec = spec_of(value, path)
     return str(spec) if spec is not None else "None" if value is None else f"a {type(value).__name__}"

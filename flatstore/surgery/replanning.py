@@ -5,10 +5,10 @@
     >>> list(replan(layout, drop="Dense_1", rename={"Dense_*": "encoder/*"}).by_path)
     ['encoder/0/bias']
 
-`replan` plans the new model, `transfer` fills it from the old one. Both go by path, on any pytree: what holds for
-parameters holds for the optimiser's state that is named after them.
+`replan` plans the new model, `transfer` fills it from the old one. Both go by path, on any pytree: also on the state of
+an optimiser, which is named after the parameters.
 
-An edit is said in the same words to `replan` and to `transfer`:
+`replan` and `transfer` take the same arguments for an edit:
 
     drop      globs of leaves or nodes
     rename    {pattern of leaves or nodes: new name}; '*' stands for the same text on both sides, and crosses '/'
@@ -45,13 +45,13 @@ from flatstore.trees import (
 def replan(
     layout: Layout, *, drop: Glob = (), rename: Rename = None, add: Mapping[str, Any] | None = None, order: Glob = ()
 ) -> Layout:
-    """The layout of an edited model: what `Layout.from_tree` gives for the edited tree. Nothing is allocated.
+    """The layout of an edited model, as `Layout.from_tree` makes it of the edited tree. Nothing is allocated.
 
-    First it drops, then renames, then adds. A node keeps its type where its children keep their names; a dict or a
-    list may also gain and lose some. Leaves stay trainable, tied and named along their axes as they were.
+    Leaves are dropped first, then renamed, then added. A node keeps its type if its children keep their names; a dict
+    or a list may also gain and lose some. What is trainable, tied or named along its axes stays so.
 
     Args:
-        layout: the old one; unchanged.
+        layout: the layout of the old model; it is not changed.
         drop: globs of leaves or nodes.
         rename: {pattern: new name}, all at once; the first pattern that matches a path counts.
         add: {path: a pytree of arrays or shapes (`jax.ShapeDtypeStruct`), or a layout}.
@@ -59,8 +59,8 @@ def replan(
             trainable leaves still stand before the others and each dtype together. No index changes.
 
     Raises:
-        ValueError: a name that matches nothing, two leaves in one place, a node that cannot lose or gain a child.
-        TypeError: something to add that has no shape and dtype.
+        ValueError: a pattern that matches nothing, two leaves in one place, a node that cannot lose or gain a child.
+        TypeError: `layout` is not a layout, or something to add has no shape and dtype.
     """
     if not isinstance(layout, Layout):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
@@ -88,7 +88,7 @@ def replan(
 
 
 def _planned(path: str, value: Any, homes: dict[int, int]) -> Any:
-    """Something to add as a tree of rows; notes their homes."""
+    """Something to add, as a tree of rows; their homes are added to `homes`."""
     pieces = to_add(path, value)
     if not isinstance(value, Layout):
         if all(spec_of(piece.value, "/".join(piece.new)) is None for piece in pieces):
@@ -100,7 +100,7 @@ def _planned(path: str, value: Any, homes: dict[int, int]) -> Any:
 
 
 def to_add(path: str, value: Any) -> list[Piece]:
-    """The pieces of something to add; rows, of a layout. Raises `TypeError` for what is no tree of arrays or shapes."""
+    """The pieces of something to add; those of a layout are rows. Raises `TypeError` unless it is arrays or shapes."""
     if type(value) in (list, tuple) and value and all(isinstance(n, int) for n in value):
         raise TypeError(
             f"add: expected an array or a shape with a dtype at {path!r}, got the bare shape {value}; "
@@ -115,7 +115,7 @@ def to_add(path: str, value: Any) -> list[Piece]:
 
 
 def _placed(rows: Sequence[Leaf], order: Glob, align: int) -> tuple[Leaf, ...]:
-    """The rows with their places; in memory, what an earlier glob matches comes first."""
+    """The rows with their places; in memory, leaves that an earlier glob matches come first."""
     globs = globs_of("order", order)
     for pattern in globs:
         refuse_idle_glob("order", pattern, [row.path for row in rows])

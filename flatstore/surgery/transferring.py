@@ -41,22 +41,22 @@ def transfer(
 ) -> Model:
     """Copy every leaf of `old` to its counterpart in `new`, once, without a temporary; returns `new`.
 
-    The counterpart has the same path, or the one that `rename` gives. What `drop` names is left behind. What `add`
-    names needs no counterpart: it takes the arrays given for it, or keeps what it holds where there is only a shape, a
-    layout or a glob.
+    The counterpart has the same path, or the one that `rename` gives. Leaves that `drop` matches are left behind.
+    Leaves that `add` names need no counterpart: they take the arrays given for them, or keep what they hold if `add`
+    has only a shape, a layout or a glob.
 
     Args:
-        old: a store or a population; unchanged.
-        new: one of the same kind, or a layout, of which it makes one in new memory (zeros where nothing comes).
+        old: a store or a population; it is not changed.
+        new: one of the same kind; or a layout, for one in new memory, with zeros where nothing is copied.
         drop: as for `replan`.
         rename: as for `replan`.
-        add: as for `replan`, or only globs. An array is one model's; all members of a population get it.
+        add: as for `replan`, or only globs. An array is that of one model; all members of a population get it.
 
     Raises, before anything is written:
-        StructureError: leaves of the old or the new one without a counterpart, or of another shape or dtype: all.
-        ValueError: a name that matches nothing, two leaves for one place, stores over the same memory.
-        TypeError: a store and a population.
-        LentError: the new one is lent.
+        StructureError: leaves without a counterpart of the same shape and dtype; it lists all of them.
+        ValueError: a pattern that matches nothing, two leaves for one place, stores over the same memory.
+        TypeError: `old` and `new` are not of one kind.
+        LentError: `new` is lent.
     """
     kinds = [f"Population of {x.size}" if isinstance(x, Population) else type(x).__name__ for x in (old, new)]
     if not isinstance(old, Views) or not (isinstance(new, Layout) or kinds[0] == kinds[1]):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -1,7 +1,7 @@
-"""Edits of a tree by path: what is dropped, renamed and added, and the tree that comes of it.
+"""Edits of a tree by path: pieces are dropped, renamed and added, and a new tree is built of them.
 
-A tree is taken apart into *pieces*, its leaves and its nodes with nothing in them; these get new paths and are put
-together again. A node keeps its type where all its children came with it, or still stand in it:
+A tree is taken apart into *pieces*: its leaves, and its nodes without children. Pieces get new paths and are put
+together again. A node keeps its type if all its children moved along with it, or if they are still in it:
 
 ```
 opt/0/mu/Dense_0/kernel      rename {"Dense_0": …} would leave the NamedTuple opt/0 as it is: its children are mu, nu
@@ -39,22 +39,22 @@ Origin = dict[Parts, Any]
 
 
 class Piece(NamedTuple):
-    """A leaf, or a node with nothing in it, on its way from one tree to another."""
+    """A leaf, or a node without children, on its way from one tree to another."""
 
     old: Parts
-    """The parts of its old path; those of something added stand behind a number of their own."""
+    """The parts of its old path; those of an added piece follow the number of what it was added with."""
     new: Parts
     value: Any
 
     @property
     def name(self) -> str:
-        """What to call it: its old path, or the new one if it was added."""
+        """Its name in messages: the old path, or the new one if it was added."""
         added = bool(self.old) and isinstance(self.old[0], int)
         return f"{'/'.join(self.new)} (added)" if added else "/".join(self.old)
 
 
 def parts_of(path: str) -> Parts:
-    """The parts of a path, still escaped; none of the empty one.
+    """The parts of a path, still escaped; the empty path has none.
 
     >>> parts_of("a~1b/w"), parts_of("")
     (('a~1b', 'w'), ())
@@ -63,7 +63,7 @@ def parts_of(path: str) -> Parts:
 
 
 def pieces_of(tree: Any, origin: Origin, number: tuple[int, ...] = (), at: str = "") -> list[Piece]:
-    """The pieces of a tree that is to stand at `at`; notes its nodes in `origin`, by their old parts."""
+    """The pieces of a tree that is to be placed at `at`; its nodes are added to `origin`, by their old parts."""
     _refuse_nameless("add", at, parts_of(at))
     tree = expanded(tree, at)
     origin.update({number + _names(keys): node for keys, node in nodes(tree)})
@@ -72,7 +72,7 @@ def pieces_of(tree: Any, origin: Origin, number: tuple[int, ...] = (), at: str =
 
 
 def below(argument: str, globs: Glob, paths: Sequence[str]) -> Callable[[str], bool]:
-    """A function that says whether a path, or a node above it, matches; a glob that matches none is an error."""
+    """A function that tells whether a path, or a node above it, matches. Raises `ValueError` for an idle glob."""
     wider = {glob: (glob, f"{glob}/*") for glob in globs_of(argument, globs)}
     for glob, pair in wider.items():
         if not any(map(matcher(pair), paths)):
@@ -81,14 +81,16 @@ def below(argument: str, globs: Glob, paths: Sequence[str]) -> Callable[[str], b
 
 
 def items(argument: str, mapping: Mapping[str, Any] | None) -> Iterable[tuple[str, Any]]:
-    """The items of a mapping by path, or of none. Raises `TypeError` for anything else."""
+    """The items of a mapping by path; none if it is None. Raises `TypeError` for anything else."""
     if not isinstance(mapping, Mapping | None):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"{argument}: expected a mapping by path, got {mapping!r}; fix: a dict like {{'Dense_0': …}}")
+        raise TypeError(
+            f"{argument}: expected a mapping by path, got {mapping!r}; fix: pass a dict such as {{'Dense_0': …}}"
+        )
     return (mapping or {}).items()
 
 
 def renamed(pieces: Iterable[Piece], drop: Glob, rename: Rename) -> list[Piece]:
-    """The pieces that are not dropped, under their new names. Raises `ValueError` for what matches nothing."""
+    """The pieces that are not dropped, with their new paths. Raises `ValueError` for a pattern that matches nothing."""
     pieces = list(pieces)
     paths = [piece.name for piece in pieces]
     dropped = below("drop", drop, paths)
@@ -114,7 +116,7 @@ def _refuse_nameless(argument: str, name: str, parts: Parts) -> None:
     if "" in parts:
         raise ValueError(
             f"{argument}: expected a name on both sides of each '/', got {name!r}, which makes {'/'.join(parts)!r}; "
-            "fix: 'a/b'; rename={'a/*': '*'} takes the node 'a' away"
+            "fix: pass a path such as 'a/b'; to take the node 'a' away, rename={'a/*': '*'}"
         )
 
 
@@ -154,20 +156,20 @@ def built(pieces: Sequence[Piece], origin: Origin, at: Parts = ()) -> Any:
 
 
 def _came_from(piece: Piece, depth: int) -> Parts:
-    """The old parts of the node that is now `depth` deep above a piece, if all below it kept its name."""
+    """The old parts of the node that is now above a piece, at `depth`, if all names below it were kept."""
     end = len(piece.old) - (len(piece.new) - depth)
     return piece.old[:end] if end >= 0 and piece.old[end:] == piece.new[depth:] else ("nowhere", None)
 
 
 def _stays_in(piece: Piece, at: Parts) -> bool:
-    """Whether a piece was in the node at `at` and is still, the node not having moved deeper along with it."""
+    """Whether a piece was in the node at `at` and still is, without the node having moved deeper along with it."""
     below = piece.old[len(at) :]
     deeper = len(piece.new) > len(piece.old) and piece.new[len(piece.new) - len(below) :] == below
     return piece.old[: len(at)] == at and not deeper
 
 
 def _changed(node: Any, inside: dict[str, Any], at: Parts) -> Any:
-    """A node like `node` with other children. Raises `ValueError` where its type does not allow it."""
+    """A node like `node` with other children. Raises `ValueError` if its type does not allow them."""
     kind, is_row = cast(Any, type(node)), type(node) in (list, tuple)
     if is_row and inside.keys() == set(map(str, range(len(inside)))):
         return kind(inside[str(i)] for i in range(len(inside)))

@@ -1,4 +1,4 @@
-"""Nested dicts to flat ones and back, by path: as Flax's `traverse_util` does it, and no leaf is ever lost.
+"""Nested dicts to flat ones and back, by path, as Flax's `traverse_util` does, but without ever losing a leaf.
 
     >>> flat = flatten_dict({"dense": {"kernel": 1, "bias": 2}}, sep="/")
     >>> flat
@@ -6,8 +6,8 @@
     >>> unflatten_dict(flat, sep="/")
     {'dense': {'kernel': 1, 'bias': 2}}
 
-A key that holds the separator makes a name that reads as something else. Where two leaves would then get one name, or
-one leaf would stand where another has a node, both functions raise; `escape=True` gives each key a name of its own:
+A key that holds the separator makes an ambiguous name. If two leaves would get one name, or one leaf would be where
+another has a node, both functions raise an error; `escape=True` gives each key a name of its own:
 
     >>> flatten_dict({"a/b": 1, "a": {"b": 2, 3: 4}}, sep="/", escape=True)
     {'a~1b': 1, 'a/b': 2, 'a/~23': 4}
@@ -38,29 +38,31 @@ def flatten_dict(
 
     Args:
         tree: the nested mapping.
-        sep: joins the keys, which must then be strings.
-        keep_empty_nodes: an empty node below the root is kept, as an empty dict; otherwise it is left out.
-        is_leaf: `f(keys, node) -> bool`, asked of each node; where true, the node is a leaf.
-        escape: with `sep`, write '~' in a key as '~0', the separator's first character as '~1', and a key that is no
-            string as '~2' and its Python literal: numbers, bytes, None and tuples of those come back as equal keys.
-            Of a string of another type comes a plain one. With sep='/' the names of strings are flatstore's paths.
+        sep: the string that joins the keys, which must then be strings; None for tuples of keys.
+        keep_empty_nodes: whether empty nodes below the root are kept, as empty dicts, instead of left out.
+        is_leaf: `f(keys, node) -> bool`, called for each node: whether it counts as a leaf.
+        escape: with `sep`, write '~' in a key as '~0', the separator's first character as '~1', and a key that is not a
+            string as '~2' and its Python literal: numbers, bytes, None and tuples of these come back as equal keys. A
+            string of another type comes back as a plain one. With sep='/' the names of strings are flatstore's paths.
 
     Raises:
-        TypeError: no mapping; with `sep`, a key that is no string (with `escape`, one that has no literal: nan, an
-            enum's member, a NumPy number, a frozenset); an `is_leaf` that is no function.
-        ValueError: two leaves of one name, or a leaf whose name is the beginning of another's; both are named.
+        TypeError: `tree` is not a mapping; with `sep`, a key is not a string (or, with `escape`, has no literal: nan, a
+            member of an enum, a NumPy number, a frozenset); `is_leaf` is not a function.
+        ValueError: two leaves have one name, or the name of a leaf is the beginning of another's; both are named.
     """
     _check_mapping("flatten_dict", tree)
     _check_separator(sep, escape)
     if not (is_leaf is None or callable(is_leaf)):  # pyright: ignore[reportUnnecessaryComparison]
-        raise TypeError(f"is_leaf: expected a function f(keys, node), got {is_leaf!r}; fix: lambda keys, node: …")
+        raise TypeError(
+            f"is_leaf: expected a function f(keys, node), got {is_leaf!r}; fix: lambda keys, node: len(keys) == 2"
+        )
     found = list(_leaves(tree, (), keep_empty_nodes, is_leaf))
     if sep is None:
         return dict(found)
     names = [_name(keys, sep, escape) for keys, _ in found]
     if not escape:
         paths = [tuple(name.split(sep)) for name in names]
-        refuse_clashes(zip(paths, (keys for keys, _ in found), strict=True), ", or say escape=True or sep=None")
+        refuse_clashes(zip(paths, (keys for keys, _ in found), strict=True), ", or pass escape=True or sep=None")
     return dict(zip(names, (leaf for _, leaf in found), strict=True))
 
 
@@ -71,9 +73,9 @@ def unflatten_dict(flat: Mapping[Any, Any], sep: str | None = None, *, escape: b
     escape=True)` is a nested dict of its views.
 
     Raises:
-        TypeError: no mapping; a key that is no string with `sep`, or no tuple without.
-        ValueError: an empty tuple; two keys that lead to one place, or one that leads through another's leaf (both
-            are named); with `escape`, a name that `flatten_dict` does not write.
+        TypeError: `flat` is not a mapping; a key is not a string, with `sep`, or not a tuple, without.
+        ValueError: a key is an empty tuple; two keys lead to one place, or one leads through the leaf of another (both
+            are named); with `escape`, a name is not one that `flatten_dict` writes.
     """
     _check_mapping("unflatten_dict", flat)
     _check_separator(sep, escape)
@@ -146,14 +148,14 @@ def _unescaped(part: str, sep: str, name: str) -> Any:
         if _escaped(key, sep, (key,)) == part:
             return key
     except (TypeError, ValueError, SyntaxError):
-        pass  # no literal: said below
+        pass  # not a literal: an error, below
     raise ValueError(
         f"{name!r}: expected an escaped name, got {part!r} in it; fix: '~' is written '~0', {sep[0]!r} in a key '~1'"
     )
 
 
 def refuse_clashes(paths: Iterable[tuple[Keys, Any]], another_fix: str = "") -> None:
-    """Raise `ValueError` if a path is another's, or the beginning of it. `paths` are (path, what to call it)."""
+    """Raise `ValueError` if a path is another's, or the beginning of it. `paths` are (path, name in messages)."""
     called: dict[Keys, Any] = {}
     fix = f"fix: rename one of them{another_fix}"
     for path, name in paths:
@@ -170,7 +172,7 @@ def refuse_clashes(paths: Iterable[tuple[Keys, Any]], another_fix: str = "") -> 
 
 
 def _stands_for_empty(leaf: Any) -> bool:
-    """Whether this is what Flax's `flatten_dict` keeps in the place of an empty node."""
+    """Whether this is the object that Flax's `flatten_dict` keeps in place of an empty node."""
     return type(leaf).__name__ == "_EmptyNode" and type(leaf).__module__ == "flax.traverse_util"
 
 
@@ -185,7 +187,7 @@ def _check_mapping(function: str, tree: Any) -> None:
 def _check_separator(sep: Any, escape: bool) -> None:
     if sep is None:
         if escape:
-            raise ValueError("escape: expected a separator, got sep=None; fix: tuples need no escapes, or say sep='/'")
+            raise ValueError("escape: expected a separator, got sep=None; fix: leave escape out, or pass sep='/'")
     elif not isinstance(sep, str):
         raise TypeError(f"sep: expected a string or None, got {sep!r}; fix: sep='/'")
     elif not sep or (escape and sep[0] in "~012"):

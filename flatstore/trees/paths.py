@@ -103,7 +103,7 @@ def globs_of(argument: str, globs: Any) -> list[str]:
 
 
 def refuse_idle_glob(argument: str, glob: Glob, paths: Iterable[str], noun: str = "leaf") -> None:
-    """Raise `ValueError` if `glob`, one or several, matches none of `paths`: a slip of the pen, not a wish."""
+    """Raise `ValueError` if `glob`, one or several, matches none of `paths`: that is a typing error."""
     names = list(paths)
     if not any(map(matcher(glob), names)):
         hint = "; a '[' in a path is written '[[]' in a glob" if "[" in "".join(glob) else ""
@@ -125,7 +125,7 @@ class Subtree:
 
 
 def subtrees(tree: Any) -> list[tuple[KeyPath, Subtree]]:
-    """The (key path, object) pairs of what stands for a tree in a tree, or is the tree itself."""
+    """The (key path, object) pairs of the objects in a tree, or the tree itself, that stand for a tree."""
     return [(keys, leaf) for keys, leaf in _flatten(tree)[0] if isinstance(leaf, Subtree)]
 
 

@@ -1,4 +1,4 @@
-"""Many copies out of a vector, as one call of XLA on CPU: nothing to compile for each.
+"""Many copies out of a vector, as one call of XLA on CPU, so that nothing is compiled for each copy.
 
 XLA compiles a loop for every slice of a vector, some 8 ms each, although all that happens is a copy of bytes. A custom
 call with many results has nothing to compile: XLA hands over the addresses of its operands and results, and one loop
@@ -77,7 +77,7 @@ def available() -> bool:
 
 
 def copies(vectors: Sequence[jax.Array], parts: Sequence[tuple[int, int, Spec]]) -> list[jax.Array]:
-    """Copies of parts of vectors, each part a (vector's number, first element, what it is). For use inside jit, on CPU.
+    """Copies of parts of vectors, each part a (vector's number, first element, spec). For use inside jit, on CPU.
 
     The vectors have shape (N,) or (P, N), all the same; a part of them `shape` or (P, *shape). Not differentiable.
     """

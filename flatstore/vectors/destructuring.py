@@ -48,10 +48,10 @@ def destructure(tree: Any, *, trainable: Trainable = None, tied: Tied = None) ->
         >>> jax.grad(lambda flat: (rebuild(flat)["w"] ** 2).sum())(flat)
         Array([0., 0., 2., 2., 2., 2.], dtype=float32)
 
-    `flat` has shape (N,) and the dtype that JAX promotes those of the leaves to, and lives on their device; `rebuild`
-    restores each leaf's own. 64-bit leaves become 32-bit ones where JAX has its 64-bit types off, as everywhere in
-    JAX. A tree of which nothing enters gives a float32 vector of size 0. NumPy arrays that ride along are copied too,
-    and come back read-only.
+    `flat` has shape (N,) and the dtype to which JAX promotes those of the leaves, and is on their device; `rebuild`
+    restores the dtype of each leaf. 64-bit leaves become 32-bit ones while JAX's 64-bit types are off, as everywhere in
+    JAX. If nothing enters, the vector is float32 and of size 0. NumPy arrays that ride along are copied too, and come
+    back read-only.
 
     Args:
         tree: any pytree, of parameters, gradients or an optimiser's state; a `Store` in its place, or in it, counts as
@@ -61,8 +61,8 @@ def destructure(tree: Any, *, trainable: Trainable = None, tied: Tied = None) ->
             the same object.
 
     Raises:
-        ValueError: leaves on several devices, a repeated `jax.Array` with `tied` not said, a deleted array, clashing
-            paths, a glob that matches no floating or complex leaf.
+        ValueError: leaves on several devices, a repeated `jax.Array` without `tied`, a deleted array, clashing paths, a
+            glob that matches no floating or complex leaf.
         TypeError: a leaf that is only a shape, an array that holds no numbers, a torch module, a `Population`.
     """
     if isinstance(trainable, (str, Iterable)):
@@ -82,7 +82,7 @@ def destructure(tree: Any, *, trainable: Trainable = None, tied: Tied = None) ->
 
 
 def _entering(rows: Sequence[Leaf], values: Mapping[str, Any], trainable: Trainable, tied: Tied) -> Sequence[Leaf]:
-    """The rows of what enters. Of ties only those of floating and complex leaves count: the others ride along."""
+    """The rows that enter. Only floating and complex leaves can be tied: the others ride along."""
     floating = [row for row in rows if is_trainable_dtype(row.dtype)]
     if trainable is not None and not callable(trainable):
         for glob in trainable:

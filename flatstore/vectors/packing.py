@@ -1,4 +1,4 @@
-"""Leaves into one vector, and a vector into leaves: what JAX computes for `destructure` and `rebuild`.
+"""Leaves into one vector, and a vector into leaves: the computations of `destructure` and `rebuild` in JAX.
 
 ```
 traced                  concatenate        split              one operation each, and each the other's derivative
@@ -54,7 +54,7 @@ def pack(layout: Layout | None, leaves: Mapping[str, Any]) -> jax.Array:
 
 
 def _given(value: Any, path: str) -> Any:
-    """A leaf as jit takes it: NumPy's own byte order, no Python number, whose type would be weak."""
+    """A leaf as an array that jit accepts: in native byte order, and not a Python number, whose type would be weak."""
     if isinstance(value, jax.Array):
         return value
     array = as_numpy(value, path)
@@ -72,7 +72,7 @@ def kinds_of(layout: Layout | None) -> tuple[np.dtype[Any], ...]:
 
 
 def vector_dtype(layout: Layout | None) -> np.dtype[Any]:
-    """The dtype that holds all leaves: as JAX promotes, and of one-byte floats, which it does not, as bfloat16."""
+    """The dtype that holds all leaves, as JAX promotes them, with bfloat16 for one-byte floats, which it does not."""
     kinds = kinds_of(layout) or (np.dtype(np.float32),)
     if len(kinds) > 1:
         kinds = tuple(np.dtype(_jnp.bfloat16) if kind.itemsize == 1 else kind for kind in kinds)
@@ -80,7 +80,7 @@ def vector_dtype(layout: Layout | None) -> np.dtype[Any]:
 
 
 def unpack(layout: Layout, vector: jax.Array) -> Sequence[jax.Array]:
-    """The homes' leaves: copies. Outside of all tracing, on one CPU, with nothing to compile for each of them."""
+    """The leaves of the homes: copies. Outside of tracing and on one CPU, nothing is compiled for each of them."""
     traced = isinstance(vector, _core.Tracer)
     if traced or not _is_on_cpu(vector) or not _is_whole_bytes(layout) or not custom_call.available():
         return _split(layout, vector)

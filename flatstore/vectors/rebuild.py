@@ -1,4 +1,4 @@
-"""Rebuild: the way from a flat vector back to the tree, as a value that can be hashed, compared and pickled.
+"""Rebuild: from a flat vector back to the tree. A value that can be hashed, compared and pickled.
 
 >>> from flatstore import destructure
 >>> flat, rebuild = destructure({"b": jnp.zeros(2), "w": jnp.ones((2, 2))})
@@ -34,8 +34,8 @@ _jnp: Any = jnp
 class Rebuild:
     """Makes trees from vectors. Made by `destructure`; frozen, hashable, picklable where the tree's own nodes are.
 
-    Two are equal when their layouts, tree definitions and all that rides along are equal: then one stands in for the
-    other as a static argument of `jax.jit`, and nothing is compiled again. What rides along is part of the value: an
+    Two are equal when their layouts, tree definitions and everything that rides along are equal: as a static argument
+    of `jax.jit` one can replace the other, and nothing is compiled again. What rides along is part of the value, so an
     optimiser's step count that grows makes another `rebuild`.
     """
 
@@ -54,7 +54,7 @@ class Rebuild:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """What the vector is made of: the leaves' dtypes, promoted as JAX does. float32 if nothing enters."""
+        """The dtype of the vector: the leaves' dtypes, promoted as JAX does; float32 if nothing enters."""
         return vector_dtype(self.layout)
 
     def __call__(self, vector: Any) -> Any:
@@ -65,9 +65,9 @@ class Rebuild:
         the device of a JAX one. Differentiable, and works in `jit`, `grad`, `vmap`, `scan`.
 
         Raises:
-            StructureError: a wrong length, complex numbers for an all-real tree, no array.
-            ValueError: a vector, or something that rides along, that was deleted or donated away; 64-bit leaves with
-                JAX's 64-bit types off.
+            StructureError: a wrong length, complex numbers for an all-real tree, or something that is not an array.
+            ValueError: a vector, or something that rides along, was deleted or donated away; there are 64-bit leaves
+                and JAX's 64-bit types are off.
         """
         array = self._checked(vector)
         if self.layout is None:
@@ -79,9 +79,9 @@ class Rebuild:
         return self.layout.unflatten(leaves)
 
     def items(self, vector: Any) -> Iterator[tuple[str, jax.Array]]:
-        """(path, leaf) of what enters the vector, each home once: copies. Raises as a call does.
+        """The (path, leaf) pairs that enter the vector, each home once: copies. Raises the same errors as a call.
 
-        `store.assign(rebuild.items(vector))` writes a vector into a store in place, and leaves alone what is frozen.
+        `store.assign(rebuild.items(vector))` writes a vector into a store in place, and leaves frozen leaves alone.
         """
         array = self._checked(vector)
         if self.layout is None:
@@ -91,8 +91,8 @@ class Rebuild:
     def flatten(self, tree: Any) -> jax.Array:
         """The vector of another tree of this structure (other parameters, a gradient, a store): a copy, shape (N,).
 
-        What rides along is not looked at, and may be None. The names of a tied leaf must have the same values: of
-        gradients there are two, so add them up first, or take the gradient by the flat vector, which adds them up.
+        What rides along is not compared, and may be None. The names of a tied leaf must have the same values. Gradients
+        have one value for each name: add them up first, or take the gradient by the flat vector, which adds them up.
 
         >>> from flatstore import destructure
         >>> _, rebuild = destructure({"n": 3, "w": jnp.zeros(2)})
@@ -127,7 +127,9 @@ class Rebuild:
     def locate(self, index: int) -> tuple[str, tuple[int, ...]]:
         """The path, and the position inside that leaf, of number `index` of the vector. Raises `IndexError`."""
         if self.layout is None:
-            raise IndexError(f"expected an index into a vector, got {index} for one of size 0; fix: nothing enters it")
+            raise IndexError(
+                f"expected an index into a vector, got {index} for one of size 0; fix: nothing enters this vector"
+            )
         return self.layout.locate(index)
 
     def _tree_of_riders(self) -> Any:
@@ -141,7 +143,7 @@ class Rebuild:
             if isinstance(rider, jax.Array) and is_deleted(rider):
                 raise ValueError(
                     f"{self._paths()[position]!r}: expected what rides along as it was, got a jax.Array that was "
-                    "deleted or donated away; fix: destructure the tree of now"
+                    "deleted or donated away; fix: destructure the current tree"
                 )
         spec = spec_of(vector, "vector")
         if spec is None or spec.shape[-1:] != (self.size,):
