@@ -55,7 +55,7 @@ def snap(store: Store, noise: Noise) -> None:
             half = noise.grid(values.dtype) / 2
             largest = max(float(np.abs(values[start:stop]).max()) for start, stop in blocks(values.size, TASK))
             if largest >= noise.bound - half:  # would be rounded up to it, or lies beyond
-                raise _past_the_bound(noise, leaf.path, largest, "choose a noise with a larger bound=")
+                raise _past_the_bound(noise, leaf.path, largest, "a larger bound= of the noise")
         for _, values in views:
             for start, stop in blocks(values.size, TASK):
                 values[start:stop] = to_grid(values[start:stop], noise)
@@ -121,7 +121,7 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
     with Interrupts(), store.memory.writing():
         stopped = run_tasks(tasks_of(groups), add, scratch, undo)
         if stopped:
-            raise stopped_because(store, noise, *stopped, delta, "choose a noise with a larger bound=")
+            raise stopped_because(store, noise, *stopped, delta, "a larger bound= of the noise")
 
 
 @contextlib.contextmanager
@@ -226,7 +226,7 @@ def stopped_because(
         part = values[start:stop]
         largest = max(float(np.abs(values[a:b]).max()) for a, b in blocks(leaf.size, TASK))
         if largest >= noise.bound:
-            return _past_the_bound(noise, leaf.path, largest, "choose a noise with a larger bound=")
+            return _past_the_bound(noise, leaf.path, largest, "a larger bound= of the noise")
         if to_grid(part, noise).tobytes() != part.tobytes():
             return ValueError(
                 f"{leaf.path!r}: expected parameters on the grid of the noise (step {noise.step:.3g}), got others, the "

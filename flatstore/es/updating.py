@@ -128,7 +128,7 @@ def update(
         stopped = run_tasks(tasks_of(on_grid, len(keys)), add, scratch, undo)
         if stopped:
             raise stopped_because(
-                store, noise, *stopped, delta, "pass smaller weights, or choose a noise with a larger bound="
+                store, noise, *stopped, delta, "pass smaller weights, or a larger bound= of the noise"
             )
         # These groups cannot be taken back, so they come last, when nothing can fail any more.
         run_tasks(tasks_of(off_grid, len(keys)), add, scratch)

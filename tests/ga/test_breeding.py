@@ -1,14 +1,11 @@
 """The genetic algorithm: what a step keeps, what it refuses, and what it takes beside the population."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
 
 import flatstore as fs
 from flatstore import ga
 from flatstore.ga.generation import Family, Operators, dtype_loop, genes_of
-from flatstore.kernels import set_threads, threads
 from tests.ga import oracle as generations
 
 TREE = {"a": {"bias": np.zeros(7, "f4"), "kernel": np.zeros((5, 9), "f4")}, "b": np.zeros((), "f4"), "n": np.int32(3)}
@@ -219,22 +216,6 @@ def test_nan_is_worse_than_minus_infinity():
     pop = fs.Population.from_tree({"w": np.zeros(3, "f4")}, 3)
     _, kept = ga.step(pop, [np.nan, -np.inf, 1.0], seed=1, mutate=fs.Normal(1.0), elite=2)
     assert kept.tolist() == [False, True, True]
-
-
-@pytest.mark.parametrize(("members", "genes", "n"), [(200_000, 8, 2), (200_000, 8, 64), (13, 1_000_000, 64)])
-def test_scratch_is_bounded_whatever_the_members_and_the_threads(members, genes, n):
-    pop = fs.Population.zeros(fs.Layout.from_tree({"w": np.zeros(genes, "f4")}), members)
-    fitness, before = np.arange(float(members)), threads()
-    ga.step(pop[:3], fitness[:3], seed=1, mutate=fs.Normal(0.1))  # compiled, or loaded
-    set_threads(n)
-    tracemalloc.start()
-    try:
-        ga.step(pop, fitness, seed=1, mutate=fs.Normal(0.1))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-        set_threads(before)
-    assert peak < (32 << 20) + 100 * members
 
 
 def test_time_goes_by_what_trains_not_by_what_lies_between():

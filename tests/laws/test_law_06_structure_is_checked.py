@@ -9,9 +9,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
 
 import flatstore as fs
-from tests.example_trees import F4, KEY, says, tree, vector
+from tests.example_trees import F4, KEY, says, tree, trees, vector
+from tests.routes import aligns, seeds, trains
 
 WRONG: dict[str, tuple[Any, type[Exception], list[str]]] = {
     "shape": ({**tree(5), "z": np.ones(2, F4)}, fs.StructureError, ["'z'", "float32[]", "float32[2]"]),
@@ -191,3 +193,12 @@ def test_a_population_is_indexed_by_numbers_slices_and_paths() -> None:
         pop[[1, 2]]  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="expected at_most >= 1, got 0; fix"):
         pop.chunks(0)
+
+
+@given(trees(), aligns, seeds)
+def test_shapes_plan_what_arrays_plan_and_a_pickle_is_equal(tree: Any, align: int, seed: int) -> None:
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, np.ndarray) else x, tree)
+    layout = fs.Layout.from_tree(tree, align=align, trainable=trains(seed))
+    assert fs.Layout.from_tree(shapes, align=align, trainable=trains(seed)) == layout
+    layout.check(tree)
+    layout.check(shapes)

@@ -1,0 +1,94 @@
+"""Law 5, one index: the packed position in JAX's order, which nothing moves."""
+
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+
+import flatstore as fs
+from flatstore import es
+from tests.example_trees import DTYPES, numeric, small, trees
+from tests.routes import PROMOTABLE, aligns, seeds, trains
+
+
+@given(trees(), aligns, seeds)
+def test_locate_and_index_of_are_inverse_and_nothing_moves_an_index(tree: Any, align: int, seed: int) -> None:
+    layout = fs.Layout.from_tree(tree, align=align, trainable=trains(seed))
+    places = [(leaf.path, tuple(at)) for leaf in layout.homes for at in np.ndindex(*leaf.shape)]
+    assert [layout.locate(i) for i in range(layout.size)] == places
+    assert [layout.index_of(*place) for place in places] == list(range(layout.size))
+
+
+@given(trees(riders=False), aligns)
+def test_a_layout_pickles(tree: Any, align: int) -> None:
+    layout = fs.Layout.from_tree(tree, align=align)
+    again = pickle.loads(pickle.dumps(layout))
+    assert again == layout and hash(again) == hash(layout) and again.treedef == layout.treedef
+
+
+@given(trees(PROMOTABLE, small), aligns, seeds)
+def test_assign_is_the_inverse_of_to_vector(tree: Any, align: int, seed: int) -> None:
+    store = fs.Store.from_tree(tree, align=align, trainable=trains(seed))
+    vector = store.to_vector()
+    assert vector.tolist() == [x for array in numeric(tree) for x in array.reshape(-1)]
+    other = fs.Store.zeros(store.layout)
+    other.assign(vector)
+    assert other.buffer.tobytes() == store.buffer.tobytes()
+
+
+@given(st.data(), st.sampled_from(DTYPES), aligns)
+def test_a_vector_of_one_dtype_is_exact_to_the_bit(data: Any, dtype: str, align: int) -> None:
+    tree = data.draw(trees([dtype]))
+    store = fs.Store.from_tree(tree, align=align)
+    assert store.to_vector().tobytes() == b"".join(array.tobytes() for array in numeric(tree))
+    other = fs.Store.zeros(store.layout)
+    other.assign(store.to_vector())
+    assert other.buffer.tobytes() == store.buffer.tobytes()
+
+
+@settings(max_examples=40)
+@given(trees(["float32"], riders=False))
+def test_packed_flat_is_the_vector_of_ravel_pytree(tree: Any) -> None:
+    store = fs.Store.from_tree(tree, align=1)
+    assert store.flat.tobytes() == np.asarray(ravel_pytree(tree)[0]).tobytes() == store.to_vector().tobytes()
+
+
+TREE = {"b": np.zeros(5, "f4"), "k": np.zeros((4, 3), "f8"), "n": np.zeros(7, "i4"), "w": np.zeros((2, 9), "f4")}
+PLAIN = fs.Layout.from_tree(TREE)
+LAYOUTS = {
+    "align=1": fs.Layout.from_tree(TREE, align=1),
+    "align=4096": fs.Layout.from_tree(TREE, align=4096),
+    "frozen": fs.Layout.from_tree(TREE, trainable=["w", "k"]),
+    "another order in memory": fs.replan(PLAIN, order=["w", "k"]),
+    "pickled": pickle.loads(pickle.dumps(PLAIN)),
+}
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_no_index_is_moved_and_a_seed_gives_every_parameter_the_same_noise(kind: str) -> None:
+    layout = LAYOUTS[kind]
+    places = {leaf.path: leaf.index for leaf in PLAIN.leaves}
+    assert {leaf.path: leaf.index for leaf in layout.leaves} == places == {"b": 0, "k": 5, "n": 17, "w": 24}
+    store, plain = fs.Store.zeros(layout), fs.Store.zeros(PLAIN)
+    es.perturb(store, fs.Normal(0.1), 3)
+    es.perturb(plain, fs.Normal(0.1), 3)
+    for leaf in layout.leaves:
+        expected = plain[leaf.path] if leaf.trainable else np.zeros_like(plain[leaf.path])
+        assert store[leaf.path].tobytes() == expected.tobytes()
+
+
+def test_another_process_has_the_same_index_and_digest() -> None:
+    program = f"""
+import flatstore as fs, numpy as np
+tree = {{name: np.zeros(shape, dtype) for name, shape, dtype in {[(k, x.shape, x.dtype.str) for k, x in TREE.items()]}}}
+layout = fs.Layout.from_tree(tree)
+print({{leaf.path: leaf.index for leaf in layout.leaves}}, layout.digest)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{ {leaf.path: leaf.index for leaf in PLAIN.leaves} } {PLAIN.digest}"
