@@ -11,15 +11,15 @@ from hypothesis import HealthCheck, settings
 import flatstore as fs
 from tests.example_trees import tree
 
-SHORT = os.environ.get("FLATSTORE_TESTS") == "short"
-"""Whether the long tests are left out, and Hypothesis draws fewer examples."""
+ALL = os.environ.get("FLATSTORE_TESTS") == "all"
+"""Whether the long tests run too, and Hypothesis draws four times as many examples."""
 
 settings.register_profile(
     "flatstore",
     derandomize=True,
     deadline=None,
     database=None,
-    max_examples=25 if SHORT else 100,
+    max_examples=100 if ALL else 25,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 settings.load_profile("flatstore")
@@ -34,12 +34,17 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def is_left_out(item: pytest.Item) -> bool:
+    """Whether a test is long, and not the one of its parameters that runs all the same: `long(but="float32")`."""
+    mark = item.get_closest_marker("long")
+    return mark is not None and mark.kwargs.get("but", item.name + "?") not in item.name
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long tests out of the short form."""
-    if SHORT:
-        long = [item for item in items if item.get_closest_marker("long")]
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
+    """Leave out the long tests, unless all are asked for."""
+    if not ALL:
+        config.hook.pytest_deselected(items=[item for item in items if is_left_out(item)])
+        items[:] = [item for item in items if not is_left_out(item)]
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ def test_lexicase_solves_every_case_of_parity():
     assert "it solves 8 of 8 cases" in shown("lexicase")
 
 
+@pytest.mark.long
 def test_simulated_binary_crossover_makes_children_around_their_parents():
     text = shown("sbx", "2000")
     assert abs(number(r"mean (\S+),", text)) < 0.01

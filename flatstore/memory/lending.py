@@ -160,6 +160,7 @@ class Lend:
             exports, arrays = import_views(self._views())
             self._lease.watch(exports.items())
             self._arrays = list(arrays.values())
+            del exports  # an error of the next line holds this frame, which must not hold what is lent
             return self._tree(arrays)
         except BaseException:
             self._end()

@@ -23,7 +23,8 @@ def flatstore(*arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("algo", [[], pytest.param(["--algo", "es", "--generations", "100"], marks=pytest.mark.long)])
+@pytest.mark.long(but="algo0")
+@pytest.mark.parametrize("algo", [[], ["--algo", "es", "--generations", "100"]])
 def test_a_short_run_solves_it_and_writes_champion_and_curve(tmp_path, algo):
     status, out, err = flatstore(*SHORT, *algo, "--out", str(tmp_path))
     assert (status, err) == (0, "")
@@ -34,7 +35,8 @@ def test_a_short_run_solves_it_and_writes_champion_and_curve(tmp_path, algo):
     assert [champion[path].shape for path in ("hidden/weight", "output/weight")] == [(8, 4), (2, 8)]
 
 
-@pytest.mark.parametrize("algo", [pytest.param("es", marks=pytest.mark.long), "ga"])
+@pytest.mark.long
+@pytest.mark.parametrize("algo", ["es", "ga"])
 def test_the_same_seed_gives_the_same_champion_to_the_bit_and_another_seed_another(tmp_path, algo):
     runs = [("a", "7"), ("b", "7"), ("c", "8")]
     for name, seed in runs:

@@ -40,6 +40,7 @@ def test_a_short_run_learns_says_what_it_took_and_writes_champion_and_curve(tmp_
     assert np.isfinite(champion.flat).all()
 
 
+@pytest.mark.long
 def test_a_short_run_of_mezo_learns_with_one_network_and_no_population(tmp_path):
     short = ["--algo", "mezo", "--generations", "2000", "--hidden", "16"]
     status, out, err = flatstore("evolve", *short, "--out", str(tmp_path))
@@ -50,9 +51,8 @@ def test_a_short_run_of_mezo_learns_with_one_network_and_no_population(tmp_path)
     assert matplotlib.image.imread(tmp_path / "curve.png").shape[0] > 300
 
 
-@pytest.mark.parametrize(
-    "algo", ["es", pytest.param("ga", marks=pytest.mark.long), pytest.param("mezo", marks=pytest.mark.long)]
-)
+@pytest.mark.long(but="[es]")
+@pytest.mark.parametrize("algo", ["es", "ga", "mezo"])
 def test_the_same_seed_gives_the_same_champion_to_the_bit_and_another_seed_another(tmp_path, algo):
     runs = [("a", "7"), ("b", "7"), ("c", "8")]
     for name, seed in runs:
@@ -76,6 +76,7 @@ def test_the_same_seed_gives_the_same_champion_to_the_bit_and_another_seed_anoth
     assert a != c
 
 
+@pytest.mark.long
 def test_inspect_shows_what_evolve_wrote(tmp_path):
     assert flatstore("evolve", *SHORT[:2], "--generations", "1", "--out", str(tmp_path))[0] == 0
     status, out, err = flatstore("inspect", str(tmp_path / "champion.safetensors"))
@@ -83,6 +84,7 @@ def test_inspect_shows_what_evolve_wrote(tmp_path):
     assert re.search(r"hidden/weight +\(64, 64\) +float32", out)
 
 
+@pytest.mark.long(but="arguments0")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -157,6 +157,7 @@ print(centre.buffer.tobytes().hex())
 """
 
 
+@pytest.mark.long
 def test_two_processes_that_exchange_seeds_and_fitness_hold_the_same_centre_after_1000_generations():
     root = Path(__file__).parent.parent.parent
     (hear0, tell1), (hear1, tell0) = os.pipe(), os.pipe()

@@ -200,6 +200,7 @@ def refuse(a, b, draw):
     return a
 
 
+@pytest.mark.long
 def test_a_step_that_failed_half_way_is_finished_and_resumed():
     pop = fs.Population.zeros(fs.Layout.from_tree({"w": np.zeros(100_000, "f4")}), 8)
     records = ga.evolve(pop, lambda stacked, n: np.arange(8.0), seed=7, mutate=None, crossover=refuse, elite=0)

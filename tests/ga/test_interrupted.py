@@ -32,6 +32,7 @@ def some_threads(request):
     set_threads(before)
 
 
+@pytest.mark.long(but="[1-0]")
 @pytest.mark.parametrize("at", [0, 2_999, 3_000, 6_543, 7_999])
 def test_a_step_that_fails_half_way_says_what_is_left_and_is_finished_by_the_same_call(some_threads, at):
     arguments = dict(seed=(1, 2), mutate=fs.Normal(0.1), elite=2, crossover=ga.PerGene(_fails_on_poison))
@@ -114,6 +115,7 @@ print("interrupted and finished:", after)
 """
 
 
+@pytest.mark.long
 def test_a_generation_that_is_interrupted_is_finished_or_not_begun():
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(INTERRUPTED)], capture_output=True, text=True, timeout=120

@@ -25,6 +25,7 @@ def signs(scale):
     return ga.Mutate(_shifted, bits=1, table=[1.0, -1.0], scale=scale)
 
 
+@pytest.mark.long
 def test_the_draws_of_mutation_are_others_than_those_of_crossover():
     by_crossover, by_mutation = (population("leaf", tree=TREE) for _ in range(2))
     only_draw = ga.PerGene(lambda a, b, draw: draw, bits=16)

@@ -128,6 +128,7 @@ def equal_to_the_one_beside(pop, **keywords):
         assert genes.tobytes() == expected[path].tobytes(), path
 
 
+@pytest.mark.long(but="float32-member")
 @pytest.mark.parametrize("order", ["leaf", "member"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("crossover", CROSSOVERS)
@@ -135,6 +136,7 @@ def test_every_crossover_in_place_is_the_one_beside_it(order, dtype, crossover):
     equal_to_the_one_beside(population(order, tree=tree(dtype)), crossover=crossover)
 
 
+@pytest.mark.long(but="float32-leaf")
 @pytest.mark.parametrize("order", ["leaf", "member"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mutate", MUTATIONS)
@@ -142,6 +144,7 @@ def test_every_mutation_in_place_is_the_one_beside_it(order, dtype, mutate):
     equal_to_the_one_beside(population(order, tree=tree(dtype)), mutate=mutate)
 
 
+@pytest.mark.long(but="float16-leaf")
 @pytest.mark.parametrize("order", ["leaf", "member"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bounds", BOUNDS)
@@ -163,6 +166,7 @@ def test_leaves_of_several_dtypes_evolve_together(crossover, bounds):
     equal_to_the_one_beside(population("leaf", tree=mixed), crossover=crossover, mutate=fs.Normal(0.1), bounds=bounds)
 
 
+@pytest.mark.long
 @given(
     sizes=st.lists(st.tuples(st.integers(0, 300), st.booleans()), min_size=1, max_size=6).filter(
         lambda sizes: any(size and train for size, train in sizes)
@@ -187,6 +191,7 @@ def test_any_layout_any_number_of_members(sizes, members, order, align, crossove
         assert genes.tobytes() == expected[path].tobytes(), path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("crossover", "mutate", "bounds"),
     [(crossover, mutate, None) for crossover in FOUR for mutate in MUTATIONS[:8]]

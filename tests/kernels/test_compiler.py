@@ -102,6 +102,7 @@ def run(tmp_path, code):
     return result(start(tmp_path, code))
 
 
+@pytest.mark.long
 def test_closures_over_compiled_functions_are_found_in_the_next_process_and_not_mixed_up(tmp_path):
     write(tmp_path, factory=FACTORY, shapes=SHAPES)
     use = "from factory import *\nf = generation({}, {})\nprint(f(10), f.signatures != [])\n"
@@ -119,6 +120,7 @@ def test_closures_over_compiled_functions_are_found_in_the_next_process_and_not_
     assert run(tmp_path, again) == (["700 True", "20 True", "[] []", "too large"], 0)
 
 
+@pytest.mark.long
 def test_a_function_of_the_script_itself_is_kept_as_part_of_a_closure(tmp_path):
     write(tmp_path, factory=FACTORY, shapes=SHAPES)
     script = """

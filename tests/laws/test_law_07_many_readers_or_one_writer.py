@@ -46,6 +46,7 @@ def rounds():
         count *= 2
 
 
+@pytest.mark.long(but="float32")
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_a_write_right_after_a_lend_does_not_tear_a_computation_that_still_runs(dtype, rounds):
     store, x, run = store_of(dtype), jnp.ones((400, 400), jnp.float32), slow(rounds)
@@ -58,6 +59,7 @@ def test_a_write_right_after_a_lend_does_not_tear_a_computation_that_still_runs(
     assert np.asarray(result) == expected
 
 
+@pytest.mark.long(but="float32")
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_without_the_wait_the_same_program_is_torn(dtype, rounds):
     store, x, run = store_of(dtype), jnp.ones((400, 400), jnp.float32), slow(rounds)

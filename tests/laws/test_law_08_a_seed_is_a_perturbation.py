@@ -60,6 +60,7 @@ def test_a_perturbation_a_sample_and_a_virtual_tree_are_what_numpy_adds(
     }
 
 
+@pytest.mark.long(but="[2-")
 @pytest.mark.parametrize("noise", NOISES)
 def test_an_update_is_the_same_on_any_threads_in_any_memory_and_inside_jit(noise: Any, some_threads: int) -> None:
     keys, weights = fs.seeds(3, 9), np.linspace(-0.7, 0.9, 9)

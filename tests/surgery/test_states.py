@@ -49,6 +49,7 @@ def store_of(tx: Any) -> fs.Store:
     return fs.Store.from_tree({"params": here, "opt": state})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_a_state_of_any_depth_is_edited_with_its_parameters(name: str) -> None:
     tx = OPTIMISERS[name]()

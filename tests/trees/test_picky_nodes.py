@@ -83,6 +83,15 @@ def test_what_it_cannot_hold_is_an_error_that_names_it_its_path_and_its_reason(k
     assert isinstance(error.value.__cause__, (ValueError, AttributeError))
 
 
+def test_a_lend_that_cannot_begin_leaves_nothing_lent_even_while_its_error_is_held() -> None:
+    pop = fs.Population.from_tree(net(), 4)
+    with pytest.raises(TypeError) as error:
+        pop.lend("jax", patience=0.0).__enter__()
+    pop["lr"] = np.ones(4)
+    assert (pop["lr"] == 1).all()
+    says(error, "Matrix")
+
+
 def test_a_population_of_it_is_read_member_by_member_all_the_same() -> None:
     pop = fs.Population.from_tree(net(), 4)
     assert pop["nets/0/a/w"].shape == (4, 2, 3) and isinstance(pop[2].tree["nets"][0]["a"], Matrix)

@@ -50,6 +50,7 @@ def test_the_flat_gradient_is_the_nested_one(pair, wrap):
     assert list(rebuild(gradient)) == list(net()) and same_bits(rebuild.flatten(rebuild(gradient)), gradient)
 
 
+@pytest.mark.long
 def test_the_hessian_over_all_parameters_is_one_call(pair):
     flat, rebuild = pair
     hessian = jax.hessian(lambda v: loss(rebuild(v)))(flat)

@@ -46,6 +46,7 @@ def test_jax_random_normal_takes_four_times_the_parameters():
     assert temporaries(add, x, donate_argnums=0) >= 4 * 4 * SIZE
 
 
+@pytest.mark.long
 def test_an_update_takes_the_sums_of_a_chunk_whatever_the_size_the_leaves_and_the_seeds():
     taken = []
     for leaves, size, seeds in ((1, SIZE, 4), (1, SIZE // 4, 4), (6, 1 << 16, 4), (1, SIZE, 64)):
@@ -86,6 +87,7 @@ FORMS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("form", "net", "most"),
     [
@@ -107,6 +109,7 @@ def test_the_leaves_that_are_alive_at_a_time_are_as_few_as_the_docstring_says(fo
     assert temporaries(FORMS[form](net), STACKED if net is scanned else SHAPES, *arguments) <= most
 
 
+@pytest.mark.long
 def test_the_forms_compute_the_same():
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype("f4") / 16, SHAPES)
