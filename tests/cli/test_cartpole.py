@@ -23,7 +23,7 @@ def flatstore(*arguments):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.long(but="algo0")
+@pytest.mark.long
 @pytest.mark.parametrize("algo", [[], ["--algo", "es", "--generations", "100"]])
 def test_a_short_run_solves_it_and_writes_champion_and_curve(tmp_path, algo):
     status, out, err = flatstore(*SHORT, *algo, "--out", str(tmp_path))

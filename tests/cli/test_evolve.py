@@ -51,7 +51,7 @@ def test_a_short_run_of_mezo_learns_with_one_network_and_no_population(tmp_path)
     assert matplotlib.image.imread(tmp_path / "curve.png").shape[0] > 300
 
 
-@pytest.mark.long(but="[es]")
+@pytest.mark.long
 @pytest.mark.parametrize("algo", ["es", "ga", "mezo"])
 def test_the_same_seed_gives_the_same_champion_to_the_bit_and_another_seed_another(tmp_path, algo):
     runs = [("a", "7"), ("b", "7"), ("c", "8")]

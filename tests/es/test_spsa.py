@@ -84,6 +84,7 @@ class Boom(Exception):
     """What evaluate raises."""
 
 
+@pytest.mark.long(but="False-Boom")
 @pytest.mark.parametrize("when", [0, 1])
 @pytest.mark.parametrize("error", [Boom, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("hold", [False, True])

@@ -35,7 +35,7 @@ def test_reflected_genes_turn_back_at_each_bound_in_turn():
     assert brought_back(genes, (-1, 1), "reflect").tolist() == [-1, 1, 0.25, 0.75, -0.75, -1, -0.75, 0.5, 0.75, 0.25]
 
 
-@pytest.mark.long(but="float32")
+@pytest.mark.long(but="dtype0")
 @pytest.mark.parametrize("outside", ["clip", "reflect"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_infinite_genes_go_to_their_bound_and_nan_stays_nan(outside, dtype):
@@ -60,6 +60,7 @@ def test_one_bound_is_a_mirror_or_a_wall():
     )
 
 
+@pytest.mark.long
 @given(
     genes=st.lists(st.floats(allow_nan=False), min_size=1, max_size=40),
     pair=st.tuples(st.floats(-1e38, 1e38), st.floats(-1e38, 1e38)).map(sorted),

@@ -128,7 +128,7 @@ def equal_to_the_one_beside(pop, **keywords):
         assert genes.tobytes() == expected[path].tobytes(), path
 
 
-@pytest.mark.long(but="float32-member")
+@pytest.mark.long(but="crossover0-")
 @pytest.mark.parametrize("order", ["leaf", "member"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("crossover", CROSSOVERS)
@@ -136,7 +136,7 @@ def test_every_crossover_in_place_is_the_one_beside_it(order, dtype, crossover):
     equal_to_the_one_beside(population(order, tree=tree(dtype)), crossover=crossover)
 
 
-@pytest.mark.long(but="float32-leaf")
+@pytest.mark.long(but="mutate5-")
 @pytest.mark.parametrize("order", ["leaf", "member"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mutate", MUTATIONS)
@@ -159,6 +159,7 @@ def test_every_selection_and_number_of_elites(select, elite):
     equal_to_the_one_beside(population("leaf", tree=tree(np.float32)), select=select, elite=elite)
 
 
+@pytest.mark.long(but="None-crossover1")
 @pytest.mark.parametrize("crossover", [ga.Uniform(), ga.Points(3), ga.Exchange()])
 @pytest.mark.parametrize("bounds", [None, ga.Bounds({"2/*": (-0.1, 0.1), "*/kernel": (-1, 0.3)}, "reflect")])
 def test_leaves_of_several_dtypes_evolve_together(crossover, bounds):

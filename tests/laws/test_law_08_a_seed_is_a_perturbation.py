@@ -38,6 +38,7 @@ def some_threads(request: Any) -> Any:
     set_threads(before)
 
 
+@pytest.mark.long(but="[2-")
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize(("align", "order"), [(1, ()), (64, ()), (256, ["two/*", "*/b"])])
 def test_a_perturbation_a_sample_and_a_virtual_tree_are_what_numpy_adds(

@@ -118,6 +118,7 @@ HELD = {
 }
 
 
+@pytest.mark.long(but="from_dlpack")
 @pytest.mark.parametrize("name", HELD)
 def test_a_view_of_another_library_kept_past_the_exit_is_an_error_with_the_leaf_s_name(name):
     store = new_store()

@@ -57,6 +57,7 @@ def test_two_words_are_added_as_64_bits(a, b):
     assert int(low) + (int(high) << 32) == (a + b) % 2**64
 
 
+@pytest.mark.long(but="-16-")
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize(("kind", "width"), [(NORMAL, 16), (RADEMACHER, 1), (CROSSOVER, 8), (ROUNDING, 32)])
 def test_a_number_for_each_index_and_seed(start, kind, width):

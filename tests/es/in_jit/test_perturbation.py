@@ -40,7 +40,7 @@ def same_bits(tree, store):
         assert value.tobytes() == store[path].tobytes(), path
 
 
-@pytest.mark.long(but="noise0")
+@pytest.mark.long(but="float32-noise0")
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_virtual_tree_has_the_bits_that_sample_writes(noise, dtype):
