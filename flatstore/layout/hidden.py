@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import numbers
-from collections import deque
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
@@ -27,16 +26,16 @@ def refuse_hidden(value: Any, path: str) -> None:
     """Raise `TypeError` for an object that holds numbers but is not a leaf: they would ride along unseen.
 
     These are numbers of other types (`decimal.Decimal`); objects that offer numbers by a protocol of arrays or buffers,
-    without a dtype and a shape; collections of numbers that JAX takes for leaves (sets, other mappings than dicts); and
-    objects with an array or a store among their attributes. A Python number there is no parameter, but configuration.
+    without a dtype and a shape; collections of numbers that JAX takes for leaves (sets, mappings other than dicts);
+    and objects with an array or a store among their attributes. A Python number there is configuration, not a parameter.
     """
     cls: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
     kind: str = cls.__name__
     own: dict[str, Any] = getattr(value, "__dict__", {})
     if isinstance(value, numbers.Number):
         raise TypeError(f"{path!r}: expected an array or a Python int, float or complex, got a {kind}; fix: float(x)")
-    is_collection = isinstance(value, (Mapping, Set, deque))
-    if not is_collection and (any(hasattr(cls, name) or name in own for name in _PROTOCOLS) or _is_buffer(value)):
+    is_collection = isinstance(value, (Mapping, Set, Sequence)) and not isinstance(value, range)
+    if _is_buffer(value) or (not is_collection and any(hasattr(cls, name) or name in own for name in _PROTOCOLS)):
         raise TypeError(
             f"{path!r}: expected an array, with a dtype and a shape, got a {kind}, which has numbers but not these; "
             "fix: pass np.asarray(x) or np.from_dlpack(x)"
@@ -45,7 +44,7 @@ def refuse_hidden(value: Any, path: str) -> None:
     if not isinstance(value, Subtree) and _tree_util.all_leaves([value]) and _has_numbers(contents, is_collection):
         raise TypeError(
             f"{path!r}: expected an array or a node that JAX knows, got a {kind} with numbers in it; "
-            "fix: pass a dict of them, or register its type with jax.tree_util"
+            "fix: pass a dict or a list of them, or register its type with jax.tree_util"
         )
 
 

@@ -100,7 +100,7 @@ def _refuse_mask(array: Any, path: str) -> None:
     if issubclass(cls, np.ma.MaskedArray) or hasattr(cls, "get_mask"):  # the latter is torch's
         raise TypeError(
             f"{path!r}: expected an array without a mask, got a {cls.__name__}; "
-            "fix: pass x.filled(value), of torch x.to_tensor(value)"
+            "fix: pass x.filled(value), or x.to_tensor(value) of torch"
         )
 
 

@@ -3,7 +3,7 @@
 import array
 import ctypes
 import functools
-from collections import UserDict, deque
+from collections import UserDict, UserList, deque
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -84,6 +84,7 @@ HIDDEN: dict[str, Any] = {
     "a fraction": Fraction(1, 3),
     "a set": {0.1, 0.2},
     "a deque": deque([0.1]),
+    "a UserList": UserList([[1.0]]),
     "a mapping that is no dict": MappingProxyType({"lr": 0.1}),
     "a UserDict": UserDict({"w": W}),
     "a mapping in a mapping": MappingProxyType({"inside": [{"w": jnp.ones(2)}]}),
