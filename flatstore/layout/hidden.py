@@ -27,7 +27,7 @@ def refuse_hidden(value: Any, path: str) -> None:
 
     These are numbers of other types (`decimal.Decimal`); objects that offer numbers by a protocol of arrays or buffers,
     without a dtype and a shape; collections of numbers that JAX takes for leaves (sets, mappings other than dicts);
-    and objects with an array or a store among their attributes. A Python number there is configuration, not a parameter.
+    and objects with an array or a store among their attributes. A Python number there is configuration.
     """
     cls: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
     kind: str = cls.__name__
