@@ -5,7 +5,7 @@
 
 Each member is a network of 1,002,000 float32 and is filled in place, a leaf at a time. The fitness is minus the squared
 length of the last bias, so its mean must rise. Prints the bytes of the population, the seconds and the genes per second
-of each generation, and what the whole process held at the most, libraries and all.
+of each generation, and the most that the whole process held, with its libraries.
 """
 
 from __future__ import annotations

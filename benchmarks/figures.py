@@ -184,7 +184,7 @@ def by_concatenate(size: int) -> None:
 
 
 def peak(fill: Callable[[int], None], size: int) -> int:
-    """Bytes that `fill` adds to the resident memory of this process at the most, once the libraries are warm."""
+    """The most bytes that `fill` adds to the resident memory of this process, once the libraries are warm."""
     fill(10_000)
     gc.collect()
     before = resident("VmRSS")

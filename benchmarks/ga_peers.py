@@ -1,7 +1,7 @@
 """Genetic algorithms that are compared: one table, each with one verb, `run(generations)`.
 
 All hold `members` x `genes` float32, and make each child of two parents by crossover and dense normal mutation; the
-fitness is the same fixed vector for all. What cannot be set alike is said in the class. A library that is not
+fitness is the same fixed vector for all. Each class says what cannot be set alike. A library that is not
 installed raises `NotImplementedError`, which asv understands as "skip".
 """
 
@@ -62,7 +62,7 @@ class Peer:
             raise NotImplementedError(f"{cls.library} is not installed")
 
     def run(self, generations: int) -> None:
-        """Make so many generations, one after the other; the last is finished on return."""
+        """Make this many generations, one after the other; the last is finished on return."""
         raise NotImplementedError
 
 

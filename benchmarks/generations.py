@@ -31,7 +31,7 @@ class Generations:
 
 
 class Peak:
-    """What 128 x 100,000 float32 (51,200,000 bytes) and a generation add at the most to the bytes of the process."""
+    """What 128 x 100,000 float32 (51,200,000 bytes) and a generation add to the bytes of the process, at most."""
 
     params: Any = (list(PEERS),)
     param_names = ("peer",)

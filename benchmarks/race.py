@@ -1,6 +1,6 @@
 """Measuring peers side by side: each in a process of its own, which times its own work; the processes take turns.
 
-A peer that is not installed is a line that says so. The peak is what the process holds at the most while it makes a
+A peer that is not installed is a line that says so. The peak is the most that the process holds while it makes a
 generation, less what it held before there was a population (after a generation of a tiny one, so that libraries are
 imported and kernels compiled); the population itself counts 1.
 """
@@ -45,12 +45,12 @@ class Resident:
         self.peer.run(self.generations)  # compiles for this size
 
     def turn(self) -> float:
-        """The seconds of each of so many generations."""
+        """The seconds of each generation."""
         gc.collect()
         return seconds(lambda: self.peer.run(self.generations)) / self.generations
 
     def peak(self) -> int:
-        """Bytes that a generation adds at the most to what was held before the population was there."""
+        """The most bytes that a generation adds to those held before there was a population."""
         self.peer.run(1)
         tidy()
         self.peer.run(1)
@@ -71,7 +71,7 @@ def turn() -> float:
 
 
 def peak() -> int:
-    """In a worker: the bytes added at the most."""
+    """In a worker: the most bytes that were added."""
     return _here[0].peak()
 
 

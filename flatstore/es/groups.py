@@ -33,7 +33,7 @@ TASK = 1 << 20
 """Numbers that a thread takes on at a time, at most: about a millisecond."""
 
 LEAST, PARTS = 1 << 16, 16
-"""Numbers that are worth a task, and how many tasks there are at least if there are so many numbers."""
+"""The least numbers in a task; the least number of tasks, if there are enough numbers for them."""
 
 SEEDS_PER_DRAW = 8
 """Seeds whose random words a thread draws at a time."""

@@ -1,4 +1,4 @@
-"""What the loops of `ga` and `es` have in common: populations lent and scored, fitness checked, runs taken up again."""
+"""What the loops of `ga` and `es` have in common: populations lent and scored, fitness checked, runs resumed."""
 
 from flatstore.evaluation.fitness import as_fitness as as_fitness
 from flatstore.evaluation.fitness import best_first as best_first

@@ -1,4 +1,4 @@
-"""Runs: the numbers and seeds of the loops of `ga` and `es`, and how a run is taken up again."""
+"""Runs: the numbers and seeds of the loops of `ga` and `es`, and how a run is resumed."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class KernelCache(_core.caching._Cache):
         try:
             content = _core.serialize.dumps(data._reduce())
         except Exception:
-            # The function is compiled and works, so an error of pickling is no reason to stop.
+            # The function is compiled and works, so it is used even if it cannot be pickled.
             log.debug("cannot pickle %s", self._function.__name__, exc_info=True)
             return
         _write(file, content)

@@ -5,7 +5,7 @@ a block, the kind of draw and, where a block is not enough, which one of several
 
 ```
 counter   number of the block (64 bits) | kind | sub      key   seed (64 bits)
-words     four of 32 bits a block: 128 // width numbers of `width` bits, for as many indices in a row
+words     four of 32 bits in a block: numbers of `width` bits for 128 // width indices in a row
 ```
 
 This is the readable version; the compiled one in `flatstore/kernels/cpu/draws.py` gives the same bits.

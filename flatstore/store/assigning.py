@@ -39,7 +39,7 @@ def incoming_leaf(layout: Layout, path: Any, value: Any, lead: Lead = ()) -> tup
 
 
 def is_pairs(layout: Layout, values: Any) -> bool:
-    """Whether `values` is an iterable of (path, array): any iterable that is no pytree, or a list of such pairs.
+    """Whether `values` is an iterable of (path, array): any iterable that is not a pytree, or a list of such pairs.
 
     A list that is a tree of the layout is a tree.
     """

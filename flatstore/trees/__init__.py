@@ -1,4 +1,4 @@
-"""Names of leaves and edits of trees: no arrays."""
+"""Names of leaves, and edits of trees. Nothing in this room needs arrays."""
 
 from flatstore.trees.differences import Difference as Difference
 from flatstore.trees.differences import StructureError as StructureError

@@ -136,7 +136,7 @@ def sampling_loop(dtype: str) -> Any:
     ) -> None:  # fmt: skip
         """Write the parameters begin .. end - 1: member len(signs) * i + j is the centre + signs[j] * noise number i.
 
-        The first place in a piece is that in `out`, the second that in `centre`; a row of -1 is no noise.
+        The first place in a piece is that in `out`, the second that in `centre`; a row of -1 means no noise.
         """
         kind, width, keys, table, units = noise
         words, multiples, block = scratch
