@@ -120,6 +120,16 @@ def check_types(store: Any, noise: Any) -> None:
         raise TypeError(f"expected a noise, got {type(noise).__name__}; fix: pass one, such as fs.Normal(0.02)")
 
 
+def check_sign(sign: Any, strength: str, allowed: tuple[int, ...] = (1, -1)) -> None:
+    """Raise `ValueError` unless a sign is one of those allowed; `strength` says where a strength belongs instead."""
+    if sign not in allowed:
+        *most, last = map(str, allowed)
+        raise ValueError(f"expected sign {', '.join(most)} or {last}, got {sign}; fix: give the strength to {strength}")
+
+
+IN_NOISE, IN_WEIGHTS, TO_AND_FRO = "the noise, as in fs.Normal(0.02)", "the weights", (1, -1, 2, -2)
+
+
 def refuse_not_finite(
     store: Store, groups: Sequence[Group], name: str = "parameters", fix: str = "go back to the last good ones"
 ) -> None:

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.groups import (
+    IN_NOISE,
     ROOM,
     TASK,
+    TO_AND_FRO,
     WIDTH,
     Group,
     blocks,
+    check_sign,
     noisy_groups,
     noisy_leaves,
     random_words,
@@ -88,10 +91,7 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
     leaf and its largest magnitude; for 16-bit leaves, unless `exact=False`; `LentError` while the store is lent. In all
     these cases the store is left as it was.
     """
-    if sign not in (1, -1, 2, -2):
-        raise ValueError(
-            f"expected sign 1, -1, 2 or -2, got {sign}; fix: give the strength to the noise, as in fs.Normal(0.02)"
-        )
+    check_sign(sign, IN_NOISE, TO_AND_FRO)
     groups = noisy_groups(store, noise)
     if exact:
         refuse_16_bit(groups)

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.groups import (
+    IN_NOISE,
     ROOM,
     SEEDS_PER_DRAW,
     WIDTH,
+    check_sign,
     check_types,
     groups_of,
     random_words,
@@ -59,10 +61,7 @@ def sample(
             f"expected {expected} seeds for {size} members{' in pairs' if antithetic else ''}, got shape "
             f"{keys.shape}; fix: fs.seeds(seed, {expected})" + (" and an even size" if antithetic else "")
         )
-    if sign not in (1, -1):
-        raise ValueError(
-            f"expected sign 1 or -1, got {sign}; fix: give the strength to the noise, as in fs.Normal(0.02)"
-        )
+    check_sign(sign, IN_NOISE)
     noise.check_grid(out.layout)
     leaves = trainable_leaves(out)
     refuse_not_finite(store, store.cached("trainable", lambda: trainable_groups([store], "add noise to")))

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.groups import (
+    IN_WEIGHTS,
     ROOM,
     SEEDS_PER_DRAW,
+    check_sign,
     noisy_groups,
     random_words,
     refuse_not_finite,
@@ -68,9 +70,9 @@ def update(
     while the store is lent. In all these cases the store is left as it was.
     """
     keys, fixed = fixed_point(noise, seeds, weights)
-    for name, value, allowed in (("sign", sign, (1, -1)), ("perturbed", perturbed, (0, 1, -1))):
-        if value not in allowed:
-            raise ValueError(f"expected {name} in {allowed}, got {value}; fix: give the strength to the weights")
+    check_sign(sign, IN_WEIGHTS)
+    if perturbed not in (0, 1, -1):
+        raise ValueError(f"expected perturbed in (0, 1, -1), got {perturbed}; fix: pass the sign of the perturbation")
     groups = noisy_groups(store, noise)
     gridless = [group.dtype for group in groups if not group.grid]
     if (perturbed or sign < 0) and (gridless or not exact):

@@ -31,6 +31,7 @@ import numpy as np
 from flatstore.layout import Array, as_numpy, is_torch_tensor
 from flatstore.memory.dlpack import import_view
 from flatstore.memory.guarded import LentError
+from flatstore.trees import first_of
 
 HUGE_PAGE = 2 << 20
 
@@ -231,7 +232,7 @@ class Memory:
                 held = sorted({path for lease in readers for path in lease.unreleased()})
                 raise LentError(
                     f"expected a buffer that nobody reads, got one that is lent: {len(readers)} lend(s), of "
-                    f"{', '.join(map(repr, held[:8])) or 'no leaf yet'}{', …' if len(held) > 8 else ''}; "
+                    f"{first_of(held) or 'no leaf yet'}; "
                     "fix: leave the `with` block of the lend first, and drop NumPy or torch views taken in it"
                 )
             writer = (self, thread)

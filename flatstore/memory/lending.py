@@ -25,7 +25,7 @@ from flatstore.layout import Array
 from flatstore.memory.dlpack import PLAIN, code_of
 from flatstore.memory.guarded import LentError
 from flatstore.memory.host import Lease, Memory
-from flatstore.trees import Difference, listing
+from flatstore.trees import Difference, first_of, listing
 
 JAX_ALIGN = 64
 """Bytes: JAX on CPU takes a view only of memory that starts at a multiple of this."""
@@ -175,7 +175,7 @@ class Lend:
             return
         message = (
             f"expected all lent leaves back, got {len(held)} still read after {self._patience} s: "
-            f"{', '.join(map(repr, held[:8]))}{', …' if len(held) > 8 else ''}; "
+            f"{first_of(held)}; "
             "fix: drop the NumPy or torch views taken in the block (np.asarray, jax.device_get), or raise patience= "
             "for a longer computation. The store stays lent until they are gone"
         )

@@ -3,6 +3,7 @@
 from flatstore.trees.differences import Difference as Difference
 from flatstore.trees.differences import StructureError as StructureError
 from flatstore.trees.differences import count as count
+from flatstore.trees.differences import first_of as first_of
 from flatstore.trees.differences import listing as listing
 from flatstore.trees.edits import Origin as Origin
 from flatstore.trees.edits import Parts as Parts

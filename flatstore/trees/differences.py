@@ -27,6 +27,15 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def first_of(paths: Sequence[str], most: int = 8) -> str:
+    """The first of some paths, for a message.
+
+    >>> first_of(["a", "b/c", "d"], most=2)
+    "'a', 'b/c', …"
+    """
+    return ", ".join([*map(repr, paths[:most]), *(["…"] if len(paths) > most else [])])
+
+
 def listing(differences: Sequence[Difference], what: str) -> str:
     """A message with a line per difference."""
     return "\n  ".join([f"{count(len(differences), 'leaf', 'leaves')} {what}:", *map(str, differences)])

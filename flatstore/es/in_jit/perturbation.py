@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flatstore.es.groups import IN_NOISE, TO_AND_FRO, check_sign
 from flatstore.es.in_jit.blocks import Block, is_array, map_blocks
 from flatstore.es.in_jit.rounding import added, loaded, rounded
 from flatstore.es.perturbing import key_of
@@ -94,10 +95,8 @@ def virtual(
     that `es.sample` refuses; `StructureError` for arrays that are not blocks of the layout, `KeyError` if it has no
     node `within`.
     """
-    if not (is_array(sign) and sign.ndim == 0) and sign not in (1, -1, 2, -2):
-        raise ValueError(
-            f"expected sign 1, -1, 2 or -2, got {sign}; fix: give the strength to the noise, as in fs.Normal(0.02)"
-        )
+    if not (is_array(sign) and sign.ndim == 0):
+        check_sign(sign, IN_NOISE, TO_AND_FRO)
     key, times = key_words(seed), jnp.asarray(sign, np.float32)
     tables: dict[float, Any] = {}
     begun = () if after is None else (jnp.ravel(after)[0],)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flatstore.es.groups import IN_WEIGHTS, check_sign
 from flatstore.es.in_jit.blocks import Block, map_blocks
 from flatstore.es.in_jit.rounding import added, dithered, float_of, loaded
 from flatstore.es.weights import WeightedSeeds
@@ -67,8 +68,7 @@ def updated(
     of 2**31 parameters or more; and the errors of `es.virtual`.
     """
     _check(weighted)
-    if sign not in (1, -1):
-        raise ValueError(f"expected sign 1 or -1, got {sign}; fix: give the strength to the weights")
+    check_sign(sign, IN_WEIGHTS)
     tables: dict[float, Any] = {}
     before: list[Any] = []  # one leaf after the other, in the same memory
 
