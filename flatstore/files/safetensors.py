@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -83,13 +83,24 @@ def save(path: str | os.PathLike[str], store: Store, *, metadata: Mapping[str, s
     os.close(handle)
     try:
         library.save_file({leaf.path: store[leaf.path] for leaf in homes}, name, metadata=texts)
-        with open(name, "rb") as written:
+        with open(name, "r+b") as written:
+            _sort_metadata(written)
+            written.flush()
             os.fsync(written.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, target)
     except BaseException:
         os.unlink(name)
         raise
+
+
+def _sort_metadata(file: BinaryIO) -> None:
+    """Sort the metadata by name, in place: the library's order is random, and equal stores should give equal files."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    file.seek(8)
+    file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def _is_text(value: Any) -> bool:

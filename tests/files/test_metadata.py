@@ -10,6 +10,8 @@ import pytest
 import safetensors.numpy
 import torch
 from huggingface_hub import load_state_dict_from_file
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 import flatstore as fs
@@ -27,6 +29,23 @@ def file_of(header, data=b""):
     """The bytes of a safetensors file with this header, as they are: nothing is checked."""
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"]))
+    )
+)
+def test_equal_stores_give_equal_files_whatever_the_metadata(tmp_path_factory, metadata):
+    assume("flatstore" not in metadata)
+    folder = tmp_path_factory.mktemp("equal")
+    files = [folder / f"{i}.safetensors" for i in range(3)]
+    for file in files:
+        fs.save(file, a_store(), metadata=metadata)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert metadata_of(files[0]) == {"format": "pt", **metadata}
+    assert same_bits(fs.load(files[0]).buffer, a_store().buffer)
+    assert safetensors.numpy.load_file(files[0]).keys() == {"weight", "bias"}
 
 
 def test_the_hub_loads_what_save_writes_and_not_what_says_numpy(tmp_path):
