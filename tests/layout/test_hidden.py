@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
+import tensordict
 import torch
 
 import flatstore as fs
@@ -165,7 +166,6 @@ def test_what_holds_no_numbers_rides_along(kind: str) -> None:
 
 
 def test_a_tensordict_of_mixed_dtypes_or_of_one_is_an_error_that_says_to_dict() -> None:
-    tensordict = pytest.importorskip("tensordict")
     for other in (torch.float32, torch.int32):
         leaves = {"a": torch.ones(2, 3), "b": torch.ones(2, dtype=other)}
         with pytest.raises(TypeError) as error:
