@@ -1,5 +1,6 @@
 """Settings of all tests: Hypothesis draws the same examples each time, JAX is as it comes."""
 
+import gc
 import os
 import signal
 import sys
@@ -47,6 +48,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not is_left_out(item)]
 
 
+def pytest_collection_finish() -> None:
+    """What was imported is there to stay: the garbage collector need not look through it in every test."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def store() -> fs.Store:
     """A store of the small tree, all threes."""
@@ -58,9 +65,11 @@ def cut(monkeypatch):
     """A call that sets the sizes of the blocks and tasks in which `flatstore.es` goes over parameters."""
 
     def set_sizes(**sizes):
-        for module in [module for name, module in sys.modules.items() if name.startswith("flatstore.es.")]:
-            for name, value in {"LEAST": 1, "PARTS": 1, **sizes}.items():
-                if hasattr(module, name):
-                    monkeypatch.setattr(module, name, value)
+        modules = [module for name, module in sys.modules.items() if name.startswith("flatstore.es.")]
+        for name, value in {"LEAST": 1, "PARTS": 1, **sizes}.items():
+            having = [module for module in modules if hasattr(module, name)]
+            assert having, f"no file of flatstore.es has {name}"
+            for module in having:
+                monkeypatch.setattr(module, name, value)
 
     return set_sizes

@@ -253,12 +253,12 @@ class Layout(Subtree):
         if differences:
             raise StructureError(differences)
 
-    def difference(self, path: str, spec: Spec, casting: Any = "no", lead: tuple[int, ...] = ()) -> Difference | None:
-        """How a leaf of kind `spec` under `path` differs from the table's row (with axes `lead` before it), if so."""
+    def difference(self, path: str, spec: Spec, casting: Any = "no", before: tuple[int, ...] = ()) -> Difference | None:
+        """The difference between a leaf and the row at `path`, or None; `before` are sizes of axes before the row's."""
         leaf = self.by_path.get(path)
         if leaf is None:
             return Difference(path, "nothing", str(spec), "remove this leaf, or rename it to a path of the layout")
-        expected = Spec(lead + leaf.shape, leaf.dtype)
+        expected = Spec(before + leaf.shape, leaf.dtype)
         if spec.shape != expected.shape:
             return Difference(path, str(expected), str(spec), "give it the expected shape")
         if not np.can_cast(spec.dtype, leaf.dtype, casting):

@@ -1,6 +1,6 @@
 """One model or many in one buffer, as views."""
 
-from flatstore.store.assigning import incoming as incoming
+from flatstore.store.assigning import checked_leaves as checked_leaves
 from flatstore.store.assigning import same_bits as same_bits
 from flatstore.store.population import Population as Population
 from flatstore.store.store import Store as Store

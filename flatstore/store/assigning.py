@@ -13,25 +13,25 @@ from flatstore.trees import Difference, StructureError, as_path, by_path
 
 _tree_util: Any = jax.tree_util
 
-Lead = tuple[int, ...]
+Leading = tuple[int, ...]
 Pairs = list[tuple[Leaf, Array]]
 
 
-def incoming(layout: Layout, values: Any, lead: Lead = ()) -> Pairs:
+def checked_leaves(layout: Layout, values: Any, leading: Leading = ()) -> Pairs:
     """(home, array) for each home of `layout`, from a whole tree, vector or mapping. Reads, writes nothing.
 
-    Trainable leaves come with the axes `lead` before their own (the members of a population). Raises
+    Trainable leaves come with the axes `leading` before their own (the members of a population). Raises
     `StructureError` with all that does not fit.
     """
-    if _is_vector(layout, values, lead):
-        return _from_vector(layout, values, lead)
-    return _checked(layout, _named(layout, values), lead)
+    if _is_vector(layout, values, leading):
+        return _from_vector(layout, values, leading)
+    return _checked(layout, _named(layout, values), leading)
 
 
-def incoming_leaf(layout: Layout, path: Any, value: Any, lead: Lead = ()) -> tuple[Leaf, Array]:
+def checked_leaf(layout: Layout, path: Any, value: Any, leading: Leading = ()) -> tuple[Leaf, Array]:
     """(home, array) for one leaf. Raises `KeyError` for an unknown path, `StructureError` for what does not fit."""
     leaf = layout.leaf(path)
-    array, difference = _fitting(layout, leaf.path, value, lead)
+    array, difference = _fitting(layout, leaf.path, value, leading)
     if difference is not None:
         raise StructureError([difference])
     assert array is not None
@@ -52,12 +52,12 @@ def is_pairs(layout: Layout, values: Any) -> bool:
     return hasattr(values, "__iter__") and bool(_tree_util.all_leaves([values]))
 
 
-def _is_vector(layout: Layout, values: Any, lead: Lead) -> bool:
+def _is_vector(layout: Layout, values: Any, leading: Leading) -> bool:
     shape = getattr(values, "shape", None)
     if shape is None or hasattr(values, "keys"):
         return False
     root = layout.leaves[0]
-    return root.key_path != () or tuple(shape) != lead + root.shape
+    return root.key_path != () or tuple(shape) != leading + root.shape
 
 
 def _named(layout: Layout, values: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _named(layout: Layout, values: Any) -> dict[str, Any]:
     return named if len(named.keys() & paths) > len(tree.keys() & paths) else tree
 
 
-def _checked(layout: Layout, got: Mapping[str, Any], lead: Lead) -> Pairs:
+def _checked(layout: Layout, got: Mapping[str, Any], leading: Leading) -> Pairs:
     pairs: Pairs = []
     differences: list[Difference] = []
     arrays: dict[str, Array] = {}
@@ -78,7 +78,7 @@ def _checked(layout: Layout, got: Mapping[str, Any], lead: Lead) -> Pairs:
         if path not in got:
             differences.append(Difference(path, str(leaf.spec), "nothing", "add this leaf"))
             continue
-        array, difference = _fitting(layout, path, got[path], lead)
+        array, difference = _fitting(layout, path, got[path], leading)
         if array is None or difference is not None:
             differences += [difference] if difference else []
         elif leaf.tied is None:
@@ -107,9 +107,9 @@ def cast(array: Any, dtype: np.dtype[Any]) -> Array:
         return array.astype(dtype)
 
 
-def _fitting(layout: Layout, path: str, value: Any, lead: Lead) -> tuple[Array | None, Difference | None]:
+def _fitting(layout: Layout, path: str, value: Any, leading: Leading) -> tuple[Array | None, Difference | None]:
     leaf = layout.by_path[path]
-    before = lead if leaf.trainable else ()
+    before = leading if leaf.trainable else ()
     if type(value) is int:  # its value decides what it fits, not a type that it never had
         value = np.uint64(value) if 0 <= value < 1 << 64 else np.asarray(value)
     spec = spec_of(value, path)
@@ -138,9 +138,9 @@ def _overflow(leaf: Leaf, array: Array) -> Difference | None:
     return Difference(leaf.path, f"numbers that fit {leaf.dtype.name}", got, "scale or clip them")
 
 
-def _from_vector(layout: Layout, values: Any, lead: Lead) -> Pairs:
+def _from_vector(layout: Layout, values: Any, leading: Leading) -> Pairs:
     spec = spec_of(values, "vector")
-    expected = (*lead, layout.size)
+    expected = (*leading, layout.size)
     if spec is None or spec.shape != expected:
         got = str(spec or type(values).__name__)
         fix = "pass what to_vector() gives, not `flat`, which shows the padding; or a tree"
@@ -150,12 +150,12 @@ def _from_vector(layout: Layout, values: Any, lead: Lead) -> Pairs:
     differences: list[Difference] = []
     for leaf in layout.homes:
         part = vector[..., leaf.index : leaf.index + leaf.size]
-        if lead and not leaf.trainable:
+        if leading and not leaf.trainable:
             if not same_bits(part, np.broadcast_to(part[:1], part.shape)):
                 fix = "give each member the same, or make the leaf trainable"
                 differences.append(Difference(leaf.path, "one value, shared by all members", "several", fix))
             part = part[0]
-        array = part.reshape((*(lead if leaf.trainable else ()), *leaf.shape))
+        array = part.reshape((*(leading if leaf.trainable else ()), *leaf.shape))
         array, difference = _demoted(leaf, array)
         differences += [difference] if difference else []
         pairs.append((leaf, array))

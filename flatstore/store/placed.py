@@ -45,7 +45,7 @@ class Placed:
         return self._memory
 
     @property
-    def _lead(self) -> tuple[int, ...]:
+    def _leading(self) -> tuple[int, ...]:
         return () if self._count is None else (self._count,)
 
     def _is_shared(self, leaf: Leaf) -> bool:

@@ -29,7 +29,7 @@ import numpy as np
 
 from flatstore.layout import Array, Dims, Layout, Tied, Trainable
 from flatstore.memory import JAX_ALIGN, Memory
-from flatstore.store.assigning import incoming
+from flatstore.store.assigning import checked_leaves
 from flatstore.store.placement import placement_of_population
 from flatstore.store.store import Store
 from flatstore.store.verbs import Verbs
@@ -71,7 +71,7 @@ class Population(Verbs):
         """`size` copies of one model, a pytree of arrays. The keywords are those of `Layout.from_tree`."""
         layout = Layout.from_tree(tree, align=align, trainable=trainable, dims=dims, tied=tied)
         pop = cls.zeros(layout, size, order=order)
-        for leaf, array in incoming(layout, tree):
+        for leaf, array in checked_leaves(layout, tree):
             pop.leaf_view(leaf.path)[...] = array
         return pop
 
@@ -89,7 +89,7 @@ class Population(Verbs):
     @property
     def size(self) -> int:
         """The number of members."""
-        return self._lead[0]
+        return self._leading[0]
 
     @property
     def order(self) -> str:
@@ -98,7 +98,7 @@ class Population(Verbs):
 
     def __len__(self) -> int:
         """The number of members."""
-        return self._lead[0]
+        return self._leading[0]
 
     def __iter__(self) -> Iterator[Store]:
         """The members, as views."""

@@ -10,7 +10,7 @@ from numpy.lib.array_utils import byte_bounds
 
 from flatstore.layout import Array, Leaf
 from flatstore.memory import Lend, check_library, import_views
-from flatstore.store.assigning import Pairs, cast, incoming, incoming_leaf, is_pairs, same_bits
+from flatstore.store.assigning import Pairs, cast, checked_leaf, checked_leaves, is_pairs, same_bits
 from flatstore.store.verifying import differences_from_views, is_same_view
 from flatstore.store.views import Views
 from flatstore.trees import Difference, Glob, StructureError, matcher, refuse_idle_glob
@@ -36,13 +36,13 @@ class Verbs(Views):
             if is_pairs(self.layout, values):
                 self._assign_each(values)
             else:
-                self._write(incoming(self.layout, values, self._lead))
+                self._write(checked_leaves(self.layout, values, self._leading))
 
     def _assign_each(self, values: Any) -> None:
         written: list[str] = []
         try:
             for path, value in values:
-                self._write([incoming_leaf(self.layout, path, value, self._lead)])
+                self._write([checked_leaf(self.layout, path, value, self._leading)])
                 written.append(path)
         except BaseException as error:
             error.add_note(f"written before this error: {', '.join(map(repr, written)) or 'nothing'}")
@@ -51,7 +51,7 @@ class Verbs(Views):
     def __setitem__(self, path: Any, value: Any) -> None:
         """Copy a value of the leaf's shape into the leaf. To broadcast, write through its view: `x[path][...] = 0`."""
         with self._memory.writing():
-            self._write([incoming_leaf(self.layout, path, value, self._lead)])
+            self._write([checked_leaf(self.layout, path, value, self._leading)])
 
     def _write(self, pairs: Pairs) -> None:
         own = self._memory
@@ -147,11 +147,11 @@ class Verbs(Views):
         Shape (layout.size,) or (members, layout.size). Leaves of several dtypes are promoted as NumPy does.
         """
         homes = self.layout.homes
-        out = np.empty((*self._lead, self.layout.size), _common_dtype({leaf.dtype for leaf in homes}))
+        out = np.empty((*self._leading, self.layout.size), _common_dtype({leaf.dtype for leaf in homes}))
         for leaf in homes:
             view = self._new_view(leaf)
-            lead = view.shape[: view.ndim - len(leaf.shape)]
-            out[..., leaf.index : leaf.index + leaf.size] = view.reshape((*lead, leaf.size))
+            leading = view.shape[: view.ndim - len(leaf.shape)]
+            out[..., leaf.index : leaf.index + leaf.size] = view.reshape((*leading, leaf.size))
         return out
 
 

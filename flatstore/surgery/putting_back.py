@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from flatstore.layout import Layout, Leaf, spec_of
-from flatstore.store import Store, incoming
+from flatstore.store import Store, checked_leaves
 from flatstore.trees import (
     Difference,
-    Parts,
+    PathParts,
     StructureError,
     as_path,
     by_path,
@@ -58,11 +58,11 @@ def put_back(store: Store, tree: Any, at: str = "") -> None:
     if path:  # checked here, so that errors have whole paths; `assign` has those inside the node
         rows = [store.layout.by_path[f"{path}/{leaf.path}"] for leaf in part.layout.leaves]
         layout = Layout.of_node(rows, 0, store.layout.align, None, rows)
-        incoming(layout, {f"{path}/{name}": leaf for name, leaf in by_path(tree).items()})
+        checked_leaves(layout, {f"{path}/{name}": leaf for name, leaf in by_path(tree).items()})
     part.assign(tree)
 
 
-def _unlike(expected: Any, got: Any, at: Parts) -> Iterator[Difference]:
+def _unlike(expected: Any, got: Any, at: PathParts) -> Iterator[Difference]:
     """Everything in which a tree differs from a tree of rows."""
     path = "/".join(at)
     inside, given = ({path_of((key,)): child for key, child in children(x)} for x in (expected, got))

@@ -66,15 +66,15 @@ def transfer(
     given = {} if is_globs else dict(items("add", cast(Any, add)))
     globs: Any = add if is_globs else [glob.escape(as_path(path)) for path in given]
     may_lack = below("add", globs, [piece.name for piece in pieces_of(target.unflatten(target.leaves), {})])
-    lead = () if isinstance(old, Store) else (old.size,)
+    leading = () if isinstance(old, Store) else (old.size,)
     moves = [
         (piece.name, "/".join(piece.new), old.leaf_view(piece.name))
         for piece in renamed(pieces_of(old.layout.unflatten(old.layout.leaves), {}), drop, rename)
         if isinstance(piece.value, Leaf)
     ]
-    moves += _given(given, target, lead)
+    moves += _given(given, target, leading)
     refuse_clashes((parts_of(path), name) for name, path, _ in moves)
-    arrays = _counterparts(moves, target, lead, may_lack if is_globs else lambda _: False)
+    arrays = _counterparts(moves, target, leading, may_lack if is_globs else lambda _: False)
     if isinstance(new, Layout):
         order: Any = "leaf" if isinstance(old, Store) else old.order
         new = cast(Model, Store.zeros(new) if isinstance(old, Store) else Population.zeros(new, old.size, order=order))
@@ -85,7 +85,7 @@ def transfer(
 
 
 def _counterparts(
-    moves: Sequence[tuple[str, str, Any]], target: Layout, lead: tuple[int, ...], may_lack: Callable[[str], bool]
+    moves: Sequence[tuple[str, str, Any]], target: Layout, leading: tuple[int, ...], may_lack: Callable[[str], bool]
 ) -> dict[str, Array]:
     """{home of `target`: what goes there} of (name, path, array). Raises `StructureError` with all that has none.
 
@@ -102,7 +102,7 @@ def _counterparts(
         if path not in sources:
             continue
         source, home = sources[path], leaf.tied or path
-        expected = str(Spec((*lead, *leaf.shape) if leaf.trainable else leaf.shape, leaf.dtype))
+        expected = str(Spec((*leading, *leaf.shape) if leaf.trainable else leaf.shape, leaf.dtype))
         got = in_words(source, path)
         if expected != got:
             alike = "drop the old one and add the new one, or plan the new one alike"
@@ -121,7 +121,7 @@ def _counterparts(
     return found
 
 
-def _given(add: Mapping[str, Any], target: Layout, lead: tuple[int, ...]) -> list[tuple[str, str, Any]]:
+def _given(add: Mapping[str, Any], target: Layout, leading: tuple[int, ...]) -> list[tuple[str, str, Any]]:
     """(name, path, array) for each array among what is to be added; a population's members share it.
 
     What is only a shape is a `Spec`. What rides along is listed where the target has an array.
@@ -133,7 +133,7 @@ def _given(add: Mapping[str, Any], target: Layout, lead: tuple[int, ...]) -> lis
             row, spec, source = target.by_path.get(path), spec_of(piece.value, path), piece.value
             if spec is not None:
                 per_member = row is not None and row.trainable and row.shape == spec.shape
-                shape = lead + spec.shape if per_member else spec.shape
+                shape = leading + spec.shape if per_member else spec.shape
                 if isinstance(source, (Leaf, jax.ShapeDtypeStruct)):
                     source = Spec(shape, spec.dtype)
                 else:

@@ -33,17 +33,17 @@ from flatstore.trees.paths import (
     unflatten,
 )
 
-Parts = tuple[Any, ...]
+PathParts = tuple[Any, ...]
 Rename = Mapping[str, str] | None
-Origin = dict[Parts, Any]
+Origin = dict[PathParts, Any]
 
 
 class Piece(NamedTuple):
     """A leaf, or a node without children, on its way from one tree to another."""
 
-    old: Parts
+    old: PathParts
     """The parts of its old path; those of an added piece follow the number of what it was added with."""
-    new: Parts
+    new: PathParts
     value: Any
 
     @property
@@ -53,7 +53,7 @@ class Piece(NamedTuple):
         return f"{'/'.join(self.new)} (added)" if added else "/".join(self.old)
 
 
-def parts_of(path: str) -> Parts:
+def parts_of(path: str) -> PathParts:
     """The parts of a path, still escaped; the empty path has none.
 
     >>> parts_of("a~1b/w"), parts_of("")
@@ -111,7 +111,7 @@ def renamed(pieces: Iterable[Piece], drop: Glob, rename: Rename) -> list[Piece]:
     return kept
 
 
-def _refuse_nameless(argument: str, name: str, parts: Parts) -> None:
+def _refuse_nameless(argument: str, name: str, parts: PathParts) -> None:
     """Raise `ValueError` for an empty part of a new path: a slash too many, or a node renamed to nothing."""
     if "" in parts:
         raise ValueError(
@@ -135,7 +135,7 @@ def _rule(pattern: str, name: str, paths: Sequence[str]) -> tuple[re.Pattern[str
     return rule, name
 
 
-def built(pieces: Sequence[Piece], origin: Origin, at: Parts = ()) -> Any:
+def built(pieces: Sequence[Piece], origin: Origin, at: PathParts = ()) -> Any:
     """The tree of pieces whose new paths begin with `at`. Raises `ValueError` for a node that cannot be changed."""
     if pieces[0].new == at:
         return pieces[0].value
@@ -155,20 +155,20 @@ def built(pieces: Sequence[Piece], origin: Origin, at: Parts = ()) -> Any:
     return {keys_of(part)[0]: child for part, child in inside.items()} if stays is None else _changed(stays, inside, at)
 
 
-def _came_from(piece: Piece, depth: int) -> Parts:
+def _came_from(piece: Piece, depth: int) -> PathParts:
     """The old parts of the node that is now above a piece, at `depth`, if all names below it were kept."""
     end = len(piece.old) - (len(piece.new) - depth)
     return piece.old[:end] if end >= 0 and piece.old[end:] == piece.new[depth:] else ("nowhere", None)
 
 
-def _stays_in(piece: Piece, at: Parts) -> bool:
+def _stays_in(piece: Piece, at: PathParts) -> bool:
     """Whether a piece was in the node at `at` and still is, without the node having moved deeper along with it."""
     below = piece.old[len(at) :]
     deeper = len(piece.new) > len(piece.old) and piece.new[len(piece.new) - len(below) :] == below
     return piece.old[: len(at)] == at and not deeper
 
 
-def _changed(node: Any, inside: dict[str, Any], at: Parts) -> Any:
+def _changed(node: Any, inside: dict[str, Any], at: PathParts) -> Any:
     """A node like `node` with other children. Raises `ValueError` if its type does not allow them."""
     kind, is_row = cast(Any, type(node)), type(node) in (list, tuple)
     if is_row and inside.keys() == set(map(str, range(len(inside)))):
@@ -192,5 +192,5 @@ def _changed(node: Any, inside: dict[str, Any], at: Parts) -> Any:
     )
 
 
-def _names(keys: KeyPath) -> Parts:
+def _names(keys: KeyPath) -> PathParts:
     return tuple(path_of((key,)) for key in keys)

@@ -81,12 +81,12 @@ def copies(vectors: Sequence[jax.Array], parts: Sequence[tuple[int, int, Spec]])
 
     The vectors have shape (N,) or (P, N), all the same; a part of them `shape` or (P, *shape). Not differentiable.
     """
-    lead = vectors[0].shape[:-1]
+    leading = vectors[0].shape[:-1]
     table = [
         (source, first * spec.dtype.itemsize, spec.nbytes, vectors[source].shape[-1] * spec.dtype.itemsize)
         for source, first, spec in parts
     ]
-    results = [jax.ShapeDtypeStruct((*lead, *spec.shape), spec.dtype) for _, _, spec in parts]
+    results = [jax.ShapeDtypeStruct((*leading, *spec.shape), spec.dtype) for _, _, spec in parts]
     # As 32-bit halves: with the 64-bit types off there are no others.
     halves = np.array(table, np.int64).reshape(-1).view(np.int32)
     return list(_ffi.ffi_call(TARGET, results)(*vectors, halves))

@@ -60,8 +60,8 @@ def test_antithetic_members_come_in_pairs():
 @pytest.mark.parametrize("noise", [fs.Normal(0.1), fs.Rademacher({"*/kernel": 0.1, "*": 0})])
 def test_blocks_and_threads_do_not_change_a_sample(cut, noise):
     results = set()
-    for width, task, brood in ((16, 1, 1), (1024, 1 << 20, 16), (7, 100, 5)):
-        cut(WIDTH=width, TASK=task, BROOD=brood)
+    for width, task, per_draw in ((16, 1, 1), (1024, 1 << 20, 16), (7, 100, 5)):
+        cut(WIDTH=width, TASK=task, SEEDS_PER_DRAW=per_draw)
         pop, store = fs.Population.zeros(a_store().layout, 6), a_store()
         es.sample(pop, store, noise, fs.seeds(1, 6))
         results.add(pop.buffer.tobytes())

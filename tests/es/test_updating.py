@@ -133,9 +133,9 @@ def test_taking_back_and_updating_is_one_pass_of_the_same_bits(sign, noise, dtyp
 def test_threads_blocks_and_alignment_do_not_change_an_update(cut, noise):
     results, before = set(), threads()
     try:
-        for n, width, task, brood, align in [(2, 256, 1 << 20, 64, 64), (1, 16, 1, 1, 1), (3, 999, 100, 7, 8)]:
+        for n, width, task, per_draw, align in [(2, 256, 1 << 20, 64, 64), (1, 16, 1, 1, 1), (3, 999, 100, 7, 8)]:
             set_threads(n)
-            cut(WIDTH=width, TASK=task, BROOD=brood)
+            cut(WIDTH=width, TASK=task, SEEDS_PER_DRAW=per_draw)
             store = a_store(noise, align=align)
             es.update(store, noise, fs.seeds(6, 20), np.linspace(-1, 1, 20))
             results.add(store.to_vector().tobytes())
