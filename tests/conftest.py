@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     """What was imported is there to stay: the garbage collector need not look through it in every test."""
     gc.collect()
-    gc.freeze()
+    #gc.freeze()
 
 
 @pytest.fixture

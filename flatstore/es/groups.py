@@ -127,7 +127,11 @@ def check_sign(sign: Any, strength: str, allowed: tuple[int, ...] = (1, -1)) -> 
         raise ValueError(f"expected sign {', '.join(most)} or {last}, got {sign}; fix: give the strength to {strength}")
 
 
-IN_NOISE, IN_WEIGHTS, TO_AND_FRO = "the noise, as in fs.Normal(0.02)", "the weights", (1, -1, 2, -2)
+IN_NOISE, IN_WEIGHTS = "the noise, as in fs.Normal(0.02)", "the weights"
+"""Where the strength of a move belongs."""
+
+SIGNS_ACROSS = (1, -1, 2, -2)
+"""Signs of a move from the centre to a side, or from one side to the other."""
 
 
 def refuse_not_finite(

@@ -12,8 +12,8 @@ import numpy as np
 from flatstore.es.groups import (
     IN_NOISE,
     ROOM,
+    SIGNS_ACROSS,
     TASK,
-    TO_AND_FRO,
     WIDTH,
     Group,
     blocks,
@@ -91,7 +91,7 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
     leaf and its largest magnitude; for 16-bit leaves, unless `exact=False`; `LentError` while the store is lent. In all
     these cases the store is left as it was.
     """
-    check_sign(sign, IN_NOISE, TO_AND_FRO)
+    check_sign(sign, IN_NOISE, SIGNS_ACROSS)
     groups = noisy_groups(store, noise)
     if exact:
         refuse_16_bit(groups)

@@ -66,8 +66,8 @@ def update(
             same pass; 0 if it is not.
 
     Raises `ValueError` unless there is a finite weight for each seed, for parameters that are not finite, off the grid
-    or that reach the bound before or after the move, and for `sign` or `perturbed` with 16-bit leaves; `LentError`
-    while the store is lent. In all these cases the store is left as it was.
+    or that reach the bound before or after the move, and for `sign=-1` or `perturbed` with 16-bit leaves or
+    `exact=False`; `LentError` while the store is lent. In all these cases the store is left as it was.
     """
     keys, fixed = fixed_point(noise, seeds, weights)
     check_sign(sign, IN_WEIGHTS)

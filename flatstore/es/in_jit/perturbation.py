@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flatstore.es.groups import IN_NOISE, TO_AND_FRO, check_sign
+from flatstore.es.groups import IN_NOISE, SIGNS_ACROSS, check_sign
 from flatstore.es.in_jit.blocks import Block, is_array, map_blocks
 from flatstore.es.in_jit.rounding import added, loaded, rounded
 from flatstore.es.perturbing import key_of
@@ -96,7 +96,7 @@ def virtual(
     node `within`.
     """
     if not (is_array(sign) and sign.ndim == 0):
-        check_sign(sign, IN_NOISE, TO_AND_FRO)
+        check_sign(sign, IN_NOISE, SIGNS_ACROSS)
     key, times = key_words(seed), jnp.asarray(sign, np.float32)
     tables: dict[float, Any] = {}
     begun = () if after is None else (jnp.ravel(after)[0],)
