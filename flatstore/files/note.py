@@ -15,7 +15,7 @@ from flatstore.layout import Layout, Leaf, Spec, place
 from flatstore.trees import Difference, StructureError, flatten, keys_of, path_of
 
 MOST_GAP = 2**27
-"""Bytes that the gaps of a layout may always take; beyond, no more than the data do."""
+"""The bytes that gaps may take in any layout; in larger ones they may take as many as the data do."""
 
 _DEEPEST = 200  # a tree's keys, one below the other; a few hundred more, and JAX runs out of stack
 

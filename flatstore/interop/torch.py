@@ -66,7 +66,7 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
     if store is None:
         store = Store.zeros(layout)
     else:
-        pairs = _pairs(_rows(store.layout), _rows(layout))
+        pairs = _pairs(_leaves_in_words(store.layout), _leaves_in_words(layout))
         unlike = [Difference(*pair, "adopt(module) makes a new store") for pair in pairs if pair[1] != pair[2]]
         if unlike:
             raise StructureError(unlike, UNLIKE)
@@ -109,19 +109,19 @@ def verify(module: Any, store: Store) -> None:
     tensors = by_path(_tree(module))
     layout = _checked(store).layout
     obstacles, tied = _read(tensors)
-    there = _rows(layout)
-    here = {path: _row(_kind(x), x.requires_grad, tied.get(path)) for path, x in tensors.items()}
-    fix = "adopt(module, store) brings it back" if here == there else "adopt(module) makes a new store"
+    in_store = _leaves_in_words(layout)
+    in_module = {path: _in_words(_kind(x), x.requires_grad, tied.get(path)) for path, x in tensors.items()}
+    fix = "adopt(module, store) brings it back" if in_module == in_store else "adopt(module) makes a new store"
     differences = {difference.path: difference for difference in obstacles}
-    for path, was, now in _pairs(there, here):
+    for path, was, now in _pairs(in_store, in_module):
         if path in differences:
             continue
-        if path in there and path in here and not _is_at(tensors[path], store.leaf_view(path)):
-            now = _row(f"{_kind(tensors[path])} elsewhere", tensors[path].requires_grad, tied.get(path))
+        if path in in_store and path in in_module and not _is_at(tensors[path], store.leaf_view(path)):
+            now = _in_words(f"{_kind(tensors[path])} elsewhere", tensors[path].requires_grad, tied.get(path))
         if was != now:
-            differences[path] = Difference(path, f"a view of {was}" if path in there else was, now, fix)
+            differences[path] = Difference(path, f"a view of {was}" if path in in_store else was, now, fix)
     if differences:
-        what = "of the module not in the store any more" if here == there else UNLIKE
+        what = "of the module not in the store any more" if in_module == in_store else UNLIKE
         raise StructureError([*differences.values()], what)
 
 
@@ -259,18 +259,18 @@ def _overlaps(homes: Mapping[str, Any]) -> list[Difference]:
     return differences
 
 
-def _row(kind: str, trainable: bool, tied: str | None) -> str:
+def _in_words(kind: str, trainable: bool, tied: str | None) -> str:
     return f"{kind}{'' if trainable else ', frozen'}{f', tied to {tied!r}' if tied else ''}"
 
 
-def _rows(layout: Layout) -> dict[str, str]:
+def _leaves_in_words(layout: Layout) -> dict[str, str]:
     """Each leaf in words: its shape and dtype, whether it trains, and what it is tied to."""
-    return {path: _row(str(leaf.spec), leaf.trainable, leaf.tied) for path, leaf in layout.by_path.items()}
+    return {path: _in_words(str(leaf.spec), leaf.trainable, leaf.tied) for path, leaf in layout.by_path.items()}
 
 
-def _pairs(there: Mapping[str, str], here: Mapping[str, str]) -> list[tuple[str, str, str]]:
+def _pairs(in_store: Mapping[str, str], in_module: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """The triples (path, description in the store, description in the module) of all paths in either."""
-    return [(path, there.get(path, "nothing"), here.get(path, "nothing")) for path in {**there, **here}]
+    return [(path, in_store.get(path, "nothing"), in_module.get(path, "nothing")) for path in {**in_store, **in_module}]
 
 
 def _is_at(tensor: Any, view: Array) -> bool:

@@ -7,6 +7,7 @@ from flatstore.layout.dtypes import is_torch_tensor as is_torch_tensor
 from flatstore.layout.dtypes import is_trainable_dtype as is_trainable_dtype
 from flatstore.layout.dtypes import torch_dtype as torch_dtype
 from flatstore.layout.layout import Layout as Layout
+from flatstore.layout.layout import check_layout as check_layout
 from flatstore.layout.leaf import Leaf as Leaf
 from flatstore.layout.leaf import describe as describe
 from flatstore.layout.leaf import place as place

@@ -27,7 +27,7 @@ def refuse_hidden(value: Any, path: str) -> None:
 
     These are numbers of other types (`decimal.Decimal`); objects that offer numbers by a protocol of arrays or buffers,
     without a dtype and a shape; collections of numbers that JAX takes for leaves (sets, mappings other than dicts);
-    and objects with an array or a store among their attributes. A Python number there is configuration.
+    and objects with an array or a store among their attributes. A Python number there is taken for configuration.
     """
     cls: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
     kind: str = cls.__name__
@@ -53,7 +53,7 @@ def _is_buffer(value: Any) -> bool:
         memoryview(value).release()
     except TypeError:
         return False
-    except (BufferError, ValueError):  # it has a buffer, which it does not give now
+    except (BufferError, ValueError):  # it has a buffer, but does not export it at present
         return True
     return True
 

@@ -125,14 +125,14 @@ class Layout(Subtree):
         return cls(place(rows, align), align, treedef, riders)
 
     @classmethod
-    def of_node(cls, rows: Sequence[Leaf], depth: int, align: int, treedef: Any, flat: Sequence[Any]) -> Layout:
-        """The layout of one node of a tree: its `rows` with the first `depth` keys taken off, placed anew.
+    def of_node(cls, flat: Sequence[Any], depth: int, align: int, treedef: Any) -> Layout:
+        """The layout of one node of a tree, placed anew: its rows with the first `depth` keys taken off.
 
-        `flat` are all leaves of the node, `rows` among them; what else is there rides along.
+        `flat` holds all leaves of the node; those that are not rows ride along.
         """
         homes: dict[str, str] = {}
         inner: list[Leaf] = []
-        for row in rows:
+        for row in (x for x in flat if isinstance(x, Leaf)):
             keys = row.key_path[depth:]
             path, home = path_of(keys), row.tied or row.path
             inner.append(Leaf(path, keys, row.shape, row.dtype, row.trainable, homes.get(home), row.dims))
@@ -152,10 +152,9 @@ class Layout(Subtree):
             below: list[tuple[int, Any, list[Any]]] = []
             start = 0
             for child in treedef.children():
-                below.append((depth + 1, child, flat[start : start + child.num_leaves]))
-                start += child.num_leaves
+                below.append((depth + 1, child, flat[start : (start := start + child.num_leaves)]))
             if rows and below:
-                yield rows[0].key_path[:depth], rows, Layout.of_node(rows, depth, self.align, treedef, flat)
+                yield rows[0].key_path[:depth], rows, Layout.of_node(flat, depth, self.align, treedef)
                 waiting += reversed(below)
 
     def locate(self, index: int) -> tuple[str, tuple[int, ...]]:
@@ -192,7 +191,7 @@ class Layout(Subtree):
             raise KeyError(self.unknown(name)) from None
 
     def unknown(self, path: str) -> str:
-        """What to tell somebody who named a path that is not here."""
+        """The message of the error for a path that is not that of a leaf, with paths that come near."""
         import difflib
 
         some = list(self.by_path)[:1000]
@@ -205,8 +204,8 @@ class Layout(Subtree):
     def unflatten(self, values: Iterable[Any], *, riders: bool = True) -> Any:
         """The tree with `values`, one for each row of `leaves`, and with what rides along (or None). No copy.
 
-        Raises `ValueError` for another number of values, `TypeError` with the path of a node whose constructor does
-        not accept them.
+        Raises `ValueError` unless there is one value for each row, `TypeError` with the path of a node whose
+        constructor does not accept them.
         """
         values = list(values)
         if len(values) != len(self.leaves):
@@ -246,10 +245,7 @@ class Layout(Subtree):
             for path, leaf in self.by_path.items()
             if path not in got
         ]
-        for path, spec in got.items():
-            difference = self.difference(path, spec, casting)
-            if difference is not None:
-                differences.append(difference)
+        differences += filter(None, (self.difference(path, spec, casting) for path, spec in got.items()))
         if differences:
             raise StructureError(differences)
 
@@ -288,6 +284,12 @@ class Layout(Subtree):
     def __repr__(self) -> str:
         """The leaves with their places."""
         return f"Layout: {self.summary}\n{describe(self.leaves, lambda leaf: leaf.offset)}"
+
+
+def check_layout(layout: Any) -> None:
+    """Raise `TypeError` unless `layout` is a `Layout`."""
+    if not isinstance(layout, Layout):
+        raise TypeError(f"expected a Layout, got {type(layout).__name__}; fix: store.layout, or Layout.from_tree(tree)")
 
 
 def _unpickled(tree: Any, align: int) -> Layout:

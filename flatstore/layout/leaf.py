@@ -117,7 +117,7 @@ def validate(leaves: Sequence[Leaf], align: int) -> None:
     4. Each home starts at a multiple of `align` and of its item size.
     5. Homes do not overlap: trainable ones first, then the others, the leaves of a dtype together.
     6. Indices are packed: each home's follows the one before it in JAX's order.
-    7. `dims` name each axis, or are not there.
+    7. `dims` is None, or has a name or None for each axis.
     """
     if align <= 0 or align & (align - 1):
         raise _broken(

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from flatstore.layout.dtypes import is_numeric, is_trainable_dtype
-from flatstore.layout.layout import Layout, Trainable
+from flatstore.layout.layout import Layout, Trainable, check_layout
 from flatstore.layout.leaf import Leaf
 from flatstore.layout.numeric import spec_of
 from flatstore.trees import Difference, StructureError, by_path, unflatten_dict
@@ -37,8 +37,7 @@ def to_template(layout: Layout) -> dict[str, dict[str, Any]]:
 
     Raises `TypeError` for anything but a layout.
     """
-    if not isinstance(layout, Layout):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"expected a layout, got {type(layout).__name__}; fix: store.layout, or Layout.from_tree(tree)")
+    check_layout(layout)
     template: dict[str, dict[str, Any]] = {}
     for leaf in layout.leaves:
         entry = template[leaf.path] = {"shape": list(leaf.shape), "dtype": leaf.dtype.name}

@@ -31,7 +31,7 @@ def find_ties(leaves: Mapping[str, Any], tied: Tied) -> dict[str, str]:
     if tied is False:
         return {}
     if isinstance(tied, Mapping):
-        return _given(leaves, tied)
+        return _checked_ties(leaves, tied)
     if tied not in (None, True):
         raise TypeError(f"tied: expected True, False, None or {{path: home's path}}, got {tied!r}; fix: tied=True")
     ties: dict[str, str] = {}
@@ -56,7 +56,7 @@ def find_ties(leaves: Mapping[str, Any], tied: Tied) -> dict[str, str]:
     return ties | _shared_memory(in_memory)
 
 
-def _given(leaves: Mapping[str, Any], tied: Mapping[str, str]) -> dict[str, str]:
+def _checked_ties(leaves: Mapping[str, Any], tied: Mapping[str, str]) -> dict[str, str]:
     order = {path: i for i, path in enumerate(leaves)}
     for path, home in tied.items():
         if path not in order or home not in order or order[home] >= order[path] or home in tied:

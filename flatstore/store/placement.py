@@ -9,9 +9,9 @@ order="member"    | bias 0, kernel 0 | bias 1, kernel 1 | ...    a packed row pe
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from flatstore.layout import Layout, round_up
+from flatstore.layout import Layout, check_layout, round_up
 from flatstore.memory import JAX_ALIGN
 
 Order = Literal["store", "leaf", "member"]
@@ -34,12 +34,6 @@ class Placement(NamedTuple):
     """(first byte, number of bytes) of each block of data; the bytes between blocks are padding."""
     order: Order
     nbytes: int
-
-
-def check_layout(layout: Any) -> None:
-    """Raise `TypeError` unless `layout` is a `Layout`."""
-    if not isinstance(layout, Layout):
-        raise TypeError(f"expected a Layout, got {type(layout).__name__}; fix: pass Layout.from_tree(tree)")
 
 
 def placement_of_store(layout: Layout) -> Placement:

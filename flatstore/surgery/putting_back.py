@@ -57,7 +57,7 @@ def put_back(store: Store, tree: Any, at: str = "") -> None:
         raise StructureError(differences)
     if path:  # checked here, so that errors have whole paths; `assign` has those inside the node
         rows = [store.layout.by_path[f"{path}/{leaf.path}"] for leaf in part.layout.leaves]
-        layout = Layout.of_node(rows, 0, store.layout.align, None, rows)
+        layout = Layout.of_node(rows, 0, store.layout.align, None)
         checked_leaves(layout, {f"{path}/{name}": leaf for name, leaf in by_path(tree).items()})
     part.assign(tree)
 
@@ -72,7 +72,7 @@ def _unlike(expected: Any, got: Any, at: PathParts) -> Iterator[Difference]:
             yield Difference(path, kind, other, "give what the layout holds")
     elif type(expected) is not type(got):
         yield Difference(path, kind, other, "give a tree of the nodes that the store was made of")
-    elif inside.keys() == given.keys() and not _same(_static(expected), _static(got)):
+    elif inside.keys() == given.keys() and not _are_equal(_static(expected), _static(got)):
         words = (_static_words(x, y, inside) for x, y in ((expected, got), (got, expected)))
         fix = "make it what the store was made of: only numbers are put back"
         yield Difference(path, f"{kind} {next(words)}", f"{other} {next(words)}", fix)
@@ -97,7 +97,7 @@ def _static(node: Any) -> Any:
     return node if data is None else data[1]
 
 
-def _same(one: Any, other: Any) -> bool:
+def _are_equal(one: Any, other: Any) -> bool:
     """Whether two objects of one type are equal; PRNG keys, which compare by element, included."""
     kinds = [(getattr(x, "shape", None), getattr(x, "dtype", None)) for x in (one, other)]
     return one is other or (kinds[0] == kinds[1] and bool(np.all(one == other)))
@@ -107,7 +107,7 @@ def _static_words(node: Any, other: Any, inside: Mapping[str, Any]) -> str:
     """What is static in a node and different in the other one, in words: by field, if it has fields."""
     names = [x.name for x in fields(node) if x.name not in inside] if is_dataclass(node) else []
     pairs = [(name, getattr(node, name, None), getattr(other, name, None)) for name in names]
-    named = [f"{name}={value!r:.100}" for name, value, another in pairs if not _same(value, another)]
+    named = [f"{name}={value!r:.100}" for name, value, another in pairs if not _are_equal(value, another)]
     return f"with {', '.join(named)}" if named else " ".join(f"{_static(node)!r:.100}".split())
 
 

@@ -21,11 +21,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flatstore.layout import Layout, Leaf, place, spec_of
+from flatstore.layout import Layout, Leaf, check_layout, place, spec_of
 from flatstore.store import Views
 from flatstore.trees import (
     Glob,
-    Origin,
+    OldNodes,
     Piece,
     Rename,
     as_path,
@@ -62,18 +62,15 @@ def replan(
         ValueError: a pattern that matches nothing, two leaves in one place, a node that cannot lose or gain a child.
         TypeError: `layout` is not a layout, or something to add has no shape and dtype.
     """
-    if not isinstance(layout, Layout):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            f"expected a layout, got a {type(layout).__name__}; fix: store.layout, or Layout.from_tree(tree)"
-        )
-    origin: Origin = {}
+    check_layout(layout)
+    old_nodes: OldNodes = {}
     homes = {id(leaf): id(layout.by_path[leaf.tied or leaf.path]) for leaf in layout.leaves}
-    pieces = renamed(pieces_of(layout.unflatten(layout.leaves), origin), drop, rename)
+    pieces = renamed(pieces_of(layout.unflatten(layout.leaves), old_nodes), drop, rename)
     for number, (path, value) in enumerate(items("add", add)):
         at = as_path(path)
-        pieces += pieces_of(_planned(at, value, homes), origin, (number,), at)
+        pieces += pieces_of(_planned(at, value, homes), old_nodes, (number,), at)
     refuse_clashes((piece.new, piece.name) for piece in pieces)
-    flat, treedef = flatten(built(pieces, origin)) if pieces else ([], None)
+    flat, treedef = flatten(built(pieces, old_nodes)) if pieces else ([], None)
     rows: list[Leaf] = []
     first: dict[int, str] = {}
     for keys, leaf in flat:

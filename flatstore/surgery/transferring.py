@@ -72,7 +72,7 @@ def transfer(
         for piece in renamed(pieces_of(old.layout.unflatten(old.layout.leaves), {}), drop, rename)
         if isinstance(piece.value, Leaf)
     ]
-    moves += _given(given, target, leading)
+    moves += _moves_of_added(given, target, leading)
     refuse_clashes((parts_of(path), name) for name, path, _ in moves)
     arrays = _counterparts(moves, target, leading, may_lack if is_globs else lambda _: False)
     if isinstance(new, Layout):
@@ -87,9 +87,10 @@ def transfer(
 def _counterparts(
     moves: Sequence[tuple[str, str, Any]], target: Layout, leading: tuple[int, ...], may_lack: Callable[[str], bool]
 ) -> dict[str, Array]:
-    """{home of `target`: what goes there} of (name, path, array). Raises `StructureError` with all that has none.
+    """{path of a home of `target`: the array to copy there}, from the moves (name, path, array).
 
-    Of what is given as a `Spec` only the kind is checked.
+    Raises `StructureError` with everything that has no counterpart. A `Spec` in place of an array is checked, and
+    nothing is copied for it.
     """
     differences = [
         Difference(name, "a counterpart in the new layout", f"none at {path!r}", "drop or rename it, or plan it there")
@@ -121,10 +122,11 @@ def _counterparts(
     return found
 
 
-def _given(add: Mapping[str, Any], target: Layout, leading: tuple[int, ...]) -> list[tuple[str, str, Any]]:
-    """(name, path, array) for each array among what is to be added; a population's members share it.
+def _moves_of_added(add: Mapping[str, Any], target: Layout, leading: tuple[int, ...]) -> list[tuple[str, str, Any]]:
+    """The moves (name, path, array) of what is to be added; each array is broadcast to all members of a population.
 
-    What is only a shape is a `Spec`. What rides along is listed where the target has an array.
+    A shape alone becomes a `Spec`. An object that rides along is listed, so that it is refused, where the target has an
+    array.
     """
     found: list[tuple[str, str, Any]] = []
     for at, value in add.items():

@@ -5,7 +5,7 @@ from flatstore.trees.differences import StructureError as StructureError
 from flatstore.trees.differences import count as count
 from flatstore.trees.differences import first_of as first_of
 from flatstore.trees.differences import listing as listing
-from flatstore.trees.edits import Origin as Origin
+from flatstore.trees.edits import OldNodes as OldNodes
 from flatstore.trees.edits import PathParts as PathParts
 from flatstore.trees.edits import Piece as Piece
 from flatstore.trees.edits import Rename as Rename

@@ -35,7 +35,7 @@ from flatstore.trees.paths import (
 
 PathParts = tuple[Any, ...]
 Rename = Mapping[str, str] | None
-Origin = dict[PathParts, Any]
+OldNodes = dict[PathParts, Any]
 
 
 class Piece(NamedTuple):
@@ -62,11 +62,11 @@ def parts_of(path: str) -> PathParts:
     return tuple(path.split("/")) if path else ()
 
 
-def pieces_of(tree: Any, origin: Origin, number: tuple[int, ...] = (), at: str = "") -> list[Piece]:
-    """The pieces of a tree that is to be placed at `at`; its nodes are added to `origin`, by their old parts."""
+def pieces_of(tree: Any, old_nodes: OldNodes, number: tuple[int, ...] = (), at: str = "") -> list[Piece]:
+    """The pieces of a tree that is to be placed at `at`; its nodes are added to `old_nodes`, by their old parts."""
     _refuse_nameless("add", at, parts_of(at))
     tree = expanded(tree, at)
-    origin.update({number + _names(keys): node for keys, node in nodes(tree)})
+    old_nodes.update({number + _names(keys): node for keys, node in nodes(tree)})
     found = flatten(tree, is_leaf=lambda node: not children(node))[0]
     return [Piece(number + _names(keys), parts_of(at) + _names(keys), value) for keys, value in found]
 
@@ -135,17 +135,17 @@ def _rule(pattern: str, name: str, paths: Sequence[str]) -> tuple[re.Pattern[str
     return rule, name
 
 
-def built(pieces: Sequence[Piece], origin: Origin, at: PathParts = ()) -> Any:
+def built(pieces: Sequence[Piece], old_nodes: OldNodes, at: PathParts = ()) -> Any:
     """The tree of pieces whose new paths begin with `at`. Raises `ValueError` for a node that cannot be changed."""
     if pieces[0].new == at:
         return pieces[0].value
     groups: dict[str, list[Piece]] = {}
     for piece in pieces:
         groups.setdefault(piece.new[len(at)], []).append(piece)
-    inside = {part: built(group, origin, (*at, part)) for part, group in groups.items()}
+    inside = {part: built(group, old_nodes, (*at, part)) for part, group in groups.items()}
     came = {_came_from(piece, len(at)) for piece in pieces}
-    moved = origin.get(next(iter(came))) if len(came) == 1 else None
-    stays = origin.get(at) if any(_stays_in(piece, at) for piece in pieces) else None
+    moved = old_nodes.get(next(iter(came))) if len(came) == 1 else None
+    stays = old_nodes.get(at) if any(_stays_in(piece, at) for piece in pieces) else None
     for node in (moved, stays):
         if node is not None:
             pairs, treedef = flatten(node, is_leaf=lambda x, node=node: x is not node)

@@ -118,7 +118,7 @@ def _keys(key: Any, sep: str | None, escape: bool) -> Keys:
         parts = key.split(sep)
         return tuple(_unescaped(part, sep, key) for part in parts) if escape else tuple(parts)
     if sep is not None or not isinstance(key, tuple):
-        wanted, fix = ("tuples of keys", "say sep=") if sep is None else (f"strings with sep={sep!r}", "sep=None")
+        wanted, fix = ("tuples of keys", "pass sep='/'") if sep is None else (f"strings with sep={sep!r}", "sep=None")
         raise TypeError(f"expected names that are {wanted}, got {key!r} ({type(key).__name__}); fix: {fix}")
     if not key:
         raise ValueError("expected names of one key or more, got (); fix: a leaf alone needs no dict")

@@ -103,7 +103,7 @@ def globs_of(argument: str, globs: Any) -> list[str]:
 
 
 def refuse_idle_glob(argument: str, glob: Glob, paths: Iterable[str], noun: str = "leaf") -> None:
-    """Raise `ValueError` if `glob`, one or several, matches none of `paths`: that is a typing error."""
+    """Raise `ValueError` if `glob`, one or several, matches none of `paths`, which is most likely a typo."""
     names = list(paths)
     if not any(map(matcher(glob), names)):
         hint = "; a '[' in a path is written '[[]' in a glob" if "[" in "".join(glob) else ""
@@ -170,7 +170,7 @@ def unflatten(
 ) -> Any:
     """The tree with these leaves. Raises `TypeError` with the node whose constructor does not accept them.
 
-    `key_paths` gives those of the leaves, None where one is not known; it is called for an error only.
+    `key_paths` returns the key paths of the leaves, None for one that is not known; only an error calls it.
     """
     try:
         return treedef.unflatten(leaves)

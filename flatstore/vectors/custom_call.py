@@ -32,7 +32,7 @@ TARGET = "flatstore_copies"
 
 _METADATA = 1  # the extension by which XLA asks a handler for its version
 _VERSION = 1 << 32  # 0.1, as two words of 32 bits: XLA refuses a handler of a version whose structs it no longer has
-_INTERNAL = 13  # XLA's code for an error that is nobody's fault
+_INTERNAL = 13  # XLA's code for an internal error
 
 _Word = ctypes.c_int64
 _Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)

@@ -69,7 +69,7 @@ def destructure(tree: Any, *, trainable: Trainable = None, tied: Tied = None) ->
         trainable = [trainable] if isinstance(trainable, str) else list(trainable)  # pyright: ignore[reportUnknownArgumentType]
     pairs, treedef = flatten(tree)
     given = [x for _, x in pairs]
-    if any(map(_is_large, given)):  # such as a seed: no dtype holds it, and none has to
+    if any(map(_is_large, given)):  # such as a seed: it rides along, so that no dtype has to hold it
         tree = _jax.tree.map(_small, tree)
     full = rows_of(tree, trainable, None, False)
     rows = _entering(full.rows, full.values, trainable, tied)

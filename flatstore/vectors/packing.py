@@ -32,7 +32,7 @@ def pack(layout: Layout | None, leaves: Mapping[str, Any]) -> jax.Array:
     """The vector of leaves by path, on their device: a copy. Raises `ValueError` if they are on several devices."""
     if layout is None:
         return _jnp.zeros(0, _jnp.float32)
-    values = [_given(leaves[home.path], home.path) for home in layout.homes]
+    values = [_as_array(leaves[home.path], home.path) for home in layout.homes]
     places = {
         home.path: value.devices()
         for home, value in zip(layout.homes, values, strict=True)
@@ -53,7 +53,7 @@ def pack(layout: Layout | None, leaves: Mapping[str, Any]) -> jax.Array:
     return vector
 
 
-def _given(value: Any, path: str) -> Any:
+def _as_array(value: Any, path: str) -> Any:
     """A leaf as an array that jit accepts: in native byte order, and not a Python number, whose type would be weak."""
     if isinstance(value, jax.Array):
         return value
@@ -66,14 +66,14 @@ def _named(devices: set[Any]) -> str:
 
 
 @lru_cache(maxsize=256)
-def kinds_of(layout: Layout | None) -> tuple[np.dtype[Any], ...]:
+def dtypes_of(layout: Layout | None) -> tuple[np.dtype[Any], ...]:
     """The dtypes of the leaves, each once."""
     return tuple(dict.fromkeys(home.dtype for home in layout.homes)) if layout else ()
 
 
 def vector_dtype(layout: Layout | None) -> np.dtype[Any]:
     """The dtype that holds all leaves, as JAX promotes them, with bfloat16 for one-byte floats, which it does not."""
-    kinds = kinds_of(layout) or (np.dtype(np.float32),)
+    kinds = dtypes_of(layout) or (np.dtype(np.float32),)
     if len(kinds) > 1:
         kinds = tuple(np.dtype(_jnp.bfloat16) if kind.itemsize == 1 else kind for kind in kinds)
     return np.dtype(_dtypes.result_type(*kinds))
@@ -98,7 +98,7 @@ def _is_on_cpu(vector: jax.Array) -> bool:
 @lru_cache(maxsize=256)
 def _is_whole_bytes(layout: Layout) -> bool:
     """Whether each number takes whole bytes on the device too; float4 and its kin are packed there."""
-    return all(kind.kind == "c" or _jnp.finfo(kind).bits == 8 * kind.itemsize for kind in kinds_of(layout))
+    return all(kind.kind == "c" or _jnp.finfo(kind).bits == 8 * kind.itemsize for kind in dtypes_of(layout))
 
 
 @partial(_jax.jit, static_argnums=1, inline=True)
@@ -116,7 +116,7 @@ def _split(layout: Layout, vector: jax.Array) -> list[jax.Array]:
 
 @partial(_jax.jit, static_argnums=0)
 def _unpack(layout: Layout, vector: jax.Array) -> list[jax.Array]:
-    kinds = kinds_of(layout)
+    kinds = dtypes_of(layout)
     parts = [(kinds.index(home.dtype), home.index, home.spec) for home in layout.homes]
     return custom_call.copies([_as(vector, kind) for kind in kinds], parts)
 

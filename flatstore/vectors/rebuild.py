@@ -22,7 +22,7 @@ import numpy as np
 
 from flatstore.layout import Layout, as_numpy, is_deleted, spec_of
 from flatstore.trees import Difference, StructureError, by_path, count, flatten, unflatten
-from flatstore.vectors.packing import kinds_of, pack, unpack, vector_dtype
+from flatstore.vectors.packing import dtypes_of, pack, unpack, vector_dtype
 
 _core: Any = jax.core
 _dtypes: Any = jax.dtypes
@@ -101,7 +101,7 @@ class Rebuild:
 
         Raises `StructureError` with every leaf that differs, `ValueError` for leaves on several devices.
         """
-        self._check_kinds()
+        self._check_64_bit()
         found = by_path(tree)
         differences: list[Difference] = []
         for row in self.layout.leaves if self.layout else ():
@@ -153,14 +153,14 @@ class Rebuild:
         if spec.dtype.kind == "c" and self.dtype.kind != "c":
             expected = f"real numbers like {self.dtype.name}, as all leaves are real"
             raise StructureError([Difference("vector", expected, str(spec), "pass its real part")])
-        self._check_kinds()
+        self._check_64_bit()
         if isinstance(vector, jax.Array):
             return vector
         with np.errstate(all="ignore"):  # what is too large for the leaves becomes infinite, as it does in JAX
             return _jnp.array(as_numpy(vector, "vector").astype(self.dtype))
 
-    def _check_kinds(self) -> None:
-        for dtype in kinds_of(self.layout):
+    def _check_64_bit(self) -> None:
+        for dtype in dtypes_of(self.layout):
             if _dtypes.canonicalize_dtype(dtype) != dtype:
                 raise ValueError(
                     f"expected JAX's 64-bit types on, as when the tree was destructured, got them off for {dtype.name} "

@@ -179,7 +179,7 @@ def test_keys_without_a_literal_cannot_be_escaped_and_strings_come_back_plain() 
     [
         (lambda: fs.flatten_dict([1]), ["list", "mapping"]),  # type: ignore[arg-type]
         (lambda: fs.unflatten_dict([1]), ["list"]),  # type: ignore[arg-type]
-        (lambda: fs.unflatten_dict({"a/b": 1}), ["'a/b'", "say sep="]),
+        (lambda: fs.unflatten_dict({"a/b": 1}), ["'a/b'", "tuples of keys", "pass sep='/'"]),
         (lambda: fs.unflatten_dict({("a",): 1}, "/"), ["('a',)", "sep=None"]),
         (lambda: fs.unflatten_dict({(): 1}), ["()"]),
         (lambda: fs.unflatten_dict({"a~b": 1}, "/", escape=True), ["'a~b'", "'~0'"]),
