@@ -35,6 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_report_header() -> str:
+    """Says which tests run: pytest-xdist does not count those that its workers leave out."""
+    return "tests: all" if ALL else "tests: all but the longest, which FLATSTORE_TESTS=all adds"
+
+
 def is_left_out(item: pytest.Item) -> bool:
     """Whether a test is long, and not the one of its parameters that runs all the same: `long(but="float32")`."""
     mark = item.get_closest_marker("long")
@@ -49,9 +54,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What was imported is there to stay: the garbage collector need not look through it in every test."""
+    """Spare the garbage collector, which lends and tests call, what was imported, which makes it slow."""
     gc.collect()
-    #gc.freeze()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ def flatstore(*arguments, cwd=None):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.long(but="[es]")
 @pytest.mark.parametrize("algo", ["es", "ga"])
 def test_a_short_run_learns_says_what_it_took_and_writes_champion_and_curve(tmp_path, algo):
     status, out, err = flatstore("evolve", "--algo", algo, *SHORT, "--out", str(tmp_path))

@@ -136,7 +136,7 @@ def test_every_crossover_in_place_is_the_one_beside_it(order, dtype, crossover):
     equal_to_the_one_beside(population(order, tree=tree(dtype)), crossover=crossover)
 
 
-@pytest.mark.long(but="mutate5-")
+@pytest.mark.long(but="mutate5-float32-")
 @pytest.mark.parametrize("order", ["leaf", "member"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mutate", MUTATIONS)
@@ -144,7 +144,7 @@ def test_every_mutation_in_place_is_the_one_beside_it(order, dtype, mutate):
     equal_to_the_one_beside(population(order, tree=tree(dtype)), mutate=mutate)
 
 
-@pytest.mark.long(but="float16-leaf")
+@pytest.mark.long(but="-float16-leaf")
 @pytest.mark.parametrize("order", ["leaf", "member"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bounds", BOUNDS)

@@ -1,6 +1,7 @@
 """Law 4, padding is not data: the bytes between leaves are zero, and enter nothing."""
 
 from itertools import pairwise
+from math import fsum
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,12 @@ def test_every_verb_leaves_the_gaps_zero_and_gives_the_leaves_what_it_gives_them
     VERBS[verb](packed)
     assert not gap_bytes(padded.layout, padded.buffer).any()
     assert padded.to_vector().tobytes() == packed.flat.tobytes()
+
+
+def test_gaps_enter_no_count_and_no_norm() -> None:
+    padded, packed = ragged(64), ragged(4)
+    assert padded.layout.size == packed.layout.size == packed.flat.size == 25 < padded.flat.size
+    assert fsum(np.square(padded.flat, dtype="f8")) == fsum(np.square(packed.flat, dtype="f8")) > 0
 
 
 @pytest.mark.parametrize("order", ["leaf", "member"])

@@ -83,6 +83,16 @@ def test_no_index_is_moved_and_a_seed_gives_every_parameter_the_same_noise(kind:
         assert store[leaf.path].tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("order", ["leaf", "member"])
+def test_a_member_has_the_indices_and_the_noise_of_one_model_in_either_order(order: Any) -> None:
+    layout = fs.Layout.from_tree(TREE, trainable=["b", "w"])
+    pop, plain = fs.Population.zeros(layout, 3, order=order), fs.Store.zeros(layout)
+    es.sample(pop, plain, fs.Normal(0.1), [5, 3, 6])
+    es.perturb(plain, fs.Normal(0.1), 3)
+    assert pop[1].layout.locate(20) == PLAIN.locate(20) == ("n", (3,))
+    assert pop[1].to_vector().tobytes() == plain.to_vector().tobytes()
+
+
 def test_another_process_has_the_same_index_and_digest() -> None:
     program = f"""
 import flatstore as fs, numpy as np

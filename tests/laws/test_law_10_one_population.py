@@ -59,6 +59,7 @@ def test_a_generation_stays_in_its_memory_with_scratch_of_32_mib_at_most(generat
     assert pop.buffer.__array_interface__["data"][0] == buffer == pop[0]["b"].__array_interface__["data"][0]
 
 
+@pytest.mark.long(but="-64]")
 @pytest.mark.parametrize(("members", "genes", "n"), [(200_000, 8, 2), (200_000, 8, 64), (13, 1_000_000, 64)])
 def test_scratch_is_bounded_whatever_the_members_and_the_threads(members, genes, n):
     pop = fs.Population.zeros(fs.Layout.from_tree({"w": np.zeros(genes, "f4")}), members)

@@ -23,6 +23,7 @@ for number in range(10**9):
 """
 
 
+@pytest.mark.long(but="[0]")
 @pytest.mark.parametrize("seed", range(3))
 def test_a_save_that_is_killed_leaves_a_whole_file_old_or_new(tmp_path: Path, seed: int) -> None:
     file = tmp_path / "x.safetensors"
