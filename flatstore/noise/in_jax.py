@@ -29,7 +29,7 @@ Words = tuple[Any, Any]
 
 
 def high_word(a: Any, b: Any) -> Any:
-    """The high word of the products of words, uint32, of one shape."""
+    """The high 32 bits of the product of two uint32 arrays of the same shape."""
     # 64 bits for one multiplication, whatever is set: `lax.mulhi` is as fast, but neither older JAX nor XLA's
     # partitioner for several devices know it, and products of 16 bits take more than twice the time.
     with _enable_x64(True):
@@ -81,9 +81,9 @@ def philox4x32(counter: Sequence[Any], key: Words) -> Sequence[Any]:
 
 
 def numbers(kind: int, width: int, key: Words, index: Words) -> Any:
-    """A number of `width` bits (1, 8, 16 or 32) for each index, uint32, the same as of `philox.numbers`.
+    """A number of `width` bits (1, 8, 16 or 32) for each index, uint32: the numbers of `philox.numbers`.
 
-    The key is the seed's words, scalars; those of the index are of any shape.
+    The key holds the two words of the seed, scalars; the words of the index may have any shape.
     """
     low, high = map(jnp.asarray, index)
     bits = (128 // width).bit_length() - 1  # of the index within a block
@@ -99,5 +99,7 @@ def look_up(table: Any, numbers: Any) -> Any:
     """Look up each of `numbers`, all of which are places in the table."""
     if table.size == 2:
         return jnp.where(numbers != 0, table[1], table[0])
+    # A table of magnitudes, with the sign taken from the number, would be half as large. But then two operations need
+    # the number, and XLA on CPU computes it for each of them anew, which costs more than the smaller table saves.
     # JAX's default mode would compare each with the size, and 'fill' add a select.
     return jnp.take(table, numbers.astype(np.int32), mode="clip")

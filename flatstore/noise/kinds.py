@@ -24,8 +24,9 @@ delta     step * unit * rint(scale / (step * unit) * value)       what is added:
 grid      multiples of step in float32; of bound * 2 ** -53 in float64; 16-bit leaves have none
 ```
 
-What a draw adds is looked up in a table of 64 kB. An exact addition is left, which no compiler can turn into another
-result. Beyond a scale of 7,468 steps (0.014 for the bound 32) a unit is 0.7e-4 to 1.3e-4 of the scale.
+What a draw adds is looked up in a table of 64 kB (128 kB inside `jit`, where it holds both signs). An exact addition is
+left, which no compiler can turn into another result. Beyond a scale of 7,468 steps (0.014 for the bound 32) a unit is
+0.7e-4 to 1.3e-4 of the scale.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def normal_table() -> Array:
 class Noise:
     """A distribution of variance 1, and its standard deviation for each leaf: one number, or one for each glob.
 
-    The first glob that matches a leaf counts, and a leaf of scale 0 is not touched. Raises `ValueError` for scales that
-    are not finite, negative or all zero, and for a bound outside 2 ** -64 .. 2 ** 64.
+    The first glob that matches a leaf counts, and a leaf of scale 0 is not touched. Raises `ValueError` unless the
+    scales are finite, not negative and not all zero, and the bound lies in 2 ** -64 .. 2 ** 64.
     """
 
     scale: float | Mapping[str, float] | tuple[tuple[str, float], ...]
@@ -254,7 +255,8 @@ class Rademacher(Noise):
 def spans(layout: Layout, noise: Noise | None) -> tuple[Array, Array]:
     """The scale of every parameter that trains: first indices and ends, shape (n, 2), and the scale in each span.
 
-    Neighbours of one scale are together; without noise the scale is 1. Raises `ValueError` as `Noise.check` does.
+    Neighbouring leaves of the same scale share a span; without noise every scale is 1. Raises
+    `ValueError` as `Noise.check` does.
     """
     if noise is not None:
         noise.check(layout)

@@ -121,7 +121,7 @@ def _coordinates(at: Any) -> tuple[Any, ...]:
 
 
 def _blocks(named: list[tuple[str, Any]], layout: Layout, within: str, starts: tuple[Any, ...]) -> dict[str, Block]:
-    """The block of the layout that each array is. Raises `StructureError` that lists every array that is none."""
+    """The block of the layout that each array is. Raises `StructureError`, which lists every array that is not one."""
     below = [path for path in layout.by_path if not within or f"{path}/".startswith(f"{within}/")]
     if not below:
         raise KeyError(layout.unknown(within))

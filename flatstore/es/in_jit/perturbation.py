@@ -87,7 +87,7 @@ def virtual(
         layout: where the leaves stand in the index; by default that of `params`, with floating leaves trainable.
         within: the path of the node of the layout that `params` is; by default the root.
         at: where in each leaf of the layout the arrays begin: integers that may be traced, one for each of the first
-            axes. An array without those axes is at one place of them. For a shard:
+            axes. An array that lacks those axes lies at one place along them. For a shard:
             `at=jax.lax.axis_index("rows") * x.shape[0]`.
         after: an array that is computed before the leaves are made.
 

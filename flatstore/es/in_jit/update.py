@@ -41,8 +41,8 @@ def updated(
     as long as their number is the same.
 
     Temporaries: up to 32 bytes for each of the 65,536 parameters that are summed at a time, 2 MiB, however many leaves,
-    parameters and seeds there are. Each leaf is compiled apart, in about a third of a second. Arrays that are split
-    over devices go into `shard_map`, with `at`.
+    parameters and seeds there are. Each leaf is compiled separately, in about a third of a second. Arrays that are
+    split over devices go into `shard_map`, with `at`.
 
     >>> import jax, flatstore as fs
     >>> noise, weights = fs.Normal(0.02), [0.5, -0.25, 0.125]
