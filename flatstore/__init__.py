@@ -13,6 +13,7 @@ from flatstore.layout import Leaf as Leaf
 from flatstore.layout import from_template as from_template
 from flatstore.layout import to_template as to_template
 from flatstore.memory import LentError as LentError
+from flatstore.memory import waiting as waiting
 from flatstore.noise import Normal as Normal
 from flatstore.noise import Rademacher as Rademacher
 from flatstore.noise import seeds as seeds

@@ -1,5 +1,6 @@
 """Evolution strategies: perturb one model many times, and move it along what did well."""
 
+from flatstore.es.contexts import perturbed as perturbed
 from flatstore.es.evolution import evolve as evolve
 from flatstore.es.in_jit import on_grid as on_grid
 from flatstore.es.in_jit import snapped as snapped
@@ -11,7 +12,6 @@ from flatstore.es.optimisers import Adam as Adam
 from flatstore.es.optimisers import Momentum as Momentum
 from flatstore.es.optimisers import Optimiser as Optimiser
 from flatstore.es.perturbing import perturb as perturb
-from flatstore.es.perturbing import perturbed as perturbed
 from flatstore.es.perturbing import snap as snap
 from flatstore.es.ranks import centred_ranks as centred_ranks
 from flatstore.es.sampling import sample as sample

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from flatstore.es.groups import trainable_leaves
-from flatstore.es.journal import Move, move_of
+from flatstore.es.journal import Move, is_whole, move_of
 from flatstore.es.optimisers import Optimiser
 from flatstore.es.ranks import centred_ranks
 from flatstore.es.sampling import layouts_differ, sample
@@ -19,9 +20,7 @@ from flatstore.evaluation import (
     rate_at,
     refuse_unlendable,
     resumed_number,
-    yield_then_raise,
 )
-from flatstore.kernels import Interrupts
 from flatstore.layout import Array
 from flatstore.memory import overlap
 from flatstore.noise import Noise, Seed, seeds
@@ -123,26 +122,41 @@ def evolve(
     refuse_unlendable(pop, chunk)
 
     def loop() -> Generator[Move]:
+        done: Move | None = None
+
+        def has_moved(record: Move) -> None:
+            nonlocal done
+            done = record
+
         n = start
         while generations is None or n < generations:
             keys, step = seeds((*run, n), size // 2), rate_at(rate, n)
-            done, held = None, None
+            done, held, moving = None, None, False
             try:
                 sample(pop, centre, noise, keys, antithetic=True)
                 fitness = fitness_of(pop, evaluate, n, chunk)
                 shaped = _shaped(shape, fitness)
                 weights = (shaped[0::2] - shaped[1::2]) / size * (step if optimiser is None else 1)
                 record = Move(n, fitness, keys, weights, None if optimiser is None else step)
-                with Interrupts():  # an interrupt is raised when the centre has moved, after the record
-                    move(keys, weights, step)
-                    done = record
+                moving = True
+                move(keys, weights, step, partial(has_moved, record))
             except BaseException as error:
                 if done is None:
-                    error.add_note(f"the centre is as generation {n} found it; fix: evolve(..., resume={n}) goes on")
+                    error.add_note(
+                        f"the centre is as generation {n} found it; fix: evolve(..., resume={n}) goes on"
+                        if is_whole(optimiser) or not moving
+                        else f"the optimiser's step in generation {n} did not end, and may have moved the centre; "
+                        f"fix: go back to the centre and the optimiser of the last record, and evolve(..., resume={n})"
+                    )
                     raise
                 held = error
-            note = f"generation {n} has moved the centre; fix: evolve(..., resume={n + 1}) goes on"
-            yield from yield_then_raise(done, held, note)
+            assert done is not None
+            try:
+                yield done  # nothing is called, and so nothing interrupts, between the move and this
+            finally:
+                if held is not None:  # it came while the centre moved
+                    held.add_note(f"generation {n} has moved the centre; fix: evolve(..., resume={n + 1}) goes on")
+                    raise held
             n += 1
 
     return loop()

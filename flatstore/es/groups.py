@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flatstore.kernels import Task, run_tasks
 from flatstore.kernels.cpu import STORAGE, finite_check, ranges, refuse_other_dtypes
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.noise import Noise, spans
 from flatstore.store import Store, Views
+from flatstore.threads import REACHED, Task, run_tasks
 
 WIDTH = 2048
 """Parameters in a block: what a thread has in its first cache."""
@@ -139,9 +139,10 @@ def refuse_not_finite(
 ) -> None:
     """Raise `ValueError` if a leaf of the groups, whose first places are in `store`, holds NaN or an infinity."""
 
-    def look(task: Task, _scratch: None) -> int:
+    def look(task: Task, _scratch: None, note: Any) -> None:
         group, start, stop = task
-        return stop if finite_check(group.dtype)(start, stop, group.raw, group.pieces) else start
+        if finite_check(group.dtype)(start, stop, group.raw, group.pieces):
+            note[REACHED] = stop
 
     if run_tasks(tasks_of(groups), look, lambda: None) is None:
         return

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.groups import refuse_not_finite, trainable_groups
-from flatstore.es.optimisers import Optimiser
+from flatstore.es.optimisers import Compiled, Optimiser
 from flatstore.es.updating import update
 from flatstore.es.weights import fixed_point
 from flatstore.layout import Array
+from flatstore.memory import write
 from flatstore.noise import Noise, as_keys
 from flatstore.store import Store
 
@@ -94,24 +95,41 @@ def replay(store: Store, noise: Noise, journal: Iterable[Any], *, optimiser: Opt
     """
     entries = [_entry(noise, i, entry, optimiser is not None) for i, entry in enumerate(journal)]
     move = move_of(store, noise, optimiser)
-    for i, entry in enumerate(entries):
-        try:
-            move(*entry)
-        except BaseException as error:
-            error.add_note(f"replaying entry {i} of {len(entries)}; those before are done")
-            raise
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+
+    try:
+        for entry in entries:
+            move(*entry, count)
+    except BaseException as error:
+        unknown = "" if is_whole(optimiser) else ", and the optimiser's step may have moved the store in the next"
+        error.add_note(f"{done} of {len(entries)} entries were replayed{unknown}")
+        raise
 
 
-def move_of(store: Store, noise: Noise, optimiser: Optimiser | None) -> Callable[[Any, Any, Any], None]:
-    """A function of seeds, weights and a rate that moves a store. The store and the optimiser are checked at once."""
+def is_whole(optimiser: Optimiser | None) -> bool:
+    """Whether a move is made as a whole, or not at all: not if the optimiser is the user's own."""
+    return optimiser is None or isinstance(optimiser, Compiled)
+
+
+def move_of(
+    store: Store, noise: Noise, optimiser: Optimiser | None
+) -> Callable[[Any, Any, Any, Callable[[], object]], None]:
+    """A function of seeds, weights and a rate that moves a store. The store and the optimiser are checked at once.
+
+    It takes a function, too, that is called when the store has moved: uninterrupted, so that it is always known.
+    """
     nothing = np.zeros(0, np.uint64)
-    with store.memory.writing():
-        refuse_not_finite(store, store.cached("trainable", lambda: trainable_groups([store])), "numbers in a centre")
+    groups = store.cached("trainable", lambda: trainable_groups([store]))
+    write([store.memory], lambda: refuse_not_finite(store, groups, "numbers in a centre"))
     if optimiser is None:
         update(store, noise, nothing, [])
 
-        def move(seeds: Any, weights: Any, rate: Any) -> None:
-            update(store, noise, seeds, weights)
+        def move(seeds: Any, weights: Any, rate: Any, then: Callable[[], object]) -> None:
+            write([store.memory], lambda: (update(store, noise, seeds, weights), then()))
 
         return move
     if getattr(optimiser, "store", None) is not store or not callable(getattr(optimiser, "step", None)):
@@ -121,10 +139,14 @@ def move_of(store: Store, noise: Noise, optimiser: Optimiser | None) -> Callable
     gradient = Store.zeros(store.layout)
     update(gradient, noise, nothing, [], exact=False)
 
-    def move_by_optimiser(seeds: Any, weights: Any, rate: Any) -> None:
+    def move_by_optimiser(seeds: Any, weights: Any, rate: Any, then: Callable[[], object]) -> None:
         gradient.buffer[:] = 0
         update(gradient, noise, seeds, weights, exact=False)
-        optimiser.step(gradient, rate)
+        if is_whole(optimiser):
+            write([store.memory], lambda: (optimiser.step(gradient, rate), then()))
+        else:  # the user's code, which expects to run in the user's thread
+            optimiser.step(gradient, rate)
+            then()
 
     return move_by_optimiser
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 from typing import Any, Protocol
 
 import numpy as np
 
 from flatstore.es.groups import WIDTH, random_words, refuse_not_finite, tasks_of, trainable_groups, trainable_leaves
 from flatstore.es.sampling import layouts_differ
-from flatstore.kernels import Interrupts, Task, run_tasks
 from flatstore.kernels.cpu import adam, momentum, optimiser_loop
 from flatstore.layout import Array
+from flatstore.memory import reading, write
 from flatstore.noise import seeds
 from flatstore.store import Store
+from flatstore.threads import Task, run_tasks
 
 
 class Optimiser(Protocol):
@@ -28,7 +28,7 @@ class Optimiser(Protocol):
         ...
 
 
-class _Compiled:
+class Compiled:
     """An optimiser whose rule is compiled: the store and the states of the rule are moved together."""
 
     def __init__(self, store: Store, states: int, **settings: float) -> None:
@@ -57,27 +57,26 @@ class _Compiled:
             raise ValueError(f"expected a finite rate, got {settings[0]}; fix: pass a number, such as 0.01")
         stores = self.store, gradient, self._states[0], self._states[-1]
         check = gradient.cached("trainable", lambda: trainable_groups([gradient]))
-        refuse_not_finite(gradient, check, "numbers in a gradient", "correct the computation that makes it")
         groups = gradient.cached(stores, lambda: trainable_groups(stores))
-        keys = seeds(self.count, 3)  # for the rounding of 16-bit leaves
+        keys, count = seeds(self.count, 3), self.count + 1  # keys for the rounding of 16-bit leaves
 
-        def move(task: Task, words: Array) -> int:
+        def move(task: Task, words: Array, note: Any) -> None:
             group, start, stop = task
             raws = tuple(store.raw(group.raw.dtype) for store in stores)
             constants = tuple([group.real(x) for x in settings])
             loop = optimiser_loop(rule, len(self._states), group.dtype)
-            loop(start, stop, WIDTH, group.pieces, raws, constants, keys, words)
-            return stop
+            loop(start, stop, WIDTH, group.pieces, raws, constants, keys, words, note)
 
-        with ExitStack() as stack:
-            stack.enter_context(Interrupts())
-            for store in (self.store, *self._states):
-                stack.enter_context(store.memory.writing())
-            run_tasks(tasks_of(groups), move, lambda: random_words(32, 3, WIDTH))
-            self.count += 1
+        def move_all() -> None:
+            refuse_not_finite(gradient, check, "numbers in a gradient", "correct the computation that makes it")
+            run_tasks(tasks_of(groups), move, lambda: random_words(32, 3, WIDTH), finish=True)
+            self.count = count
+
+        with reading(gradient.memory):
+            write([store.memory for store in (self.store, *self._states)], move_all)
 
 
-class Adam(_Compiled):
+class Adam(Compiled):
     """The Adam optimiser, ascending: its two moments are stores of the same layout and dtypes.
 
     >>> import numpy as np, flatstore as fs
@@ -120,7 +119,7 @@ class Adam(_Compiled):
         self._step(adam, gradient, (rate * unbias1, unbias2, self.epsilon, *betas))
 
 
-class Momentum(_Compiled):
+class Momentum(Compiled):
     """Gradient ascent with momentum: the velocity, `beta * velocity + gradient`, is a store of the same layout.
 
     >>> import numpy as np, flatstore as fs

@@ -1,10 +1,8 @@
-"""Perturbing a store in place, and taking it back to the bit."""
+"""Perturbing a store in place, by noise that the opposite sign takes back to the bit."""
 
 from __future__ import annotations
 
-import contextlib
-import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,12 +24,12 @@ from flatstore.es.groups import (
     table_of,
     tasks_of,
 )
-from flatstore.kernels import Interrupts, Task, run_tasks
 from flatstore.kernels.cpu import BITS, perturbation_loop
 from flatstore.layout import Array, Leaf
-from flatstore.memory import LentError
+from flatstore.memory import write
 from flatstore.noise import Noise, Seed, as_keys, seeds
 from flatstore.store import Store
+from flatstore.threads import REACHED, Task, run_tasks
 
 
 def snap(store: Store, noise: Noise) -> None:
@@ -52,16 +50,27 @@ def snap(store: Store, noise: Noise) -> None:
     groups = noisy_groups(store, noise)
     refuse_16_bit(groups)
     views = [(leaf, *store.leaf_matrix(leaf)) for leaf in noisy_leaves(store, noise)]
-    with Interrupts(), store.memory.writing():
+    tasks = [Task(values, *ends) for _, values in views for ends in blocks(values.size, TASK)]
+
+    def scratch() -> dict[Any, Array]:
+        longest = max((task.stop - task.start for task in tasks), default=0)
+        return {values.dtype: np.empty(longest, values.dtype) for _, values in views}
+
+    def round_part(task: Task, scratch: dict[Any, Array], note: Any) -> None:
+        part = task.group[task.start : task.stop]
+        part[:] = to_grid(part, noise, scratch[part.dtype][: part.size])
+        note[REACHED] = task.stop
+
+    def round_all() -> None:
         refuse_not_finite(store, groups)
         for leaf, values in views:
             half = noise.grid(values.dtype) / 2
             largest = max(float(np.abs(values[start:stop]).max()) for start, stop in blocks(values.size, TASK))
             if largest >= noise.bound - half:  # would be rounded up to it, or lies beyond
                 raise _past_the_bound(noise, leaf.path, largest, "a larger bound= of the noise")
-        for _, values in views:
-            for start, stop in blocks(values.size, TASK):
-                values[start:stop] = to_grid(values[start:stop], noise)
+        run_tasks(tasks, round_part, scratch, finish=True)
+
+    write([store.memory], round_all)
 
 
 def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: bool = True) -> None:
@@ -95,83 +104,36 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
     groups = noisy_groups(store, noise)
     if exact:
         refuse_16_bit(groups)
-    else:
-        refuse_not_finite(store, groups)
     table, units = table_of(noise, strengths_of(store.layout, noise).scales)
     key = key_of(seed)
     draw = noise.kind, noise.width, key, table, units * noise.step
 
-    def move(task: Task, end: int, sign: int, bound: float, scratch: Any) -> int:
+    def move(task: Task, end: int, sign: int, bound: float, scratch: Any, note: Any) -> None:
         group = task.group
         loop, rows = perturbation_loop(group.dtype), (scratch[0], *scratch[1][group.dtype])
-        return loop(task.start, end, group.raw, group.pieces, draw, group.real(sign), grid_of(group, bound), rows)
+        loop(task.start, end, group.raw, group.pieces, draw, group.real(sign), grid_of(group, bound), rows, note)
 
-    def add(task: Task, scratch: Any) -> int:
-        return move(task, task.stop, sign, noise.bound if exact else 0.0, scratch)
+    def add(task: Task, scratch: Any, note: Any) -> None:
+        move(task, task.stop, sign, noise.bound if exact else 0.0, scratch, note)
 
     def undo(task: Task, end: int, scratch: Any) -> None:
-        move(task, end, -sign, 0.0, scratch)
+        move(task, end, -sign, 0.0, scratch, scratch[2])
 
     def scratch() -> Any:
-        return random_words(noise.width, 1, WIDTH), {group.dtype: number_rows(group.real) for group in groups}
+        rows = {group.dtype: number_rows(group.real) for group in groups}
+        return random_words(noise.width, 1, WIDTH), rows, np.zeros(1, np.int64)
 
     def delta(leaf: Leaf, begin: int, end: int) -> Array:
         return sign * noise.delta(leaf, key, begin, end)[0]
 
-    with Interrupts(), store.memory.writing():
-        stopped = run_tasks(tasks_of(groups), add, scratch, undo)
+    def move_all() -> None:
+        if not exact:
+            refuse_not_finite(store, groups)
+        stopped = run_tasks(tasks_of(groups), add, scratch, [undo] if exact else [], finish=not exact)
         if stopped:
             raise stopped_because(store, noise, *stopped, delta, "a larger bound= of the noise")
 
-
-@contextlib.contextmanager
-def perturbed(store: Store, noise: Noise, seed: Seed, *, sign: int = 1) -> Generator[Store]:
-    """A context in which the store is perturbed; at its end, also after an error, the store is given back to the bit.
-
-    Accepts the same arguments as `perturb` and raises the same errors. Contexts may be nested. If the store is still
-    lent at the end, so that it cannot be written, the exception has a note that says how to take the noise back; an
-    exception of the block is never replaced.
-    """
-    at = 0
-    try:
-        with Interrupts():  # what is raised by Ctrl-C finds the store perturbed, and so given back
-            perturb(store, noise, seed, sign=sign)
-            at = sign
-        yield store
-    except BaseException as error:
-        with Interrupts():
-            take_back(store, noise, seed, at, error)
-        raise
-    try:
-        with Interrupts():
-            perturb(store, noise, seed, sign=-sign)
-    except LentError as error:
-        error.add_note(
-            f"the store is still perturbed; fix: end the lend, then es.perturb(store, noise, {seed}, sign={-sign})"
-        )
-        raise
-
-
-def take_back(store: Store, noise: Noise, seed: Seed, at: int, error: BaseException) -> bool:
-    """Subtract the noise that a store is perturbed by `at` times, after an error. Returns whether that was possible.
-
-    If views in the frames of the error keep the store lent, they are dropped. If that is not enough, the error gets a
-    note that says so.
-    """
-    for patient in (True, False):
-        try:
-            if at:
-                perturb(store, noise, seed, sign=-at)
-            return True
-        except LentError:
-            caught: BaseException | None = error
-            while patient and caught is not None:
-                traceback.clear_frames(caught.__traceback__)
-                caught = caught.__context__
-    error.add_note(
-        f"the store is lent and still perturbed; fix: end the lend, then es.perturb(store, noise, {seed}, sign={-at})"
-    )
-    return False
+    write([store.memory], move_all)
 
 
 def key_of(seed: Seed) -> Array:
@@ -248,7 +210,10 @@ def _past_the_bound(noise: Noise, path: str, largest: float, fix: str, when: str
     )
 
 
-def to_grid(values: Array, noise: Noise) -> Array:
-    """The values rounded to the nearest multiples of the grid: a copy. Minus zero becomes zero."""
+def to_grid(values: Array, noise: Noise, out: Array | None = None) -> Array:
+    """The values rounded to the nearest multiples of the grid: a copy, or `out`. Minus zero becomes zero."""
     grid = values.dtype.type(noise.grid(values.dtype))
-    return np.rint(values / grid) * grid + 0  # minus zero plus zero is zero
+    out = np.divide(values, grid, out=out)
+    np.rint(out, out=out)
+    np.multiply(out, grid, out=out)
+    return np.add(out, 0, out=out)  # minus zero plus zero is zero

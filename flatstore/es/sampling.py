@@ -22,10 +22,11 @@ from flatstore.es.groups import (
     trainable_groups,
     trainable_leaves,
 )
-from flatstore.kernels import Task, run_tasks
 from flatstore.kernels.cpu import sampling_loop
+from flatstore.memory import reading, write
 from flatstore.noise import Noise, as_keys
 from flatstore.store import Population, Store
+from flatstore.threads import Task, run_tasks
 from flatstore.trees import Difference, StructureError
 
 
@@ -64,26 +65,29 @@ def sample(
     check_sign(sign, IN_NOISE)
     noise.check_grid(out.layout)
     leaves = trainable_leaves(out)
-    refuse_not_finite(store, store.cached("trainable", lambda: trainable_groups([store], "add noise to")))
+    to_check = store.cached("trainable", lambda: trainable_groups([store], "add noise to"))
     strengths = strengths_of(out.layout, noise)
     table, units = table_of(noise, strengths.scales)
     draw = noise.kind, noise.width, keys, table, units * noise.step
     signs = np.array([sign, -sign] if antithetic else [sign], np.float64)
     groups = groups_of(leaves, [out, store], strengths)
 
-    def write(task: Task, scratch: Any) -> int:
+    def fill(task: Task, scratch: Any, note: Any) -> None:
         group, start, stop = task
         rows = scratch[0], scratch[1], scratch[2][group.real]
         centre = store.raw(group.raw.dtype)
-        sampling_loop(group.dtype)(start, stop, group.raw, centre, group.pieces, draw, signs, rows)
-        return stop
+        sampling_loop(group.dtype)(start, stop, group.raw, centre, group.pieces, draw, signs, rows, note)
 
     def scratch() -> Any:
         words = random_words(noise.width, min(SEEDS_PER_DRAW, len(keys)), WIDTH)
         return words, np.zeros(WIDTH + ROOM, np.int16), {x.real: np.zeros(WIDTH, x.real) for x in groups}
 
-    with out.memory.writing():
-        run_tasks(tasks_of(groups, size), write, scratch)
+    def fill_all() -> None:
+        refuse_not_finite(store, to_check)
+        run_tasks(tasks_of(groups, size), fill, scratch, finish=True)
+
+    with reading(store.memory):
+        write([out.memory], fill_all)
 
 
 def layouts_differ(name: str, got: Any, expected: Any) -> StructureError:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from flatstore.es.contexts import Perturbation
 from flatstore.es.groups import noisy_groups
 from flatstore.es.journal import Move, move_of
-from flatstore.es.perturbing import perturb, refuse_16_bit, take_back
-from flatstore.es.updating import update
-from flatstore.evaluation import Rate, check_run, is_real, rate_at, resumed_number, yield_then_raise
-from flatstore.kernels import Interrupts
+from flatstore.es.perturbing import refuse_16_bit
+from flatstore.evaluation import Rate, check_run, is_real, rate_at, resumed_number
 from flatstore.layout import Spec
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Store
@@ -96,36 +96,40 @@ def mezo(
         return value
 
     def loop() -> Generator[Move]:
+        done: Move | None = None
+
+        def has_moved(record: Move) -> None:
+            nonlocal done
+            done = record
+
         n = start
         while steps is None or n < steps:
             key, step = int(seeds((*run, n), 1)[0]), rate_at(rate, n)
-            at, done, held = 0, None, None
+            done, held = None, None
+            side = Perturbation(store, noise, key)
             try:
-                with Interrupts():  # an interrupt is raised when it is known where the store stands
-                    perturb(store, noise, key)
-                    at = 1
-                plus = measured(n, 1)
-                with Interrupts():
-                    perturb(store, noise, key, sign=-2)
-                    at = -1
-                minus = measured(n, -1)
-                move = Move(
-                    n, np.array([plus, minus]), np.array([key], np.uint64), np.array([step * (plus - minus) / 2])
-                )
-                with Interrupts():
-                    update(store, noise, move.seeds, move.weights, perturbed=-1)
-                    at, done = 0, move
+                with side:
+                    side.go(1)
+                    plus = measured(n, 1)
+                    side.go(-1)
+                    minus = measured(n, -1)
+                    weight = step * (plus - minus) / 2
+                    record = Move(n, np.array([plus, minus]), np.array([key], np.uint64), np.array([weight]))
+                    side.update(record.weights, partial(has_moved, record))
             except BaseException as error:
                 if done is None:
-                    with Interrupts():
-                        if take_back(store, noise, key, at, error):
-                            error.add_note("the store is as the step found it")
+                    if side.at == 0:
+                        error.add_note("the store is as the step found it")
                     error.add_note(f"fix: mezo(..., resume={n}) goes on")
                     raise
                 held = error
-            yield from yield_then_raise(
-                done, held, f"step {n} has moved the store; fix: mezo(..., resume={n + 1}) goes on"
-            )
+            assert done is not None
+            try:
+                yield done  # nothing is called, and so nothing interrupts, between the move and this
+            finally:
+                if held is not None:  # it came while the store moved
+                    held.add_note(f"step {n} has moved the store; fix: mezo(..., resume={n + 1}) goes on")
+                    raise held
             n += 1
 
     return loop()

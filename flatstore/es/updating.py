@@ -20,11 +20,12 @@ from flatstore.es.groups import (
 )
 from flatstore.es.perturbing import grid_of, stopped_because
 from flatstore.es.weights import fixed_point
-from flatstore.kernels import Interrupts, Task, run_tasks
 from flatstore.kernels.cpu import SEEDS_AT_ONCE, update_loop
 from flatstore.layout import Array, Leaf
+from flatstore.memory import write
 from flatstore.noise import Noise
 from flatstore.store import Store
+from flatstore.threads import Task, run_tasks
 
 WIDTH = 4096
 """Parameters in a block: their sums stay in a cache."""
@@ -85,13 +86,14 @@ def update(
             "expected the seed that the store is perturbed by, got none; fix: pass its seed first, or perturbed=0"
         )
     on_grid, off_grid = ([x for x in groups if bool(exact and x.grid) == wanted] for wanted in (True, False))
-    refuse_not_finite(store, off_grid)
     table, units = table_of(noise, strengths_of(store.layout, noise).scales)
     draw = noise.kind, noise.width, keys, table, units
 
-    def move(task: Task, end: int, whole: Array, sign: int, taken_back: int, checked: bool, scratch: Any) -> int:
+    def move(
+        task: Task, end: int, whole: Array, sign: int, taken_back: int, checked: bool, scratch: Any, note: Any
+    ) -> None:
         group, start, _ = task
-        words, drawn, dither, sums, numbers = scratch
+        words, drawn, dither, sums, numbers, _ = scratch
         gridded = exact and group.grid > 0
         # A float64 grid is 2**29 times as fine as a step.
         drop = max(0, fixed.point - round(np.log2(noise.step / group.grid))) if gridded else 0
@@ -99,15 +101,17 @@ def update(
         rounding = group.real(sign), drop, unit, fixed.key, group.real(taken_back), group.real(noise.step)
         grid = grid_of(group, noise.bound if gridded and checked else 0.0)
         rows = words, drawn, numbers[group.real], sums, dither
-        return update_loop(group.dtype, gridded)(start, end, group.raw, group.pieces, draw, whole, rounding, grid, rows)
+        loop = update_loop(group.dtype, gridded)
+        loop(start, end, group.raw, group.pieces, draw, whole, rounding, grid, rows, note)
 
-    def add(task: Task, scratch: Any) -> int:
-        return move(task, task.stop, fixed.whole, sign, perturbed, True, scratch)
+    def add(task: Task, scratch: Any, note: Any) -> None:
+        move(task, task.stop, fixed.whole, sign, perturbed, True, scratch, note)
 
     def undo(task: Task, end: int, scratch: Any) -> None:
-        move(task, end, fixed.whole, -sign, 0, False, scratch)
-        if perturbed:
-            move(task, end, no_weights, 1, -perturbed, False, scratch)
+        move(task, end, fixed.whole, -sign, 0, False, scratch, scratch[-1])
+
+    def perturb_again(task: Task, end: int, scratch: Any) -> None:
+        move(task, end, no_weights, 1, -perturbed, False, scratch, scratch[-1])
 
     def scratch() -> Any:
         return (
@@ -116,6 +120,7 @@ def update(
             random_words(32, 1, WIDTH),
             np.zeros(WIDTH, np.int64),
             {group.real: np.zeros(WIDTH, group.real) for group in groups},
+            np.zeros(1, np.int64),
         )
 
     def delta(leaf: Leaf, begin: int, end: int) -> Array:
@@ -126,11 +131,16 @@ def update(
         return sum(parts, np.zeros(end - begin))
 
     no_weights = np.zeros_like(fixed.whole)
-    with Interrupts(), store.memory.writing():
-        stopped = run_tasks(tasks_of(on_grid, len(keys)), add, scratch, undo)
+    steps = [undo, perturb_again] if perturbed else [undo]
+
+    def move_all() -> None:
+        refuse_not_finite(store, off_grid)
+        stopped = run_tasks(tasks_of(on_grid, len(keys)), add, scratch, steps)
         if stopped:
             raise stopped_because(
                 store, noise, *stopped, delta, "pass smaller weights, or a larger bound= of the noise"
             )
-        # These groups cannot be taken back, so they come last, when nothing can fail any more.
-        run_tasks(tasks_of(off_grid, len(keys)), add, scratch)
+        # These groups cannot be taken back, so they come last, when nothing but a lack of memory can fail any more.
+        run_tasks(tasks_of(off_grid, len(keys)), add, scratch, finish=True)
+
+    write([store.memory], move_all)

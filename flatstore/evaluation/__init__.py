@@ -10,4 +10,3 @@ from flatstore.evaluation.runs import Rate as Rate
 from flatstore.evaluation.runs import check_run as check_run
 from flatstore.evaluation.runs import rate_at as rate_at
 from flatstore.evaluation.runs import resumed_number as resumed_number
-from flatstore.evaluation.runs import yield_then_raise as yield_then_raise

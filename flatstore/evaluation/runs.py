@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from flatstore.noise import Seed, seeds
 
-Record = TypeVar("Record")
 Rate = float | Callable[[int], float]
 """A learning rate: a number, or a function of the number of the generation or step."""
 
@@ -53,13 +52,3 @@ def rate_at(rate: Rate, number: int) -> float:
     if not isinstance(value, real) or not math.isfinite(value):
         raise ValueError(f"expected a finite rate, got {value}; fix: pass a number, or a function of the move's number")
     return float(value)
-
-
-def yield_then_raise(record: Record, held: BaseException | None, note: str) -> Generator[Record]:
-    """Yield the record of a move; then raise, with a note, the interrupt that was held back during the move, if any."""
-    try:
-        yield record
-    finally:
-        if held is not None:
-            held.add_note(note)
-            raise held

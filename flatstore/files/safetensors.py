@@ -22,6 +22,7 @@ import numpy as np
 from flatstore.extras import require
 from flatstore.files import note
 from flatstore.layout import Layout, Spec
+from flatstore.memory import reading
 from flatstore.store import Store
 from flatstore.trees import Difference, StructureError, path_of
 
@@ -49,8 +50,8 @@ def save(path: str | os.PathLike[str], store: Store, *, metadata: Mapping[str, s
 
     Raises `StructureError` for dtypes, names and axes that the format cannot hold, `ValueError` for a layout that is
     mostly gaps and for metadata under the name that flatstore uses, `TypeError` if `store` is not a store or metadata
-    are not strings, `FileNotFoundError` for a folder that does not exist, `ImportError` without safetensors. In all
-    these cases the file is left as it was.
+    are not strings, `FileNotFoundError` for a folder that does not exist, `ImportError` without safetensors, and
+    `LentError` while another thread writes the store. In all these cases the file is left as it was.
     """
     library = require("safetensors.numpy", "demo")
     if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -82,7 +83,8 @@ def save(path: str | os.PathLike[str], store: Store, *, metadata: Mapping[str, s
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
     try:
-        library.save_file({leaf.path: store[leaf.path] for leaf in homes}, name, metadata=texts)
+        with reading(store.memory):
+            library.save_file({leaf.path: store[leaf.path] for leaf in homes}, name, metadata=texts)
         with open(name, "r+b") as written:
             _sort_metadata(written)
             written.flush()

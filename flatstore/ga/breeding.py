@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flatstore.evaluation import as_fitness, best_first, refuse_all_nan
 from flatstore.ga.bounds import Bounds
 from flatstore.ga.crossover import Crossover, Uniform
-from flatstore.ga.generation import Family, Left, Operators, dtype_loop, run
+from flatstore.ga.generation import DtypeLoop, Family, Left, Operators, UnfinishedError, dtype_loop, run
 from flatstore.ga.mutation import Mutate, Mutation, Reset, Sparse
 from flatstore.ga.selection import Tournament
 from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.layout import Array
+from flatstore.memory import write
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Population
 
@@ -45,7 +46,7 @@ def step(
     ([False, True, False, False], [1, 1], [0.0, 0.0, 0.0])
 
     Apart from the population it needs scratch memory: at most 1 % of the population or 32 MiB, whichever is more, and
-    about 100 bytes per member to record its parents. Ctrl-C is held back until the generation is finished.
+    about 100 bytes per member to record its parents. Interrupts are held back until the generation is finished.
 
     Args:
         pop: the population; its shared leaves do not change.
@@ -69,6 +70,45 @@ def step(
         LentError: while the population is lent. Nothing is written.
         UnfinishedError: an operator of your own failed after some genes were replaced.
     """
+    family = plan_step(
+        pop,
+        fitness,
+        seed=seed,
+        mutate=mutate,
+        select=select,
+        crossover=crossover,
+        bounds=bounds,
+        elite=elite,
+        left=left,
+    )
+    run_step(pop, family)
+    return family.parents, family.kept
+
+
+class Step(NamedTuple):
+    """A generation that is chosen, but not yet born."""
+
+    loops: dict[str, DtypeLoop]
+    left: Iterable[Left] | None
+    parents: Array
+    """For each slot the two members that it comes from, shape (size, 2)."""
+    kept: Array
+    """Which slots keep their members, shape (size,), bool."""
+
+
+def plan_step(
+    pop: Population,
+    fitness: Any,
+    *,
+    seed: Seed,
+    mutate: Mutation | None,
+    select: Any,
+    crossover: Crossover | None,
+    bounds: Bounds | None,
+    elite: int,
+    left: Iterable[Left] | None = None,
+) -> Step:
+    """All of a step but the writing of the population: the arguments are checked, and the parents chosen."""
     scores = as_fitness(fitness, pop.size)
     refuse_all_nan(scores)
     check_operators(mutate, select, crossover, bounds)
@@ -79,12 +119,27 @@ def step(
     chosen = _select(select, scores, 2 * len(slots), int(keys[-1])).reshape(2, -1)
     family, keys = _family(slots, chosen, pop.size), keys[slots]
     operators = Operators(crossover, mutate, bounds)
-    run(pop, {name: dtype_loop(pop, name, operators, family, keys) for name in dtypes}, left)
+    loops = {name: dtype_loop(pop, name, operators, family, keys) for name in dtypes}
     parents = np.repeat(np.arange(pop.size)[:, None], 2, axis=1)
     parents[slots] = chosen.T
     kept = np.ones(pop.size, bool)
     kept[slots] = False
-    return parents, kept
+    return Step(loops, left, parents, kept)
+
+
+def run_step(pop: Population, step: Step, then: Callable[[], object] = bool) -> None:
+    """Write the children over the members that they replace, and call `then`: uninterrupted."""
+
+    def replace() -> None:
+        run(pop, step.loops, step.left)
+        then()
+
+    try:
+        write([pop.memory], replace)
+    except BaseException as error:
+        if isinstance(unfinished := error.__cause__, UnfinishedError):  # an interrupt, while an operator failed
+            error.add_note(f"{unfinished}: left={unfinished.left}")
+        raise
 
 
 def _family(slots: Array, chosen: Array, size: int) -> Family:

@@ -10,12 +10,11 @@ import numpy as np
 
 from flatstore.evaluation import best_first, check_run, fitness_of, refuse_unlendable, resumed_number
 from flatstore.ga.bounds import Bounds
-from flatstore.ga.breeding import check_elite, check_operators, check_suitable, step
+from flatstore.ga.breeding import Step, check_elite, check_operators, check_suitable, plan_step, run_step
 from flatstore.ga.crossover import Crossover, Uniform
 from flatstore.ga.generation import Operators, UnfinishedError
 from flatstore.ga.mutation import Mutation
 from flatstore.ga.selection import Tournament
-from flatstore.kernels import Interrupts
 from flatstore.layout import Array
 from flatstore.noise import Seed
 from flatstore.store import Population
@@ -138,8 +137,8 @@ def evolve(
     check_suitable(pop, Operators(crossover, first, bounds))
     refuse_unlendable(pop, chunk)
 
-    def breed(record: Generation) -> tuple[Array, Array]:
-        return step(
+    def planned(record: Generation) -> Step:
+        return plan_step(
             pop,
             record.fitness,
             seed=(*run, record.number),
@@ -151,25 +150,32 @@ def evolve(
         )
 
     def loop() -> Generator[Generation]:
+        parents: Array | None
+        kept: Array | None
+
+        def is_born() -> None:
+            nonlocal parents, kept
+            assert step is not None
+            parents, kept = step.parents, step.kept
+
         last, n = record, number + 1 if record else number
         while generations is None or n < generations:
-            parents = kept = None
+            step = parents = kept = None
             try:
                 if last is not None:
-                    with Interrupts():  # what is raised by Ctrl-C finds the step done
-                        parents, kept = breed(last)
-                fitness = fitness_of(pop, evaluate, n, chunk)
+                    step = planned(last)
+                    run_step(pop, step, is_born)
+                last = Generation(n, fitness_of(pop, evaluate, n, chunk), parents, kept)
             except BaseException as error:
                 if last is None or parents is not None:
                     error.add_note(
                         f"the population holds generation {n}, not yet evaluated; "
                         f"fix: evolve(..., resume={n}) evaluates it and goes on"
                     )
-                elif isinstance(error, UnfinishedError):
+                elif isinstance(error, UnfinishedError) or isinstance(error.__cause__, UnfinishedError):
                     error.add_note(f"once the step is finished, evolve(..., resume={n}) goes on")
                 raise
-            last = Generation(n, fitness, parents, kept)
-            yield last
+            yield last  # nothing is called, and so nothing interrupts, between the end of the `try` and this
             n += 1
 
     return loop()

@@ -14,10 +14,10 @@ import numpy as np
 from flatstore.ga.bounds import Bounds, limits
 from flatstore.ga.crossover import Crossover, Mother
 from flatstore.ga.mutation import Mutation, mutating
-from flatstore.kernels import StoppedAt, Task, run_tasks, threads
 from flatstore.kernels.cpu import CHILDREN, STORAGE, first_run, generation_loop, ranges, writer
 from flatstore.layout import Array
 from flatstore.store import Population
+from flatstore.threads import REACHED, READ, Task, progress_of, run_tasks, threads
 
 SCRATCH = 1 << 19
 """Bytes of the parents' genes in one block of a thread: they stay in its cache, unless the population is too large."""
@@ -107,7 +107,8 @@ def dtype_loop(pop: Population, dtype: str, operators: Operators, family: Family
 def run(pop: Population, loops: dict[str, DtypeLoop], left: Iterable[Left] | None) -> None:
     """Run the loops, by dtype, over all genes or over those that are `left`, with tasks spread over the threads.
 
-    Raises `UnfinishedError` if an operator failed after some of the genes, but not all, were replaced.
+    To be called by `write`. Raises `UnfinishedError` if an operator failed after some of the genes, but not all, were
+    replaced.
     """
     todo = genes_of(loops) if left is None else _checked(loops, list(left))
     if not todo:
@@ -117,38 +118,31 @@ def run(pop: Population, loops: dict[str, DtypeLoop], left: Iterable[Left] | Non
     workers, width = _workers_and_width(pop, reals, members, max(stop - start for _, start, stop in todo))
     chunk = width * max(1, TASK // (width * pop.size))
     tasks = [Task(name, at, min(at + chunk, stop)) for name, start, stop in todo for at in range(start, stop, chunk)]
-    reached: dict[int, int] = {}
+    progress = progress_of(tasks)
 
-    def replace(task: Task, scratch: dict[Any, Any]) -> int:
+    def replace(task: Task, scratch: dict[Any, Any], note: Any) -> None:
         genes = loops[task.group]
-        rows, numbers, progress = scratch[genes.real]
-        progress[:] = task.start, 0
+        rows, numbers = scratch[genes.real]
         try:
-            genes.loop(task.start, task.stop, *genes.arguments, rows, numbers, progress)
-        except BaseException as error:
-            begin, parents_read = (int(x) for x in progress)
-            if parents_read:  # the loop read the parents of this block before it wrote: write them back
+            genes.loop(task.start, task.stop, *genes.arguments, rows, numbers, note)
+        except BaseException:
+            if note[READ]:  # the loop read the parents of this block before it wrote: write them back
+                begin = int(note[REACHED])
                 write, end = writer(task.group), min(begin + width, task.stop)
                 write(begin, end, first_run(genes.runs, begin), rows[0], genes.parents, genes.raw, genes.runs)
-            raise StoppedAt(begin) from error
-        return task.stop
+            raise
 
     def scratch() -> dict[Any, Any]:
         return {real: _scratch(width, members, real) for real in reals}
 
-    with pop.memory.writing():
-        try:
-            run_tasks(tasks, replace, scratch, most=workers, reached=reached)
-        except BaseException as error:
-            ends = [reached.get(i, task.start) for i, task in enumerate(tasks)]
-            left = tuple((x.group, end, x.stop) for x, end in zip(tasks, ends, strict=True) if end < x.stop)
-            if not left or left == tuple(tasks):
-                raise
-            unfinished = UnfinishedError(left)
-            if not isinstance(error, Exception):  # Ctrl-C, while an operator failed
-                error.add_note(f"{unfinished}: left={unfinished.left}")
-                raise
-            raise unfinished from error
+    try:
+        run_tasks(tasks, replace, scratch, most=workers, progress=progress)
+    except BaseException as error:
+        ends = progress[:, REACHED].tolist()
+        left = tuple((x.group, end, x.stop) for x, end in zip(tasks, ends, strict=True) if end < x.stop)
+        if left == tuple(tasks):
+            raise
+        raise UnfinishedError(left) from error
 
 
 def genes_of(loops: dict[str, DtypeLoop]) -> list[Left]:
@@ -171,11 +165,11 @@ def _checked(loops: dict[str, DtypeLoop], todo: list[Left]) -> list[Left]:
 
 
 def _scratch(width: int, members: int, real: Any) -> Any:
-    """The scratch memory of a thread: rows of parents, children, scales and bounds; random numbers; its progress."""
+    """The scratch memory of a thread: rows of parents, children, scales and bounds; random numbers."""
     rows = np.zeros((members, width), real), np.zeros((CHILDREN, width), real), *np.zeros((3, width), real)
     room = -(-width // 8) * 8 + ROOM
     words, small, large = (np.zeros((CHILDREN, room), kind) for kind in (np.uint32, np.uint8, np.uint32))
-    return rows, ((words, small, large), np.zeros(room, real)), np.zeros(2, np.int64)
+    return rows, ((words, small, large), np.zeros(room, real))
 
 
 def _bytes_of_scratch(width: int, members: int, reals: set[Any]) -> int:

@@ -23,6 +23,7 @@ import numpy as np
 
 from flatstore.extras import require
 from flatstore.layout import Array, Layout, as_numpy, torch_dtype
+from flatstore.memory import write
 from flatstore.store import Store
 from flatstore.trees import Difference, StructureError, by_path, listing
 
@@ -70,24 +71,28 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
         unlike = [Difference(*pair, "adopt(module) makes a new store") for pair in pairs if pair[1] != pair[2]]
         if unlike:
             raise StructureError(unlike, UNLIKE)
-    with store.memory.writing():
-        views = {path: store.leaf_view(path) for path in layout.by_path}
-        shared = [path for path, view in views.items() if not view.flags.writeable]
-        if shared:
-            fix = "adopt(module, member.copy())"
-            raise StructureError(
-                [Difference(path, "a leaf of its own", "one that all members share", fix) for path in shared],
-                "that torch must not write",
-            )
-        tensors = by_path(tree)
-        arrays = {leaf.path: as_numpy(tensors[leaf.path], leaf.path) for leaf in layout.homes}
-        with ExitStack() as back:  # if one refuses, those before it go back; the store comes last
-            for path, tensor in tensors.items():
-                back.callback(setattr, tensor, "data", tensor.data)
-                tensor.data = from_numpy(views[path])
-            store.assign({leaf.path: arrays[leaf.tied or leaf.path] for leaf in layout.leaves})
-            back.pop_all()
+    write([store.memory], lambda: _move_in(tree, layout, store))
     return store
+
+
+def _move_in(tree: OrderedDict[str, Any], layout: Layout, store: Store) -> None:
+    """Make the tensors views of the store, with their values; all of them, or none."""
+    views = {path: store.leaf_view(path) for path in layout.by_path}
+    shared = [path for path, view in views.items() if not view.flags.writeable]
+    if shared:
+        fix = "adopt(module, member.copy())"
+        raise StructureError(
+            [Difference(path, "a leaf of its own", "one that all members share", fix) for path in shared],
+            "that torch must not write",
+        )
+    tensors = by_path(tree)
+    arrays = {leaf.path: as_numpy(tensors[leaf.path], leaf.path) for leaf in layout.homes}
+    with ExitStack() as back:  # if one refuses, those before it go back; the store comes last
+        for path, tensor in tensors.items():
+            back.callback(setattr, tensor, "data", tensor.data)
+            tensor.data = from_numpy(views[path])
+        store.assign({leaf.path: arrays[leaf.tied or leaf.path] for leaf in layout.leaves})
+        back.pop_all()
 
 
 def verify(module: Any, store: Store) -> None:

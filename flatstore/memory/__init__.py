@@ -1,14 +1,17 @@
-"""Who owns the bytes, and who reads them now."""
+"""Who owns the bytes, and who reads and writes them now."""
 
+from flatstore.memory.access import memories_of as memories_of
+from flatstore.memory.access import reading as reading
+from flatstore.memory.access import write as write
+from flatstore.memory.access import writing as writing
+from flatstore.memory.claims import is_lent as is_lent
+from flatstore.memory.claims import settle as settle
+from flatstore.memory.claims import waiting as waiting
 from flatstore.memory.guarded import GuardedView as GuardedView
 from flatstore.memory.guarded import LentError as LentError
 from flatstore.memory.host import Memory as Memory
-from flatstore.memory.host import is_lent as is_lent
-from flatstore.memory.host import leases as leases
-from flatstore.memory.host import lock as lock
-from flatstore.memory.host import overlap as overlap
-from flatstore.memory.host import settle as settle
 from flatstore.memory.lending import JAX_ALIGN as JAX_ALIGN
 from flatstore.memory.lending import Lend as Lend
 from flatstore.memory.lending import check_library as check_library
 from flatstore.memory.lending import import_views as import_views
+from flatstore.memory.regions import overlap as overlap

@@ -1,144 +1,34 @@
-"""Who owns the bytes, and who reads them now.
-
-A `Memory` is a range of host addresses with an owner: the heap, or whatever the user wrapped. Readers are counted by
-address, not by object, so that two stores over one buffer, or over parts of it that overlap, know of each other's
-lends:
-
-```
-address   a                                 b
-          |---- a Memory -------------------|
-                 |---- another, inside of it ------|
-                 '-- a lease here keeps both from being written
-```
-
-Many readers or one writer (law 7): a lease is a reader, a thread in `Memory.writing` a writer, and nobody waits for
-anybody: the second to come gets an error.
-"""
+"""Memories: ranges of host addresses with an owner, the heap or whatever the user wrapped."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import mmap
-import threading
-import time
 import weakref
-from collections.abc import Generator, Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from flatstore.layout import Array, as_numpy, is_torch_tensor
 from flatstore.memory.dlpack import import_view
 from flatstore.memory.guarded import LentError
-from flatstore.trees import first_of
+from flatstore.memory.regions import Region, join, overlap
+from flatstore.threads import guard
 
 HUGE_PAGE = 2 << 20
 
 
-class Span(Protocol):
-    """A range of addresses: [start, stop)."""
+class Memory:
+    """A range of bytes with an owner. `bytes` is a writable 1-D uint8 array over it; users never see it.
 
-    start: int
-    stop: int
-
-
-lock = threading.RLock()
-leases: set[Lease] = set()
-ended: list[Lease] = []  # leases whose body is over while somebody still reads
-writers: list[tuple[Span, int]] = []
-memories: weakref.WeakSet[Memory] = weakref.WeakSet()
-
-
-def overlap(a: Span, b: Span) -> bool:
-    """Whether two ranges of addresses share a byte."""
-    return a.start < b.stop and b.start < a.stop
-
-
-class Lease:
-    """One reader of a memory: weak references to the views that were exported tell whether they are still read.
-
-    A view stays alive as long as the library that imported it holds the export.
+    The views that were handed out are known, so that they are read-only while the memory is lent.
     """
 
-    def __init__(self, memory: Memory) -> None:
-        self.memory = memory  # kept alive: its addresses must not become another's while they are read
-        self.start, self.stop = memory.start, memory.stop
-        self._exports: list[tuple[str, weakref.ref[Array]]] = []
+    __slots__ = ("__weakref__", "_frozen", "_prune_at", "_views", "bytes", "region", "start", "stop")
 
-    def begin(self) -> None:
-        """Begin to read: make the memory's views read-only and refuse writers. Raises `LentError` if there is one."""
-        with lock:
-            settle()
-            busy = [span for span, _ in writers if overlap(span, self)]
-            if busy:
-                raise LentError("expected a buffer at rest, got one that is being written; fix: lend it afterwards")
-            leases.add(self)
-            for other in list(memories):
-                if overlap(other, self):
-                    other.freeze()
-
-    def watch(self, exports: Iterable[tuple[str, Array]]) -> None:
-        """Count the views of these (path, view) pairs as read for as long as they are alive."""
-        self._exports += [(path, weakref.ref(view)) for path, view in exports]
-
-    def unreleased(self) -> list[str]:
-        """The paths of the views that are still held."""
-        return [path for path, view in self._exports if view() is not None]
-
-    def end(self, patience: float) -> list[str]:
-        """Stop reading: wait up to `patience` seconds for the exports, then return the paths still held.
-
-        If none is held, the lease is over. Otherwise it lasts until they are released, which `settle` notices.
-        """
-        started = time.monotonic()
-        pause, collected = 20e-6, False
-        try:
-            while (held := self.unreleased()) and (waited := time.monotonic() - started) < patience:
-                if waited > 0.25 and not collected:
-                    gc.collect()  # a view in a reference cycle is freed only by the collector
-                    collected = True
-                time.sleep(min(pause, patience))
-                pause = min(2 * pause, 1e-3)
-            if held and not collected:
-                gc.collect()
-            return self.unreleased()
-        finally:
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Stop reading without waiting: the lease is over as soon as nobody holds its exports."""
-        with lock:
-            if self in leases and self not in ended:
-                ended.append(self)
-            settle()
-
-
-def settle() -> None:
-    """Forget the ended leases whose exports are released, and make views writable again that no lease covers."""
-    if not ended:
-        return
-    with lock:
-        gone = [lease for lease in ended if not lease.unreleased()]
-        for lease in gone:
-            if lease in ended:
-                ended.remove(lease)
-            leases.discard(lease)
-        for memory in list(memories) if gone else ():
-            if not is_lent(memory):
-                memory.thaw()
-
-
-def is_lent(span: Span) -> bool:
-    """Whether anybody reads from this range now."""
-    with lock:
-        return any(overlap(lease, span) for lease in leases)
-
-
-class Memory:
-    """A range of bytes with an owner. `bytes` is a writable 1-D uint8 array over it; users never see it."""
-
-    __slots__ = ("__weakref__", "_frozen", "_prune_at", "_views", "bytes", "start", "stop")
+    region: Region
+    """Where it is noted who reads and who writes: that of all memories that share addresses with this one."""
 
     def __init__(self, array: Array) -> None:
         self.bytes = array
@@ -147,16 +37,18 @@ class Memory:
         self._views: list[weakref.ref[Array]] = []
         self._frozen: list[weakref.ref[Array]] = []
         self._prune_at = 64
+        with guard():
+            join(self)
 
-    def watch(self, views: Iterable[Array]) -> None:
-        """Make these writable views read-only whenever the memory is lent (under the lock)."""
-        memories.add(self)
+    def watch(self, views: Iterable[Array], frozen: bool) -> None:
+        """Make these writable views read-only whenever the memory is lent, and now if `frozen` (under the lock)."""
         new = [weakref.ref(view) for view in views]
         self._views += new
-        if leases and is_lent(self):
+        if frozen:
             self._freeze(new)
         if len(self._views) > self._prune_at:
             self._views = [ref for ref in self._views if ref() is not None]
+            self._frozen = [ref for ref in self._frozen if ref() is not None]
             self._prune_at = 2 * len(self._views) + 64
 
     def freeze(self) -> None:
@@ -201,7 +93,8 @@ class Memory:
         """
         array = _as_bytes(buffer)
         if not array.flags.writeable:
-            if is_lent(cls(array)):
+            memory = cls(array)
+            if any(lease.lends and overlap(lease, memory) for lease in memory.region.leases):
                 raise LentError("expected a buffer at rest, got one that is lent; fix: wrap it after the lend")
             raise ValueError(
                 f"expected writable memory, got a read-only {type(buffer).__name__}; "
@@ -216,32 +109,6 @@ class Memory:
                 "fix: wrap the buffer of a new store, such as Store.zeros(layout), or plan the layout with align=1"
             )
         return cls(array[:nbytes])
-
-    @contextlib.contextmanager
-    def writing(self) -> Generator[None]:
-        """A context in which this thread writes and nobody can begin to read. Raises `LentError` if anybody uses it."""
-        with lock:
-            settle()
-            thread = threading.get_ident()
-            if any(overlap(span, self) for span, writer in writers if writer != thread):
-                raise LentError(
-                    "expected a buffer at rest, got one that another thread writes; fix: let one thread write at a time"
-                )
-            readers = [lease for lease in leases if overlap(lease, self)]
-            if readers:
-                held = sorted({path for lease in readers for path in lease.unreleased()})
-                raise LentError(
-                    f"expected a buffer that nobody reads, got one that is lent: {len(readers)} lend(s), of "
-                    f"{first_of(held) or 'no leaf yet'}; "
-                    "fix: leave the `with` block of the lend first, and drop NumPy or torch views taken in it"
-                )
-            writer = (self, thread)
-            writers.append(writer)
-        try:
-            yield
-        finally:
-            with lock:
-                writers.remove(writer)
 
 
 def _aligned(array: Array, nbytes: int, align: int) -> Array:

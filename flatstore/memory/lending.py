@@ -15,16 +15,17 @@ The source is the DLPack standard: https://dmlc.github.io/dlpack/latest/.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 import jax
 import numpy as np
 
 from flatstore.layout import Array
+from flatstore.memory.claims import Lease
 from flatstore.memory.dlpack import PLAIN, code_of
 from flatstore.memory.guarded import LentError
-from flatstore.memory.host import Lease, Memory
+from flatstore.memory.host import Memory
+from flatstore.threads import Leaving
 from flatstore.trees import Difference, first_of, listing
 
 JAX_ALIGN = 64
@@ -145,16 +146,14 @@ class Lend:
         self._lease: Lease | None = None
         self._arrays: list[jax.Array] = []
 
-    def __del__(self) -> None:
-        """End a lend that can no longer be exited, so that it does not block every write."""
-        if self._lease is not None:
-            self._lease.abandon()
+    __exit__ = Leaving()
 
     def __enter__(self) -> Any:
         """Begin the lend and return the tree: until the exit, nothing writes the buffer through the store."""
         if self._lease is not None:
             raise RuntimeError("expected a lend that was not entered before; fix: call lend() again")
-        self._lease = Lease(self._memory)  # set before it begins, so that an interrupt cannot leave it without an end
+        self._lease = Lease(self._memory, self, lends=True)
+        back = self.__exit__  # prepared, so that nothing comes between an error and the end of the lend
         try:
             self._lease.begin()
             exports, arrays = import_views(self._views())
@@ -163,14 +162,21 @@ class Lend:
             del exports  # an error of the next line holds this frame, which must not hold what is lent
             return self._tree(arrays)
         except BaseException:
-            self._end()
+            back(None, None, None)
             raise
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Delete the arrays, and wait until the last computation that reads them has finished."""
-        held = self._end()
+    def leave(self, error: BaseException | None) -> None:
+        """Delete the arrays, and end the lease."""
+        assert self._lease is not None
+        for array in self._arrays:
+            array.delete()
+        self._arrays = []
+        self._lease.end()
+
+    def left(self, error: BaseException | None) -> None:
+        """Wait until the last computation that reads the arrays has finished."""
+        assert self._lease is not None
+        held = self._lease.released(self._patience)
         if not held:
             return
         message = (
@@ -182,13 +188,6 @@ class Lend:
         if error is None:
             raise LentError(message)
         error.add_note(message)
-
-    def _end(self) -> list[str]:
-        assert self._lease is not None
-        for array in self._arrays:
-            array.delete()
-        self._arrays = []
-        return self._lease.end(self._patience)
 
 
 def check_library(library: str) -> None:

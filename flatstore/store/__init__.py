@@ -4,4 +4,5 @@ from flatstore.store.assigning import checked_leaves as checked_leaves
 from flatstore.store.assigning import same_bits as same_bits
 from flatstore.store.population import Population as Population
 from flatstore.store.store import Store as Store
+from flatstore.store.verbs import memories_in as memories_in
 from flatstore.store.views import Views as Views

@@ -72,7 +72,7 @@ class Placed:
     def leaf_matrix(self, leaf: Leaf) -> Array:
         """A home with a row per member, shape (members, leaf.size); a store counts as one member.
 
-        A new view, writable even during a lend: for verbs that hold `memory.writing()`.
+        A new view, writable even during a lend: for what is called by `write`.
         """
         step = self._placement.places[leaf.path].step
         shape, strides = (self._count or 1, leaf.size), (step or 0, leaf.dtype.itemsize)

@@ -28,11 +28,11 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 
 from flatstore.layout import Array, Dims, Layout, Tied, Trainable
-from flatstore.memory import JAX_ALIGN, Memory
+from flatstore.memory import JAX_ALIGN, Memory, reading
 from flatstore.store.assigning import checked_leaves
 from flatstore.store.placement import placement_of_population
 from flatstore.store.store import Store
-from flatstore.store.verbs import Verbs
+from flatstore.store.verbs import Verbs, memories_in
 
 PopulationOrder = Literal["leaf", "member"]
 
@@ -71,8 +71,9 @@ class Population(Verbs):
         """`size` copies of one model, a pytree of arrays. The keywords are those of `Layout.from_tree`."""
         layout = Layout.from_tree(tree, align=align, trainable=trainable, dims=dims, tied=tied)
         pop = cls.zeros(layout, size, order=order)
-        for leaf, array in checked_leaves(layout, tree):
-            pop.leaf_view(leaf.path)[...] = array
+        with reading(*memories_in(tree)):
+            for leaf, array in checked_leaves(layout, tree):
+                pop.leaf_view(leaf.path)[...] = array
         return pop
 
     @classmethod
@@ -192,11 +193,11 @@ class Population(Verbs):
         return self._combined_view("matrix", lambda: np.ndarray(shape, dtype, self._memory.bytes, starts[0], strides))
 
     def copy(self, *, order: PopulationOrder | None = None) -> Population:
-        """A copy: a population with the same members in memory of its own, in the same order or another."""
-        other = Population.zeros(self.layout, self.size, order=order or self._placement.order)  # pyright: ignore[reportArgumentType]
-        for leaf in self.layout.homes:
-            other.leaf_view(leaf.path)[...] = self.leaf_view(leaf.path)
-        return other
+        """A copy: a population with the same members in memory of its own, in the same order or another.
+
+        Raises `LentError` while another thread writes.
+        """
+        return self._copy_to(Population.zeros(self.layout, self.size, order=order or self._placement.order))  # pyright: ignore[reportArgumentType]
 
     def __repr__(self) -> str:
         """The leaves with their places."""

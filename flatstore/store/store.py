@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from flatstore.layout import Array, Dims, Layout, Leaf, Tied, Trainable
-from flatstore.memory import GuardedView, Memory, leases
+from flatstore.memory import GuardedView, Memory
 from flatstore.store.placement import placement_of_store
 from flatstore.store.verbs import Verbs
 
@@ -61,7 +61,7 @@ class Store(Verbs, Mapping[str, Array]):
 
     def __getitem__(self, path: str | tuple[Any, ...]) -> Array:
         """The view of a leaf, by its path or tuple of keys; a 0-d leaf is a 0-d view. Raises `KeyError`."""
-        if leases:
+        if self._memory.region.leases:
             return self.leaf_view(path)
         try:
             return self._plain.views[path]  # pyright: ignore[reportArgumentType] (a tuple is a miss)
@@ -92,7 +92,7 @@ class Store(Verbs, Mapping[str, Array]):
 
         Raises `ValueError` if they are of several dtypes (see `flats`), none, or do not lie together.
         """
-        if not leases:
+        if not self._memory.region.leases:
             try:
                 return self._flat
             except AttributeError:  # the first time
@@ -136,11 +136,11 @@ class Store(Verbs, Mapping[str, Array]):
         return self._combined_view(name, lambda: np.ndarray(size, dtype, self._memory.bytes, starts[0]))
 
     def copy(self) -> Store:
-        """A copy: a store with the same values in memory of its own, even of a member or a node."""
-        other = Store.zeros(self.layout)
-        for leaf in self.layout.homes:
-            other.leaf_view(leaf.path)[...] = self.leaf_view(leaf.path)
-        return other
+        """A copy: a store with the same values in memory of its own, even of a member or a node.
+
+        Raises `LentError` while another thread writes.
+        """
+        return self._copy_to(Store.zeros(self.layout))
 
     def __repr__(self) -> str:
         """The leaves with their places."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from flatstore.layout import Array, Leaf
-from flatstore.memory import Lend, check_library, import_views
+from flatstore.memory import Lend, Memory, check_library, import_views, memories_of, reading, write, writing
 from flatstore.store.assigning import Pairs, cast, checked_leaf, checked_leaves, is_pairs, same_bits
 from flatstore.store.verifying import differences_from_views, is_same_view
 from flatstore.store.views import Views
@@ -32,28 +33,30 @@ class Verbs(Views):
         """
         if isinstance(values, Views):
             values = {path: values.leaf_view(path) for path in values.layout.by_path}
-        with self._memory.writing():
-            if is_pairs(self.layout, values):
-                self._assign_each(values)
-            else:
-                self._write(checked_leaves(self.layout, values, self._leading))
+        if is_pairs(self.layout, values):
+            self._assign_each(values)
+            return
+        with reading(*memories_in(values)):
+            self._write(checked_leaves(self.layout, values, self._leading))
 
     def _assign_each(self, values: Any) -> None:
         written: list[str] = []
         try:
-            for path, value in values:
-                self._write([checked_leaf(self.layout, path, value, self._leading)])
-                written.append(path)
+            with writing(self._memory):
+                for path, value in values:
+                    with reading(*memories_in(value)):
+                        self._write([checked_leaf(self.layout, path, value, self._leading)], written)
         except BaseException as error:
             error.add_note(f"written before this error: {', '.join(map(repr, written)) or 'nothing'}")
             raise
 
     def __setitem__(self, path: Any, value: Any) -> None:
         """Copy a value of the leaf's shape into the leaf. To broadcast, write through its view: `x[path][...] = 0`."""
-        with self._memory.writing():
+        with reading(*memories_in(value)):
             self._write([checked_leaf(self.layout, path, value, self._leading)])
 
-    def _write(self, pairs: Pairs) -> None:
+    def _write(self, pairs: Pairs, written: list[str] | None = None) -> None:
+        """Write all of the pairs, or nothing; append their paths to `written`."""
         own = self._memory
         ready: list[tuple[Array, Array]] = []
         differences: list[Difference] = []
@@ -70,9 +73,15 @@ class Verbs(Views):
             ready.append((view, array))
         if differences:
             raise StructureError(differences)
-        with np.errstate(all="ignore"):
-            for view, array in ready:
-                np.copyto(view, array, casting="same_kind")
+
+        def copy() -> None:
+            with np.errstate(all="ignore"):
+                for view, array in ready:
+                    np.copyto(view, array, casting="same_kind")
+            if written is not None:
+                written.extend(leaf.path for leaf, _ in pairs)
+
+        write([own], copy)
 
     def lend(self, library: str = "jax", *, only: Glob | None = None, patience: float = 10.0) -> Lend:
         """A context manager that gives the tree with `jax.Array` leaves over the same bytes: views.
@@ -144,15 +153,30 @@ class Verbs(Views):
     def to_vector(self) -> Array:
         """A packed copy of the parameters in index order; a population has a row per member.
 
-        Shape (layout.size,) or (members, layout.size). Leaves of several dtypes are promoted as NumPy does.
+        Shape (layout.size,) or (members, layout.size). Leaves of several dtypes are promoted as NumPy does. Raises
+        `LentError` while another thread writes.
         """
         homes = self.layout.homes
         out = np.empty((*self._leading, self.layout.size), _common_dtype({leaf.dtype for leaf in homes}))
-        for leaf in homes:
-            view = self._new_view(leaf)
-            leading = view.shape[: view.ndim - len(leaf.shape)]
-            out[..., leaf.index : leaf.index + leaf.size] = view.reshape((*leading, leaf.size))
+        with reading(self._memory):
+            for leaf in homes:
+                view = self._new_view(leaf)
+                leading = view.shape[: view.ndim - len(leaf.shape)]
+                out[..., leaf.index : leaf.index + leaf.size] = view.reshape((*leading, leaf.size))
         return out
+
+    def _copy_to(self, other: Any) -> Any:
+        """Copy all leaves into another store or population of this layout, of the same size, and return it."""
+        with reading(self._memory):
+            for leaf in self.layout.homes:
+                other.leaf_view(leaf.path)[...] = self._new_view(leaf)
+        return other
+
+
+def memories_in(values: Any) -> list[Memory]:
+    """The memories that are read when the leaves of a tree are: those of its stores, and those that its arrays show."""
+    leaves: list[Any] = jax.tree.leaves(values)
+    return [leaf.memory for leaf in leaves if isinstance(leaf, Views)] + memories_of(leaves)
 
 
 def _common_dtype(dtypes: set[np.dtype[Any]]) -> np.dtype[Any]:

@@ -19,9 +19,10 @@ import jax
 import numpy as np
 
 from flatstore.layout import Array, Layout, Leaf, describe
-from flatstore.memory import GuardedView, Memory, is_lent, leases, lock, settle
+from flatstore.memory import GuardedView, Memory, is_lent, settle
 from flatstore.store.placed import Placed
 from flatstore.store.placement import Placement
+from flatstore.threads import guard
 from flatstore.trees import Glob, Subtree, as_path, matcher, path_of, refuse_idle_glob
 
 
@@ -83,10 +84,14 @@ class Views(Placed, Subtree):
         handed = self._handed_out()
         tree = handed.tree
         if tree is None:
-            with lock:
-                views = handed.views
+            views = handed.views
+            with guard():
                 self._add(handed, [leaf for leaf in self.layout.leaves if leaf.path not in views])
-                tree = handed.tree = self.layout.unflatten([views[leaf.path] for leaf in self.layout.leaves])
+            made = self.layout.unflatten([views[leaf.path] for leaf in self.layout.leaves])  # may call the user's code
+            with guard():
+                if handed.tree is None:
+                    handed.tree = made
+                tree = handed.tree
         return tree
 
     def leaf_view(self, path: Any) -> Array:
@@ -96,7 +101,7 @@ class Views(Placed, Subtree):
             return handed.views[path]
         except (KeyError, TypeError):
             leaf = self.layout.leaf(path)
-        with lock:
+        with guard():
             if leaf.path not in handed.views:
                 self._add(handed, [leaf])
             return handed.views[leaf.path]
@@ -154,8 +159,8 @@ class Views(Placed, Subtree):
 
     def _handed_out(self) -> _HandedOut:
         """The views that are handed out now: guarded ones while the memory is lent."""
-        if leases:
-            settle()
+        if self._memory.region.leases:
+            settle(self._memory)
             if is_lent(self._memory):
                 if self._guarded is None:
                     self._guarded = _HandedOut(GuardedView)
@@ -178,16 +183,16 @@ class Views(Placed, Subtree):
                 views[home] = view
             if not shared:
                 new.append(view)
-        self._memory.watch(new)
+        self._memory.watch(new, is_lent(self._memory))
 
     def _combined_view(self, name: str, make: Callable[[], Array]) -> Array:
         """The one view of several leaves together, made at its first use."""
-        with lock:
+        with guard():
             handed = self._handed_out()
             view = handed.combined.get(name)
             if view is None:
                 view = handed.combined[name] = make().view(handed.view_type)
-                self._memory.watch([view])
+                self._memory.watch([view], is_lent(self._memory))
             return view
 
     def __copy__(self) -> NoReturn:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from flatstore.layout import Array, Layout, Leaf, Spec, as_numpy, spec_of
-from flatstore.memory import overlap
+from flatstore.memory import overlap, reading
 from flatstore.store import Population, Store, Views, same_bits
 from flatstore.surgery.putting_back import in_words
 from flatstore.surgery.replanning import to_add
@@ -56,7 +56,7 @@ def transfer(
         StructureError: leaves without a counterpart of the same shape and dtype; it lists all of them.
         ValueError: a pattern that matches nothing, two leaves for one place, stores over the same memory.
         TypeError: `old` and `new` are not of one kind.
-        LentError: `new` is lent.
+        LentError: `new` is lent, or another thread writes one of the two.
     """
     kinds = [f"Population of {x.size}" if isinstance(x, Population) else type(x).__name__ for x in (old, new)]
     if not isinstance(old, Views) or not (isinstance(new, Layout) or kinds[0] == kinds[1]):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -74,13 +74,17 @@ def transfer(
     ]
     moves += _moves_of_added(given, target, leading)
     refuse_clashes((parts_of(path), name) for name, path, _ in moves)
-    arrays = _counterparts(moves, target, leading, may_lack if is_globs else lambda _: False)
-    if isinstance(new, Layout):
-        order: Any = "leaf" if isinstance(old, Store) else old.order
-        new = cast(Model, Store.zeros(new) if isinstance(old, Store) else Population.zeros(new, old.size, order=order))
-    if overlap(old.memory, new.memory):
-        raise ValueError("expected a new store in memory of its own, got one over the old one's; fix: pass its layout")
-    new.assign({path: arrays.get(leaf.tied or path, new.leaf_view(path)) for path, leaf in target.by_path.items()})
+    with reading(old.memory):
+        arrays = _counterparts(moves, target, leading, may_lack if is_globs else lambda _: False)
+        if isinstance(new, Layout):
+            order: Any = "leaf" if isinstance(old, Store) else old.order
+            made = Store.zeros(new) if isinstance(old, Store) else Population.zeros(new, old.size, order=order)
+            new = cast(Model, made)
+        if overlap(old.memory, new.memory):
+            raise ValueError(
+                "expected a new store in memory of its own, got one over the old one's; fix: pass its layout"
+            )
+        new.assign({path: arrays.get(leaf.tied or path, new.leaf_view(path)) for path, leaf in target.by_path.items()})
     return new
 
 

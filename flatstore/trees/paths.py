@@ -175,6 +175,8 @@ def unflatten(
     try:
         return treedef.unflatten(leaves)
     except Exception as error:  # whatever a constructor raises
+        if _is_made(treedef, leaves):
+            raise  # it is the exception of a signal handler that was called meanwhile
         kind, keys = _refusing(treedef, leaves, key_paths() or [None] * len(leaves))
         place = "" if keys is None else f"{path_of(keys)!r}: "
         raise TypeError(
@@ -184,6 +186,14 @@ def unflatten(
         ) from error
 
 
+def _is_made(treedef: Any, leaves: Sequence[Any]) -> bool:
+    try:
+        treedef.unflatten(leaves)
+    except Exception:
+        return False
+    return True
+
+
 def _refusing(
     treedef: Any, leaves: Sequence[Any], key_paths: Sequence[KeyPath | None], depth: int = 0
 ) -> tuple[type, KeyPath | None]:
@@ -191,9 +201,7 @@ def _refusing(
     start = 0
     for child in treedef.children():
         part = slice(start, start := start + child.num_leaves)
-        try:
-            child.unflatten(leaves[part])
-        except Exception:  # this one, or one inside of it
+        if not _is_made(child, leaves[part]):  # this one, or one inside of it
             return _refusing(child, leaves[part], key_paths[part], depth + 1)
     return treedef.node_data()[0], next((keys[:depth] for keys in key_paths if keys is not None), None)
 

@@ -32,6 +32,8 @@ from flatstore.layout import (
     rows_of,
     validate,
 )
+from flatstore.memory import reading
+from flatstore.store import memories_in
 from flatstore.trees import flatten, refuse_idle_glob
 from flatstore.vectors.packing import pack
 from flatstore.vectors.rebuild import Rebuild
@@ -64,9 +66,15 @@ def destructure(tree: Any, *, trainable: Trainable = None, tied: Tied = None) ->
         ValueError: leaves on several devices, a repeated `jax.Array` without `tied`, a deleted array, clashing paths, a
             glob that matches no floating or complex leaf.
         TypeError: a leaf that is only a shape, an array that holds no numbers, a torch module, a `Population`.
+        LentError: another thread writes a store that is read.
     """
     if isinstance(trainable, (str, Iterable)):
         trainable = [trainable] if isinstance(trainable, str) else list(trainable)  # pyright: ignore[reportUnknownArgumentType]
+    with reading(*memories_in(tree)):
+        return _destructured(tree, trainable, tied)
+
+
+def _destructured(tree: Any, trainable: Trainable, tied: Tied) -> tuple[jax.Array, Rebuild]:
     pairs, treedef = flatten(tree)
     given = [x for _, x in pairs]
     if any(map(_is_large, given)):  # such as a seed: it rides along, so that no dtype has to hold it

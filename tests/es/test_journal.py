@@ -124,7 +124,7 @@ def test_an_entry_that_is_refused_tells_how_far_it_came():
     store, other = a_store(), a_store()
     with pytest.raises(ValueError, match="below the bound 32") as caught:
         es.replay(store, NOISE, [(1, 0.5), (2, 1000.0)])
-    assert caught.value.__notes__ == ["replaying entry 1 of 2; those before are done"]
+    assert caught.value.__notes__ == ["1 of 2 entries were replayed"]
     es.replay(other, NOISE, [(1, 0.5)])
     assert store.buffer.tobytes() == other.buffer.tobytes()
 

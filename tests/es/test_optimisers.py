@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import flatstore as fs
 from flatstore import es
-from flatstore.kernels import set_threads, threads
+from flatstore.threads import set_threads, threads
 
 OPTIMISERS = {"Adam": es.Adam, "Momentum": es.Momentum}
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import flatstore as fs
 from flatstore import es
-from flatstore.kernels import set_threads, threads
 from flatstore.noise.kinds import ROUNDING
 from flatstore.noise.philox import numbers, philox4x32
+from flatstore.threads import set_threads, threads
 
 NOISES = [fs.Normal(0.02), fs.Rademacher(0.1), fs.Normal({"a/bias": 0, "a/*": 0.5, "*": 0.001}, bound=16)]
 

@@ -1,5 +1,6 @@
 """The loop: a generator over generations equals the loop written by hand, stops anywhere and goes on to the bit."""
 
+import os
 import pickle
 import signal
 import subprocess
@@ -161,7 +162,7 @@ def test_a_generation_whose_evaluation_failed_is_resumed_by_its_number():
     assert pop.buffer.tobytes() == other.buffer.tobytes()
 
 
-def test_an_interrupt_in_a_step_comes_when_the_step_is_done():
+def test_an_interrupt_while_parents_are_chosen_leaves_the_record_to_resume_from():
     def interrupted(fitness, n, seed):
         if not pressed:
             pressed.append(signal.raise_signal(signal.SIGINT))
@@ -169,12 +170,33 @@ def test_an_interrupt_in_a_step_comes_when_the_step_is_done():
 
     pressed, pop, other = [], population(), population()
     records = ga.evolve(pop, evaluate, seed=7, mutate=NOISE, select=interrupted, generations=5)
+    record = next(records)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        next(records)
+    assert not hasattr(caught.value, "__notes__")
+    list(ga.evolve(pop, evaluate, seed=7, mutate=NOISE, generations=5, resume=record))
+    list(ga.evolve(other, evaluate, seed=7, mutate=NOISE, generations=5))
+    assert pop.buffer.tobytes() == other.buffer.tobytes()
+
+
+def test_an_interrupt_in_a_step_comes_when_the_step_is_done(monkeypatch):
+    breeding = sys.modules["flatstore.ga.breeding"]
+    run = breeding.run
+
+    def interrupted(*arguments):  # by the helper, while the caller waits
+        os.kill(os.getpid(), signal.SIGINT)
+        run(*arguments)
+
+    pop, other = population(), population()
+    records = ga.evolve(pop, evaluate, seed=7, mutate=NOISE, generations=5)
     assert next(records).number == 0
+    monkeypatch.setattr(breeding, "run", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         next(records)
     assert "the population holds generation 1, not yet evaluated; fix: evolve(..., resume=1)" in str(
         caught.value.__notes__
     )
+    monkeypatch.undo()
     list(ga.evolve(pop, evaluate, seed=7, mutate=NOISE, generations=5, resume=1))
     list(ga.evolve(other, evaluate, seed=7, mutate=NOISE, generations=5))
     assert pop.buffer.tobytes() == other.buffer.tobytes()

@@ -11,7 +11,7 @@ import pytest
 
 import flatstore as fs
 from flatstore import ga
-from flatstore.kernels import set_threads, threads
+from flatstore.threads import set_threads, threads
 from tests.ga.oracle import population
 
 TREE = {"a": np.zeros(3_000, "f4"), "b": np.zeros(5_000, "f4"), "c": np.zeros(2_000, "f8")}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import flatstore as fs
 from flatstore import ga
-from flatstore.kernels import set_threads, threads
+from flatstore.threads import set_threads, threads
 from tests.ga.oracle import beside, genes_of, population
 
 S = jax.ShapeDtypeStruct

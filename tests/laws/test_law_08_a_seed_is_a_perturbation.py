@@ -8,7 +8,7 @@ import pytest
 
 import flatstore as fs
 from flatstore import es, ga
-from flatstore.kernels import set_threads, threads
+from flatstore.threads import set_threads, threads
 
 NOISES = [fs.Normal({"*/b": 0.5, "*": 0.1}), fs.Rademacher({"*/b": 0.5, "*": 0.1})]
 TREE = {

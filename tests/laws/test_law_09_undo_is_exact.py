@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import flatstore as fs
 from flatstore import es
-from flatstore.kernels import set_threads, threads
+from flatstore.threads import set_threads, threads
 
 NOISES = [fs.Normal(0.02), fs.Rademacher(0.1), fs.Normal({"*/bias": 0, "a/*": 0.5, "*": 0.001}, bound=16)]
 

@@ -11,7 +11,7 @@ import pytest
 
 import flatstore as fs
 from flatstore import es, ga
-from flatstore.kernels import set_threads, threads
+from flatstore.threads import set_threads, threads
 
 SIZE, GENES = 64, 250_000
 """A population of 64 MB."""

@@ -122,18 +122,21 @@ def generation_loop(cross: Any, mutate: Any, dtype: str) -> Any:
         bounds: Any,
         rows: Any,
         scratch: Any,
-        at: Any,
+        note: Any,
     ) -> None:
-        """Replace the genes begin .. end - 1; `at` is where the block at work starts, and whether it has been read."""
+        """Replace the genes begin .. end - 1.
+
+        `note[0]` is where the block at work starts, `note[2]` whether its parents have been read.
+        """
         parents, slots, mothers, fathers = family
         outside, bounded, lows, highs = bounds
         genes, children, scale, low, high = rows
         for start in range(begin, end, genes.shape[1]):
-            at[0], at[1] = start, 0
+            note[0], note[2] = start, 0
             stop = min(start + genes.shape[1], end)
             run = first_run(runs, start)
             read(start, stop, run, genes, parents, raw, runs)
-            at[1] = 1
+            note[2] = 1
             spread(start, scales[0], scales[1], 0.0, scale)
             if outside != UNBOUNDED:
                 spread(start, bounded, lows, -np.inf, low)
@@ -145,5 +148,6 @@ def generation_loop(cross: Any, mutate: Any, dtype: str) -> Any:
                 if outside != UNBOUNDED:
                     bring_back(outside, low, high, seeds.size, children)
                 write(start, stop, run, children, some, raw, runs)
+        note[0], note[2] = end, 0
 
     return generate

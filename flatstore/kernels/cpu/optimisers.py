@@ -46,8 +46,13 @@ def optimiser_loop(rule: Any, states: int, dtype: str) -> Any:
     narrow, two, rounded = stored is not real, states == 2, DITHERED[dtype]
 
     @compiled
-    def optimise(begin: int, end: int, width: int, pieces: Any, raw: Any, settings: Any, keys: Any, words: Any) -> None:
-        """Move the parameters begin .. end - 1; places in `pieces` and `raw` are store, gradient, state, state."""
+    def optimise(
+        begin: int, end: int, width: int, pieces: Any, raw: Any, settings: Any, keys: Any, words: Any, note: Any
+    ) -> None:
+        """Move the parameters begin .. end - 1; places in `pieces` and `raw` are store, gradient, state, state.
+
+        `note[0]` becomes the index that was reached.
+        """
         store, gradient, state, second_state = raw
         for start in range(begin, end, width):
             stop, k, first = min(start + width, end), first_run(pieces, start), 0
@@ -70,6 +75,7 @@ def optimiser_loop(rule: Any, states: int, dtype: str) -> Any:
                     if two:
                         second_state[np.uint64(b + i)] = rounded(new_b, words[2, np.uint64(word + i)])
                 k += 1
+        note[0] = end
 
     return optimise
 

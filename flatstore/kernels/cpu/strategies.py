@@ -91,8 +91,10 @@ def perturbation_loop(dtype: str) -> Any:
     violation, bits = grid_check(dtype), BITS[real]
 
     @compiled
-    def perturb(begin: int, end: int, raw: Any, pieces: Any, noise: Any, sign: Any, grid: Any, scratch: Any) -> int:
-        """Add `sign` times the noise to the parameters begin .. end - 1, and return where it stopped.
+    def perturb(
+        begin: int, end: int, raw: Any, pieces: Any, noise: Any, sign: Any, grid: Any, scratch: Any, note: Any
+    ) -> None:
+        """Add `sign` times the noise to the parameters begin .. end - 1, and note where it stopped in `note[0]`.
 
         `noise` is (kind, width, keys, table, what a unit of each row adds). It stops before a piece in which a
         parameter is off the grid, or reaches the bound before or after the move. A bound of 0 checks nothing.
@@ -118,9 +120,10 @@ def perturbation_loop(dtype: str) -> Any:
                 if grid[2] > 0 and violations != 0:
                     for i in range(count):
                         raw[np.uint64(place + i)] = store(old[i])
-                    return low
+                    note[0] = low
+                    return
                 k += 1
-        return end
+        note[0] = end
 
     return perturb
 
@@ -132,9 +135,11 @@ def sampling_loop(dtype: str) -> Any:
 
     @compiled
     def sample(
-        begin: int, end: int, out: Any, centre: Any, pieces: Any, noise: Any, signs: Any, scratch: Any
-    ) -> None:  # fmt: skip
+        begin: int, end: int, out: Any, centre: Any, pieces: Any, noise: Any, signs: Any, scratch: Any, note: Any
+    ) -> None:
         """Write the parameters begin .. end - 1: member len(signs) * i + j is the centre + signs[j] * noise number i.
+
+        `note[0]` becomes the index that was reached.
 
         The first place in a piece is that in `out`, the second that in `centre`; a row of -1 means no noise.
         """
@@ -175,6 +180,7 @@ def sampling_loop(dtype: str) -> Any:
                                     block[np.uint64(offset + i)] + unit * real(multiples[np.uint64(column + i)])
                                 )
                         k += 1
+        note[0] = end
 
     return sample
 
@@ -187,9 +193,18 @@ def update_loop(dtype: str, exact: bool) -> Any:
 
     @compiled
     def update(
-        begin: int, end: int, raw: Any, pieces: Any, noise: Any, weights: Any, settings: Any, grid: Any, scratch: Any
-    ) -> int:
-        """Move the parameters begin .. end - 1; stops before a piece that breaks `grid`, and returns where.
+        begin: int,
+        end: int,
+        raw: Any,
+        pieces: Any,
+        noise: Any,
+        weights: Any,
+        settings: Any,
+        grid: Any,
+        scratch: Any,
+        note: Any,
+    ) -> None:
+        """Move the parameters begin .. end - 1; stops before a piece that breaks `grid`, and notes where in `note[0]`.
 
         `weights` are whole numbers (int32). `settings` are (sign, bits to round off the sum, unit of what is left, key
         of the rounding, how many times the first seed's noise is taken back first, a step of it). `noise` ends with
@@ -258,10 +273,11 @@ def update_loop(dtype: str, exact: bool) -> Any:
                     new[i] = before + sign * change
                     violations = bits(violations | violation(before, change, grid) | violation(before, new[i], grid))
                 if grid[2] > 0 and violations != 0:
-                    return low
+                    note[0] = low
+                    return
                 for i in range(count):
                     raw[np.uint64(place + i)] = rounded(new[i], dither[0, np.uint64(first_dither + offset + i)])
                 k += 1
-        return end
+        note[0] = end
 
     return update

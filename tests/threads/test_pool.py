@@ -12,7 +12,7 @@ import weakref
 import numpy as np
 import pytest
 
-from flatstore.kernels.pool import each, set_threads, threads
+from flatstore.threads import each, set_threads, threads
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def three_threads():
 
 def run(code):
     """Run a script in a process of its own, and return what it prints."""
-    header = "import os, signal, time\nfrom flatstore.kernels.pool import each, set_threads\n"
+    header = "import os, signal, time\nfrom flatstore.threads import each, set_threads\n"
     command = [sys.executable, "-c", header + textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -38,36 +38,38 @@ def test_each_task_runs_once_and_they_start_in_order(size, n):
     set_threads(size)
     lock, calls = threading.Lock(), []
 
-    def task(i, worker):
+    def task(i):
         with lock:
-            calls.append((i, worker, threading.current_thread().name))
+            calls.append((i, threading.get_ident()))
 
     each(task, n)
-    assert sorted(i for i, _, _ in calls) == list(range(n))
-    assert all(0 <= worker < size and name == f"flatstore-{worker}" for _, worker, name in calls)
+    assert sorted(i for i, _ in calls) == list(range(n))
+    sharers = {thread for _, thread in calls}
+    assert len(sharers) <= min(size, n)
+    assert threading.get_ident() not in sharers
     # A thread may be overtaken between taking a task and noting it, but it takes its own in order.
-    for thread in range(size):
-        mine = [i for i, worker, _ in calls if worker == thread]
+    for sharer in sharers:
+        mine = [i for i, thread in calls if thread == sharer]
         assert mine == sorted(mine)
 
 
 def test_tasks_are_handed_out_in_increasing_order():
     set_threads(1)
     calls = []
-    each(lambda i, worker: calls.append(i), 50)
+    each(lambda i: calls.append(i), 50)
     assert calls == list(range(50))
 
 
 def test_tasks_run_at_the_same_time():
     meeting = threading.Barrier(3)
-    each(lambda i, worker: meeting.wait(timeout=30), 3)
+    each(lambda i: meeting.wait(timeout=30), 3)
 
 
 def test_a_task_that_raises_stops_the_handing_out_and_those_that_run_finish():
     started, finished = [], []
     failed = threading.Event()
 
-    def task(i, worker):
+    def task(i):
         started.append(i)
         if i == 1:
             failed.set()
@@ -85,7 +87,7 @@ def test_a_task_that_raises_stops_the_handing_out_and_those_that_run_finish():
 def test_the_first_exception_is_the_one_raised():
     meeting, second = threading.Barrier(2), threading.Event()
 
-    def task(i, worker):
+    def task(i):
         meeting.wait(timeout=30)
         if i == 1:
             second.wait(timeout=30)
@@ -103,7 +105,7 @@ def test_nothing_holds_the_task_once_the_call_is_over(fails):
     def call():
         payload = np.ones(3)
 
-        def task(i, worker):
+        def task(i):
             if payload.all() and fails:
                 raise ArithmeticError
 
@@ -116,17 +118,13 @@ def test_nothing_holds_the_task_once_the_call_is_over(fails):
     assert [call()() for _ in range(50)] == [None] * 50
 
 
-def test_several_python_threads_may_call_at_once_and_worker_numbers_stay_unique():
-    busy, clashes, calls = set(), [], []
+def test_several_python_threads_may_call_at_once():
+    calls = []
 
     def caller(k):
-        def task(i, worker):
-            if worker in busy:
-                clashes.append(worker)
-            busy.add(worker)
+        def task(i):
             time.sleep(0.0002)
             calls.append(k)
-            busy.discard(worker)
 
         for _ in range(10):
             each(task, 7)
@@ -137,33 +135,60 @@ def test_several_python_threads_may_call_at_once_and_worker_numbers_stay_unique(
     [thread.join(timeout=60) for thread in callers]
     assert not any(thread.is_alive() for thread in callers)
     assert [calls.count(k) for k in range(6)] == [70] * 6
-    assert clashes == []
 
 
-def test_a_call_from_inside_a_task_is_refused():
-    with pytest.raises(RuntimeError, match="expected a call from outside the pool, got one from inside a task; fix"):
-        each(lambda i, worker: each(lambda j, w: None, 2), 2)
+def test_a_call_from_inside_a_task_is_done_by_the_thread_of_the_task():
+    calls = []
+
+    def task(i):
+        here = threading.get_ident()
+        each(lambda j: calls.append((i, j, threading.get_ident() == here)), 3)
+
+    each(task, 4)
+    assert sorted(calls) == [(i, j, True) for i in range(4) for j in range(3)]
 
 
 def test_a_negative_number_of_tasks_is_refused():
     with pytest.raises(ValueError, match="expected a number of tasks, 0 or more, got -1; fix"):
-        each(lambda i, worker: None, -1)
+        each(lambda i: None, -1)
 
 
-def test_set_threads_changes_the_size_of_the_pool_for_later_calls():
+def test_set_threads_changes_the_number_for_later_calls():
     for size in (4, 1, 2):
         set_threads(size)
         assert threads() == size
         meeting = threading.Barrier(size)
         seen = set()
 
-        def task(i, worker, meeting=meeting, seen=seen):
-            seen.add(worker)
+        def task(i, meeting=meeting, seen=seen):
+            seen.add(threading.get_ident())
             meeting.wait(timeout=30)
 
         each(task, size)
-        assert seen == set(range(size))
-        assert sum(thread.name.startswith("flatstore-") for thread in threading.enumerate()) == size
+        assert len(seen) == size
+
+
+def test_threads_that_nobody_needs_end():
+    printed = run("""
+        import threading
+        def all_threads():
+            return len(os.listdir("/proc/self/task"))
+        def settled(most):
+            deadline = time.monotonic() + 30
+            while all_threads() > most and time.monotonic() < deadline:
+                time.sleep(0.01)
+            return all_threads() <= most
+        before, meeting = all_threads(), threading.Barrier(20)
+        set_threads(20)
+        each(lambda i: meeting.wait(timeout=30), 20)
+        print(settled(before + 1 + os.cpu_count()))
+        callers = [threading.Thread(target=each, args=(print, 0)) for _ in range(20)]
+        callers += [threading.Thread(target=each, args=(lambda i: None, 1)) for _ in range(20)]
+        [caller.start() for caller in callers]
+        [caller.join() for caller in callers]
+        print(settled(before + 1 + os.cpu_count()))
+    """)
+    assert printed == ["True", "True"]
 
 
 @pytest.mark.parametrize("bad", [0, -1, 2.5, "2", None])
@@ -187,7 +212,7 @@ def test_a_bad_number_in_the_environment_is_refused_when_first_used(monkeypatch,
     monkeypatch.setenv("FLATSTORE_NUM_THREADS", text)
     monkeypatch.setattr(sys.modules[each.__module__], "_threads", None)
     with pytest.raises(ValueError, match=f"expected FLATSTORE_NUM_THREADS to be a whole .*, got '{text}'; fix: unset"):
-        each(lambda i, worker: None, 1)
+        each(lambda i: None, 1)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -196,7 +221,7 @@ def test_interrupts_are_held_back_until_the_work_is_finished(size, n):
     set_threads(size)
     done = []
 
-    def task(i, worker):
+    def task(i):
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.003)
@@ -205,19 +230,19 @@ def test_interrupts_are_held_back_until_the_work_is_finished(size, n):
     with pytest.raises(KeyboardInterrupt) as caught:
         each(task, n)
     assert sorted(done) == list(range(n))
-    assert caught.value.__notes__ == ["flatstore held this interrupt back until the work in progress was finished"]
+    assert caught.value.__notes__ == ["flatstore held this back until the work in progress was finished"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_interrupt_of_work_that_fails_says_so():
-    def task(i, worker):
+    def task(i):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         raise ArithmeticError
 
     with pytest.raises(KeyboardInterrupt) as caught:
         each(task, 5)
-    assert "a task had failed" in caught.value.__notes__[0]
+    assert "it had failed, see the cause" in caught.value.__notes__[0]
     assert isinstance(caught.value.__cause__, ArithmeticError)
 
 
@@ -227,7 +252,7 @@ def test_what_the_handler_of_another_signal_raises_is_held_back_too():
 
     before, done = signal.signal(signal.SIGUSR1, ring), []
 
-    def task(i, worker):
+    def task(i):
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(0.01)
         done.append(i)
@@ -244,7 +269,7 @@ def test_a_handler_that_raises_nothing_is_called_after_the_work():
     calls = []
     before = signal.signal(signal.SIGINT, lambda number, frame: calls.append(number))
     try:
-        each(lambda i, worker: os.kill(os.getpid(), signal.SIGINT), 1)
+        each(lambda i: os.kill(os.getpid(), signal.SIGINT), 1)
     finally:
         signal.signal(signal.SIGINT, before)
     assert calls == [signal.SIGINT]
@@ -266,10 +291,10 @@ def test_interrupts_from_outside_never_leave_a_thread_at_work():
             os.kill(main, signal.SIGINT) if os.getppid() == main else os._exit(0)
             time.sleep(0.0003)
         busy, left, interrupted = set(), 0, 0
-        def task(i, worker):
-            busy.add(worker)
+        def task(i):
+            busy.add(i)
             time.sleep(0.0003)
-            busy.remove(worker)
+            busy.remove(i)
         for call in range(300):
             try:
                 set_threads(2 + call % 2)
@@ -288,13 +313,13 @@ def test_a_forked_child_builds_a_pool_of_its_own_and_threads_do_not_keep_a_proce
         import warnings
         warnings.simplefilter("ignore")
         set_threads(2)
-        each(lambda i, worker: None, 4)
+        each(lambda i: None, 4)
         child = os.fork()
         if child == 0:
             seen = []
-            each(lambda i, worker: seen.append(i), 4)
+            each(lambda i: seen.append(i), 4)
             os._exit(7 if sorted(seen) == [0, 1, 2, 3] else 1)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        each(lambda i, worker: None, 4)
+        each(lambda i: None, 4)
     """)
     assert printed == ["7"]

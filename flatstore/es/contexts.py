@@ -1,0 +1,112 @@
+"""Contexts in which a store is perturbed. However they are left, the store is given back to the bit."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from flatstore.es.groups import IN_NOISE, SIGNS_ACROSS, check_sign
+from flatstore.es.perturbing import perturb
+from flatstore.es.updating import update
+from flatstore.memory import LentError, waiting, write
+from flatstore.noise import Noise, Seed
+from flatstore.store import Store
+from flatstore.threads import Leaving
+
+
+class Perturbation:
+    """A context in which the noise of a seed may be added to a store; at its end, whatever is there is taken back."""
+
+    def __init__(self, store: Store, noise: Noise, seed: Seed) -> None:
+        self.store, self.noise, self.seed = store, noise, seed
+        self.at = 0
+        """How many times the noise is added now: 1, 0 or -1. It is always true, also after an interrupt."""
+
+    def go(self, at: int) -> None:
+        """Go to one side of the centre, 1 or -1, or back to it, 0, in one pass. Raises the errors of `perturb`."""
+
+        def move() -> None:
+            perturb(self.store, self.noise, self.seed, sign=at - self.at)
+            self.at = at
+
+        if at != self.at:
+            write([self.store.memory], move)
+
+    def left(self, error: BaseException | None) -> None:
+        """Nothing is left to do."""
+
+    def update(self, weights: Any, then: Callable[[], object]) -> None:
+        """Take the noise back, and add it weighted, in one pass; call `then` when the store has moved."""
+
+        def move() -> None:
+            update(self.store, self.noise, np.array([self.seed], np.uint64), weights, perturbed=self.at)
+            self.at = 0
+            then()
+
+        write([self.store.memory], move)
+
+    def __enter__(self) -> Any:
+        return self
+
+    __exit__ = Leaving()
+
+    def leave(self, error: BaseException | None) -> None:
+        """Go back to the centre. If the store is lent, an exception is given a note that says how to go back.
+
+        If views in the frames of the exception keep the store lent, they are dropped. If there is no exception,
+        `LentError` is raised.
+        """
+        advice = f"fix: end the lend, then es.perturb(store, noise, {self.seed}, sign={-self.at})"
+        try:
+            return self.go(0)
+        except LentError as lent:
+            if error is None:
+                lent.add_note(f"the store is still perturbed; {advice}")
+                raise
+        caught: BaseException | None = error
+        while caught is not None:
+            traceback.clear_frames(caught.__traceback__)
+            caught = caught.__context__
+        try:
+            with waiting(1.0):  # for a computation that was begun in the block, and still reads
+                self.go(0)
+        except LentError:
+            error.add_note(f"the store is lent and still perturbed; {advice}")
+
+
+class perturbed(Perturbation):  # a name as of the function that it is used as
+    """A context in which the store is perturbed; at its end, also after an error, the store is given back to the bit.
+
+    Accepts the same arguments as `perturb` and raises the same errors. Contexts may be nested. If the store is still
+    lent at the end, so that it cannot be written, the exception has a note that says how to take the noise back; an
+    exception of the block is never replaced.
+
+    Nothing that a signal handler raises can prevent it: what comes while the noise is added is raised when it has been
+    taken back, and what comes as the block ends is raised when the store is as it was.
+
+    >>> import flatstore as fs
+    >>> store, noise = fs.Store.from_tree({"w": np.zeros(4, "f4")}), fs.Rademacher(0.5)
+    >>> with perturbed(store, noise, 7) as moved:
+    ...     sorted(set(abs(moved["w"]).tolist()))
+    [0.5]
+    >>> store["w"].tolist()
+    [0.0, 0.0, 0.0, 0.0]
+    """
+
+    def __init__(self, store: Store, noise: Noise, seed: Seed, *, sign: int = 1) -> None:
+        check_sign(sign, IN_NOISE, SIGNS_ACROSS)
+        super().__init__(store, noise, seed)
+        self._sign = sign
+
+    def __enter__(self) -> Store:
+        """Add the noise, and return the store."""
+        back = self.__exit__  # prepared, so that nothing comes between an interrupt and the way back
+        try:
+            self.go(self._sign)
+            return self.store
+        except BaseException:
+            back(None, None, None)
+            raise
