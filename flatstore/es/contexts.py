@@ -35,9 +35,6 @@ class Perturbation:
         if at != self.at:
             write([self.store.memory], move)
 
-    def left(self, error: BaseException | None) -> None:
-        """Nothing is left to do."""
-
     def update(self, weights: Any, then: Callable[[], object]) -> None:
         """Take the noise back, and add it weighted, in one pass; call `then` when the store has moved."""
 

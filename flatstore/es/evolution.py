@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from flatstore.layout import Array
 from flatstore.memory import overlap
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Population, Store
+from flatstore.threads import noted
 
 
 def evolve(
@@ -128,35 +129,42 @@ def evolve(
             nonlocal done
             done = record
 
+        def state(error: BaseException) -> Iterator[str]:
+            if error is held:
+                yield f"generation {n} has moved the centre; fix: evolve(..., resume={n + 1}) goes on"
+            elif done is not None:
+                return  # it is as the record says
+            elif moving and not is_whole(optimiser):
+                yield (
+                    f"the optimiser's step in generation {n} did not end, and may have moved the centre; "
+                    f"fix: go back to the centre and the optimiser of the last record, and evolve(..., resume={n})"
+                )
+            else:
+                yield f"the centre is as generation {n} found it; fix: evolve(..., resume={n}) goes on"
+
         n = start
         while generations is None or n < generations:
             keys, step = seeds((*run, n), size // 2), rate_at(rate, n)
             done, held, moving = None, None, False
-            try:
-                sample(pop, centre, noise, keys, antithetic=True)
-                fitness = fitness_of(pop, evaluate, n, chunk)
-                shaped = _shaped(shape, fitness)
-                weights = (shaped[0::2] - shaped[1::2]) / size * (step if optimiser is None else 1)
-                record = Move(n, fitness, keys, weights, None if optimiser is None else step)
-                moving = True
-                move(keys, weights, step, partial(has_moved, record))
-            except BaseException as error:
-                if done is None:
-                    error.add_note(
-                        f"the centre is as generation {n} found it; fix: evolve(..., resume={n}) goes on"
-                        if is_whole(optimiser) or not moving
-                        else f"the optimiser's step in generation {n} did not end, and may have moved the centre; "
-                        f"fix: go back to the centre and the optimiser of the last record, and evolve(..., resume={n})"
-                    )
-                    raise
-                held = error
-            assert done is not None
-            try:
-                yield done  # nothing is called, and so nothing interrupts, between the move and this
-            finally:
-                if held is not None:  # it came while the centre moved
-                    held.add_note(f"generation {n} has moved the centre; fix: evolve(..., resume={n + 1}) goes on")
-                    raise held
+            with noted(state):
+                try:
+                    sample(pop, centre, noise, keys, antithetic=True)
+                    fitness = fitness_of(pop, evaluate, n, chunk)
+                    shaped = _shaped(shape, fitness)
+                    weights = (shaped[0::2] - shaped[1::2]) / size * (step if optimiser is None else 1)
+                    record = Move(n, fitness, keys, weights, None if optimiser is None else step)
+                    moving = True
+                    move(keys, weights, step, partial(has_moved, record))
+                except BaseException as error:
+                    if done is None:
+                        raise
+                    held = error  # it came while the centre moved
+                assert done is not None
+                try:
+                    yield done  # nothing is called, and so nothing interrupts, between the move and this
+                finally:
+                    if held is not None:
+                        raise held
             n += 1
 
     return loop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from flatstore.layout import Array
 from flatstore.memory import write
 from flatstore.noise import Noise, as_keys
 from flatstore.store import Store
+from flatstore.threads import noted
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,13 +102,13 @@ def replay(store: Store, noise: Noise, journal: Iterable[Any], *, optimiser: Opt
         nonlocal done
         done += 1
 
-    try:
+    def state(error: BaseException) -> Iterator[str]:
+        unknown = "" if is_whole(optimiser) else ", and the optimiser's step may have moved the store in the next"
+        yield f"{done} of {len(entries)} entries were replayed{unknown}"
+
+    with noted(state):
         for entry in entries:
             move(*entry, count)
-    except BaseException as error:
-        unknown = "" if is_whole(optimiser) else ", and the optimiser's step may have moved the store in the next"
-        error.add_note(f"{done} of {len(entries)} entries were replayed{unknown}")
-        raise
 
 
 def is_whole(optimiser: Optimiser | None) -> bool:

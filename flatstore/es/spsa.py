@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from flatstore.evaluation import Rate, check_run, is_real, rate_at, resumed_numb
 from flatstore.layout import Spec
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Store
+from flatstore.threads import noted
 
 
 def mezo(
@@ -102,34 +103,39 @@ def mezo(
             nonlocal done
             done = record
 
+        def state(error: BaseException) -> Iterator[str]:
+            if error is held:
+                yield f"step {n} has moved the store; fix: mezo(..., resume={n + 1}) goes on"
+            elif done is None:  # otherwise it is as the record says
+                if side.at == 0:
+                    yield "the store is as the step found it"
+                yield f"fix: mezo(..., resume={n}) goes on"
+
         n = start
         while steps is None or n < steps:
             key, step = int(seeds((*run, n), 1)[0]), rate_at(rate, n)
             done, held = None, None
             side = Perturbation(store, noise, key)
-            try:
-                with side:
-                    side.go(1)
-                    plus = measured(n, 1)
-                    side.go(-1)
-                    minus = measured(n, -1)
-                    weight = step * (plus - minus) / 2
-                    record = Move(n, np.array([plus, minus]), np.array([key], np.uint64), np.array([weight]))
-                    side.update(record.weights, partial(has_moved, record))
-            except BaseException as error:
-                if done is None:
-                    if side.at == 0:
-                        error.add_note("the store is as the step found it")
-                    error.add_note(f"fix: mezo(..., resume={n}) goes on")
-                    raise
-                held = error
-            assert done is not None
-            try:
-                yield done  # nothing is called, and so nothing interrupts, between the move and this
-            finally:
-                if held is not None:  # it came while the store moved
-                    held.add_note(f"step {n} has moved the store; fix: mezo(..., resume={n + 1}) goes on")
-                    raise held
+            with noted(state):
+                try:
+                    with side:
+                        side.go(1)
+                        plus = measured(n, 1)
+                        side.go(-1)
+                        minus = measured(n, -1)
+                        weight = step * (plus - minus) / 2
+                        record = Move(n, np.array([plus, minus]), np.array([key], np.uint64), np.array([weight]))
+                        side.update(record.weights, partial(has_moved, record))
+                except BaseException as error:
+                    if done is None:
+                        raise
+                    held = error  # it came while the store moved
+                assert done is not None
+                try:
+                    yield done  # nothing is called, and so nothing interrupts, between the move and this
+                finally:
+                    if held is not None:
+                        raise held
             n += 1
 
     return loop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from flatstore.layout import Array
 from flatstore.memory import write
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Population
+from flatstore.threads import noted
 
 
 def step(
@@ -134,12 +135,12 @@ def run_step(pop: Population, step: Step, then: Callable[[], object] = bool) -> 
         run(pop, step.loops, step.left)
         then()
 
-    try:
-        write([pop.memory], replace)
-    except BaseException as error:
+    def left(error: BaseException) -> Iterator[str]:
         if isinstance(unfinished := error.__cause__, UnfinishedError):  # an interrupt, while an operator failed
-            error.add_note(f"{unfinished}: left={unfinished.left}")
-        raise
+            yield f"{unfinished}: left={unfinished.left}"
+
+    with noted(left):
+        write([pop.memory], replace)
 
 
 def _family(slots: Array, chosen: Array, size: int) -> Family:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from flatstore.ga.selection import Tournament
 from flatstore.layout import Array
 from flatstore.noise import Seed
 from flatstore.store import Population
+from flatstore.threads import noted
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -158,24 +159,26 @@ def evolve(
             assert step is not None
             parents, kept = step.parents, step.kept
 
+        def state(error: BaseException) -> Iterator[str]:
+            if last is not None and last.number == n:
+                return  # it is what the record says
+            if last is None or parents is not None:
+                yield (
+                    f"the population holds generation {n}, not yet evaluated; "
+                    f"fix: evolve(..., resume={n}) evaluates it and goes on"
+                )
+            elif isinstance(error, UnfinishedError) or isinstance(error.__cause__, UnfinishedError):
+                yield f"once the step is finished, evolve(..., resume={n}) goes on"
+
         last, n = record, number + 1 if record else number
         while generations is None or n < generations:
             step = parents = kept = None
-            try:
+            with noted(state):
                 if last is not None:
                     step = planned(last)
                     run_step(pop, step, is_born)
                 last = Generation(n, fitness_of(pop, evaluate, n, chunk), parents, kept)
-            except BaseException as error:
-                if last is None or parents is not None:
-                    error.add_note(
-                        f"the population holds generation {n}, not yet evaluated; "
-                        f"fix: evolve(..., resume={n}) evaluates it and goes on"
-                    )
-                elif isinstance(error, UnfinishedError) or isinstance(error.__cause__, UnfinishedError):
-                    error.add_note(f"once the step is finished, evolve(..., resume={n}) goes on")
-                raise
-            yield last  # nothing is called, and so nothing interrupts, between the end of the `try` and this
+                yield last
             n += 1
 
     return loop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from flatstore.memory import Lend, Memory, check_library, import_views, memories
 from flatstore.store.assigning import Pairs, cast, checked_leaf, checked_leaves, is_pairs, same_bits
 from flatstore.store.verifying import differences_from_views, is_same_view
 from flatstore.store.views import Views
+from flatstore.threads import noted
 from flatstore.trees import Difference, Glob, StructureError, matcher, refuse_idle_glob
 
 
@@ -41,14 +42,14 @@ class Verbs(Views):
 
     def _assign_each(self, values: Any) -> None:
         written: list[str] = []
-        try:
-            with writing(self._memory):
-                for path, value in values:
-                    with reading(*memories_in(value)):
-                        self._write([checked_leaf(self.layout, path, value, self._leading)], written)
-        except BaseException as error:
-            error.add_note(f"written before this error: {', '.join(map(repr, written)) or 'nothing'}")
-            raise
+
+        def state(error: BaseException) -> Iterator[str]:
+            yield f"written before this error: {', '.join(map(repr, written)) or 'nothing'}"
+
+        with noted(state), writing(self._memory):
+            for path, value in values:
+                with reading(*memories_in(value)):
+                    self._write([checked_leaf(self.layout, path, value, self._leading)], written)
 
     def __setitem__(self, path: Any, value: Any) -> None:
         """Copy a value of the leaf's shape into the leaf. To broadcast, write through its view: `x[path][...] = 0`."""

@@ -1,6 +1,7 @@
 """Work that is not left half-done: nothing interrupts it, threads share it, and what fails is undone."""
 
 from flatstore.threads.helpers import Leaving as Leaving
+from flatstore.threads.helpers import noted as noted
 from flatstore.threads.helpers import uninterrupted as uninterrupted
 from flatstore.threads.lock import guard as guard
 from flatstore.threads.pool import each as each

@@ -22,7 +22,7 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -225,7 +225,11 @@ def _turn(work: Step, then: Step) -> Generator[None]:
         del block, caught, error, work, task, helper  # an exception holds this frame, which must not hold the exception
 
 
-def _prepared(work: Step, then: Step = bool) -> Callable[[Any, Any, Any], None]:
+def _nothing(error: BaseException | None) -> None:
+    """Do nothing."""
+
+
+def _prepared(work: Step, then: Step = _nothing) -> Callable[[Any, Any, Any], None]:
     """A function, written in C, that does the work when it is called: once, with the arguments of an `__exit__`."""
     turn = _turn(work, then)
     next(turn)
@@ -236,17 +240,38 @@ class Leaving:
     """An `__exit__` that calls `leave(error)` of its object, with the error of the block or None: uninterrupted.
 
     An `__exit__` of Python can be interrupted at its first line, and the block is left without it. This one is written
-    in C: what comes as the block ends is raised when `leave` is over. If there is nothing to raise, `left(error)`
-    follows, in the thread of the caller.
+    in C: what comes as the block ends is raised when `leave` is over. If there is nothing to raise, and the object has
+    it, `left(error)` follows, in the thread of the caller.
     """
 
     def __get__(self, owner: Any, kind: Any = None) -> Callable[..., None]:
         if owner is None:  # as ExitStack asks for it
             return self._leave
-        return _prepared(owner.leave, owner.left)
+        return _prepared(owner.leave, getattr(owner, "left", _nothing))
 
     def _leave(self, owner: Any, *error: Any) -> None:
         self.__get__(owner)(*error)
+
+
+class noted:
+    """A context that adds notes to an exception of its block: what `notes(error)` yields.
+
+    An `except` clause could be interrupted before it has added them, and they say what state things are in.
+    """
+
+    def __init__(self, notes: Callable[[BaseException], Iterable[str]]) -> None:
+        self._notes = notes
+
+    def __enter__(self) -> None:
+        pass
+
+    __exit__ = Leaving()
+
+    def leave(self, error: BaseException | None) -> None:
+        """Add the notes."""
+        if error is not None:
+            for note in self._notes(error):
+                error.add_note(note)
 
 
 def uninterrupted(work: Callable[[], T]) -> T:

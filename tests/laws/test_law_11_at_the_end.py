@@ -1,0 +1,172 @@
+"""A process ends, whatever flatstore is doing then: verbs that run while the interpreter ends work, or raise."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+HEADER = """
+import atexit, os, sys, threading, time
+import numpy as np, flatstore as fs
+from flatstore import es, ga
+store, noise = fs.Store.from_tree({"w": np.zeros(300_000, "f4")}), fs.Rademacher(0.5)
+big = fs.Store.from_tree({"w": np.zeros(30_000_000, "f4")})
+es.perturb(store, noise, 1)
+es.perturb(store, noise, 1, sign=-1)
+
+class AtTheEnd:
+    '''Calls something when it is collected: in a cycle, and kept alive until then.'''
+    def __init__(self, call):
+        self.call, self.me = call, self
+    def __del__(self):
+        self.call()
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + chr(10)).encode())
+"""
+
+ENDINGS = {
+    "a context suspended in a cycle": (
+        """
+        def trials():
+            try:
+                with es.perturbed(store, noise, 7):
+                    yield
+            finally:
+                say("given back:", not store["w"].any())
+        g = trials()
+        next(g)
+        cycle = [g]
+        cycle.append(cycle)
+        """,
+        "given back: True",
+    ),
+    "a lend suspended in a cycle": (
+        """
+        def trials():
+            try:
+                with store.lend() as params:
+                    yield params
+            finally:
+                say("left")
+        g = trials()
+        next(g)
+        cycle = [g]
+        cycle.append(cycle)
+        """,
+        "left",
+    ),
+    "a loop suspended in a cycle": (
+        """
+        moves = es.mezo(store, lambda params, n: 1.0, seed=0, noise=noise, rate=1.0)
+        next(moves)
+        cycle = [moves]
+        cycle.append(cycle)
+        """,
+        "",
+    ),
+    "verbs in __del__": (
+        """
+        pop = fs.Population.zeros(store.layout, 8)
+        def verbs():
+            es.perturb(store, noise, 7)
+            es.update(store, noise, [1, 2], [0.5, 0.5])
+            es.sample(pop, store, noise, fs.seeds(1, 8))
+            ga.step(pop, np.arange(8.0), seed=1, mutate=noise)
+            store.assign(store.to_vector())
+            pop[0] .copy()
+            say("ran:", bool(store["w"].any()), sys.is_finalizing())
+        at_the_end = AtTheEnd(verbs)
+        """,
+        "ran: True True",
+    ),
+    "verbs in atexit": (
+        """
+        @atexit.register
+        def verbs():
+            es.perturb(store, noise, 7)
+            say("ran:", bool(store["w"].any()))
+        """,
+        "ran: True",
+    ),
+    "the first verb of all in atexit": (
+        """
+        code = '''
+import atexit, numpy as np, flatstore as fs
+store = fs.Store.from_tree({"w": np.zeros(300_000, "f4")})
+@atexit.register
+def verbs():
+    fs.es.perturb(store, fs.Rademacher(0.5), 7)
+    print("ran:", bool(store["w"].any()))
+'''
+        os.execv(sys.executable, [sys.executable, "-c", code])
+        """,
+        "ran: True",
+    ),
+    "verbs at work in threads": (
+        """
+        def work(own):
+            while True:
+                es.perturb(own, noise, 7)
+                with own.lend():
+                    pass
+                es.perturb(own, noise, 7, sign=-1)
+        for _ in range(3):
+            threading.Thread(target=work, args=(store.copy(),), daemon=True).start()
+        time.sleep(0.2)
+        at_the_end = AtTheEnd(lambda: say("wrote:", store.assign(store.to_vector())))
+        """,
+        "wrote: None",
+    ),
+    "a verb at work on what is written at the end": (
+        """
+        def work():
+            while True:
+                es.perturb(big, noise, 7)
+                es.perturb(big, noise, 7, sign=-1)
+        threading.Thread(target=work, daemon=True).start()
+        time.sleep(0.2)
+        def write():
+            try:
+                es.perturb(big, noise, 8)
+                say("done")
+            except fs.LentError as error:
+                say("refused")
+        at_the_end = AtTheEnd(write)
+        """,
+        ("done", "refused"),
+    ),
+    "a thread that holds the lock": (
+        """
+        from flatstore.threads import guard
+        def hold():
+            with guard():
+                time.sleep(1000)
+        threading.Thread(target=hold, daemon=True).start()
+        time.sleep(0.2)
+        at_the_end = AtTheEnd(lambda: say("wrote:", store.assign(np.zeros(300_000, "f4"))))
+        """,
+        "wrote: None",
+    ),
+    "verbs in threads that end later than the main one": (
+        """
+        def work():
+            time.sleep(0.2)
+            es.perturb(store, noise, 7)
+            say("ran:", bool(store["w"].any()))
+        threading.Thread(target=work).start()
+        """,
+        "ran: True",
+    ),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_process_ends_whatever_is_suspended_running_or_still_to_run(ending):
+    code, expected = ENDINGS[ending]
+    command = [sys.executable, "-c", HEADER + textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.strip() in ([expected] if isinstance(expected, str) else expected)
