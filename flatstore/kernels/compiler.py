@@ -112,6 +112,9 @@ def _number_functions_at_random() -> None:
 
 _number_functions_at_random()
 if hasattr(os, "register_at_fork"):
+    # A fork waits for a compilation of another thread, half of which would be of no use to the child.
+    _lock: Any = _core.compiler_lock.global_compiler_lock
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
     os.register_at_fork(after_in_child=_number_functions_at_random)
 
 
