@@ -51,6 +51,8 @@ def in_thread(call):
     thread.start()
     return thread
 %s
+sys.stdout.flush()
+os._exit(0)  # threads inside of JAX cannot be ended by the interpreter
 """
 
 FORKS = {

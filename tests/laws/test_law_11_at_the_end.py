@@ -121,8 +121,7 @@ ENDINGS = {
         def work(own):
             while True:
                 es.perturb(own, noise, 7)
-                with own.lend():
-                    pass
+                own.to_vector()
                 es.perturb(own, noise, 7, sign=-1)
         for _ in range(3):
             threading.Thread(target=work, args=(store.copy(),), daemon=True).start()
