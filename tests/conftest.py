@@ -29,7 +29,9 @@ settings.load_profile("flatstore")
 def pytest_configure(config: pytest.Config) -> None:
     """JAX has its 64-bit types off, as it starts; machine code is kept from run to run; Ctrl-C does something."""
     if getattr(config, "cache", None) is not None:
-        os.environ.setdefault("FLATSTORE_CACHE_DIR", str(config.cache.mkdir("kernels")))
+        kernels = config.cache.mkdir("kernels")
+        kernels.chmod(0o700)  # machine code is not kept where others may write
+        os.environ.setdefault("FLATSTORE_CACHE_DIR", str(kernels))
     jax.config.update("jax_enable_x64", False)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell: there is no Ctrl-C to test
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,26 +4,22 @@ The key is a digest of what the function executes (see `fingerprint`), the types
 the versions of Python, NumPy, Numba and llvmlite. So an edited function never runs stale, and closures over other
 compiled functions are found again in the next process.
 
-```
-<folder>/<key>.kernel       sha256 of key and content (32 bytes) | content: a pickle
-```
-
 The folder is `FLATSTORE_CACHE_DIR`, else `flatstore` in `XDG_CACHE_HOME`, else `~/.cache/flatstore`; it may be deleted
-at any time. Nothing is kept if `FLATSTORE_CACHE_DIR` is empty. A damaged file is compiled and written anew, and a
-folder that cannot be written, or belongs to another user, is left alone. The logger `flatstore.kernels` reports at
-level INFO what is compiled, and at DEBUG what is loaded and why something could not be loaded or kept.
+at any time. Nothing is kept if `FLATSTORE_CACHE_DIR` is empty. A damaged file is compiled and written anew; a folder
+that cannot be written is left alone, and so is one that others may write, or that belongs to another user. Of several
+processes that need the same function, one compiles it, and the others wait. The logger `flatstore.kernels` reports at
+level INFO what is compiled, at WARNING a folder or file that others may write, and at DEBUG what is loaded and why
+something could not be loaded or kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import logging
 import os
 import pickle
 import secrets
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -33,6 +29,7 @@ import llvmlite  # pyright: ignore[reportMissingTypeStubs]
 import numba
 import numpy as np
 
+from flatstore.kernels.cache import Turn, cache_folder, log, read, write
 from flatstore.kernels.fingerprint import Unknown, fingerprint, type_name
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -43,9 +40,6 @@ _llvmlite: Any = llvmlite
 
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 _SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "ENABLE_AVX", "USING_SVML", "DEBUGINFO_DEFAULT")
-_DIGEST = hashlib.sha256().digest_size
-
-log = logging.getLogger("flatstore.kernels")
 
 
 def compiled(function: F) -> F:
@@ -67,23 +61,12 @@ def inlined(function: F) -> F:
     return made
 
 
-def cache_folder() -> Path | None:
-    """Return the folder that machine code is kept in, or None if it is not kept. The folder need not exist."""
-    if (named := os.environ.get("FLATSTORE_CACHE_DIR")) is not None:
-        return Path(named).expanduser() if named else None
-    if Path(cache := os.environ.get("XDG_CACHE_HOME", "")).is_absolute():
-        return Path(cache) / "flatstore"
-    try:
-        return Path.home() / ".cache" / "flatstore"
-    except RuntimeError:
-        return None
-
-
 class _Compilations(_core.event.Listener):
     """Counts how deeply Numba's compilations are nested, and logs the outermost: it contains the others."""
 
     def __init__(self):
         self.depth = 0
+        self.turn: Turn | None = None
 
     def on_start(self, event: Any) -> None:
         function = event.data["dispatcher"]
@@ -95,6 +78,14 @@ class _Compilations(_core.event.Listener):
 
     def on_end(self, event: Any) -> None:
         self.depth -= 1
+        if self.depth == 0 and sys.exception() is not None:  # it has failed; otherwise the turn ends with the saving
+            self.end_turn()
+
+    def end_turn(self) -> None:
+        """Let another process compile, too."""
+        turn, self.turn = self.turn, None
+        if turn is not None:
+            turn.end()
 
 
 _compilations = _Compilations()
@@ -143,8 +134,15 @@ class KernelCache(_core.caching._Cache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled function for a signature, or None if it must be compiled."""
-        if (file := self._file(sig, target_context)) is None or (content := _read(file)) is None:
+        if (file := self._file(sig, target_context)) is None:
             return None
+        if (content := read(file)) is None:
+            _compilations.end_turn()  # of a compilation that was broken off
+            _compilations.turn = Turn(file)
+            _compilations.turn.take()
+            if (content := read(file)) is None:
+                return None
+            _compilations.end_turn()  # another process has made it meanwhile
         target_context.refresh()
         try:
             loaded = _core.compiler.CompileResult._rebuild(target_context, *pickle.loads(content))
@@ -157,6 +155,13 @@ class KernelCache(_core.caching._Cache):
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep a compiled function on disk, unless its machine code is of use in this process only."""
+        try:
+            self._save(sig, data)
+        finally:
+            if _compilations.depth == 0:
+                _compilations.end_turn()
+
+    def _save(self, sig: Any, data: Any) -> None:
         if (file := self._file(sig, data.target_context)) is None:
             return
         if data.lifted or data.library.has_dynamic_globals:
@@ -168,7 +173,7 @@ class KernelCache(_core.caching._Cache):
             # The function is compiled and works, so it is used even if it cannot be pickled.
             log.debug("cannot pickle %s", self._function.__name__, exc_info=True)
             return
-        _write(file, content)
+        write(file, content)
 
     def _file(self, sig: Any, target_context: Any) -> Path | None:
         """The file of the machine code for a signature, or None if it is not kept."""
@@ -188,48 +193,3 @@ class KernelCache(_core.caching._Cache):
         parts += map(repr, target_context.codegen().magic_tuple())
         parts += [repr(getattr(_core.config, name, None)) for name in _SETTINGS]
         return path / f"{hashlib.sha256(repr(parts).encode()).hexdigest()}.kernel"
-
-
-def _is_ours(status: os.stat_result) -> bool:
-    """Whether this user owns a file or folder: pickles of other users are not loaded."""
-    return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
-
-
-def _signed(file: Path, content: bytes) -> bytes:
-    return hashlib.sha256(file.stem.encode() + content).digest()
-
-
-def _read(file: Path) -> bytes | None:
-    """The content of a file, or None if the file is missing, damaged, or another user's."""
-    try:
-        with file.open("rb") as stream:
-            ours = _is_ours(os.fstat(stream.fileno())) and _is_ours(file.parent.stat())
-            whole = stream.read() if ours else b""
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        log.debug("cannot read machine code: %s", error)
-        return None
-    if not ours or whole[:_DIGEST] != _signed(file, whole[_DIGEST:]):
-        log.debug("%s is %s", file, "damaged" if ours else "of another user")
-        return None
-    return whole[_DIGEST:]
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write a file in one step, so that no other process sees half of it."""
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_ours(file.parent.stat()):
-            log.debug("%s is of another user", file.parent)
-            return
-        number, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem[:8], suffix=".part")
-        try:
-            with open(number, "wb") as stream:
-                stream.write(_signed(file, content) + content)
-            os.replace(name, file)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        log.debug("machine code is kept in this process only: %s", error)

@@ -1,8 +1,5 @@
 """Work that is not left half-done: nothing interrupts it, threads share it, and what fails is undone."""
 
-from flatstore.threads.helpers import Leaving as Leaving
-from flatstore.threads.helpers import noted as noted
-from flatstore.threads.helpers import uninterrupted as uninterrupted
 from flatstore.threads.lock import guard as guard
 from flatstore.threads.pool import each as each
 from flatstore.threads.pool import set_threads as set_threads
@@ -12,3 +9,6 @@ from flatstore.threads.tasks import READ as READ
 from flatstore.threads.tasks import Task as Task
 from flatstore.threads.tasks import progress_of as progress_of
 from flatstore.threads.tasks import run_tasks as run_tasks
+from flatstore.threads.unbroken import Leaving as Leaving
+from flatstore.threads.unbroken import noted as noted
+from flatstore.threads.unbroken import uninterrupted as uninterrupted

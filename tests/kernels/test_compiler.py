@@ -11,7 +11,9 @@ import numba
 import numpy as np
 import pytest
 
-from flatstore.kernels.compiler import cache_folder, compiled
+from flatstore.kernels import cache
+from flatstore.kernels.cache import cache_folder
+from flatstore.kernels.compiler import compiled
 
 SCALE = 3
 
@@ -62,6 +64,8 @@ def told(caplog):
         caplog.clear()
         return found
 
+    cache._told.clear()
+    lines.records = lambda level: [record for record in caplog.records if record.levelno == level]
     return lines
 
 
@@ -226,6 +230,111 @@ def test_what_belongs_to_another_user_is_neither_loaded_nor_written(kept, told):
         assert triple()(2) == 6
         assert told() == ["compiling tripled (int64)"]
         assert other.stat().st_uid == (os.geteuid() if other == file else 12345)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the rights of POSIX")
+@pytest.mark.parametrize("which", ["folder", "file"])
+@pytest.mark.parametrize("mode", [0o720, 0o702])
+def test_what_others_may_write_is_neither_loaded_nor_written_and_said_once(kept, told, which, mode):
+    triple()(2)
+    (file,) = kept.iterdir()
+    written = file.stat().st_mtime_ns
+    other = kept if which == "folder" else file
+    other.chmod(mode)
+    told()
+    for _ in range(2):
+        assert triple()(2) == 6
+    warnings = [record.getMessage() for record in told.records(logging.WARNING)]
+    assert warnings == [
+        f"machine code is kept in this process only, and compiled anew: others may write {other}; "
+        "fix: chmod go-w, or set FLATSTORE_CACHE_DIR to a private folder"
+    ]
+    assert told() == ["compiling tripled (int64)"] * (2 if which == "folder" else 1)  # a file is replaced
+    assert (file.stat().st_mtime_ns == written) == (which == "folder")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the links of POSIX")
+def test_a_link_in_the_place_of_a_file_is_not_followed(kept, told, tmp_path):
+    triple()(2)
+    (file,) = kept.iterdir()
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    told()
+    assert triple()(2) == 6
+    assert told() == ["compiling tripled (int64)"]
+    assert not file.is_symlink()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give files away")
+def test_a_folder_that_is_a_link_of_another_user_is_left_alone(kept, told, tmp_path, monkeypatch):
+    triple()(2)
+    link = tmp_path / "link"
+    link.symlink_to(kept)
+    monkeypatch.setenv("FLATSTORE_CACHE_DIR", str(link))
+    told()
+    assert triple()(2) == 6
+    assert told() == []
+    os.chown(link, 12345, -1, follow_symlinks=False)
+    assert triple()(2) == 6
+    assert told() == ["compiling tripled (int64)"]
+
+
+def test_four_processes_with_an_empty_cache_compile_once(tmp_path):
+    write(tmp_path, factory=FACTORY, shapes=SHAPES)
+    script = """
+        from factory import *
+        from pathlib import Path
+        import sys, time
+        Path(sys.argv[0]).with_name(f"ready{time.monotonic_ns()}").touch()
+        while len(list(Path(sys.argv[0]).parent.glob("ready*"))) < 4:
+            time.sleep(0.01)
+        print(generation(double, 1)(10))
+    """
+    results = [result(process) for process in [start(tmp_path, script) for _ in range(4)]]
+    assert [printed for printed, _ in results] == [["20"]] * 4
+    assert sum(compiled for _, compiled in results) == 1
+    assert [file.suffix for file in (tmp_path / "kept").iterdir()] == [".kernel"]
+
+
+def test_a_process_that_dies_in_its_turn_does_not_keep_the_others_waiting(tmp_path):
+    write(tmp_path, factory=FACTORY, shapes=SHAPES)
+    script = """
+        import os
+        from factory import *
+        {}
+        print(generation(double, 1)(10))
+    """
+    dies = "import flatstore.kernels.compiler as compiler; compiler.write = lambda *_: os._exit(3)"
+    dying = start(tmp_path, script.format(dies))
+    dying.communicate(timeout=100)
+    assert dying.returncode == 3
+    assert [file.suffix for file in (tmp_path / "kept").iterdir()] == [".turn"]
+    assert run(tmp_path, script.format("")) == (["20"], 1)
+    assert [file.suffix for file in (tmp_path / "kept").iterdir()] == [".kernel"]
+
+
+def test_a_process_waits_for_another_only_so_long(kept, told, monkeypatch):
+    monkeypatch.setattr(cache, "PATIENCE", 0.05)
+    triple()(2)
+    (file,) = kept.iterdir()
+    file.unlink()
+    other = cache.Turn(file)
+    other.take()
+    told()
+    assert triple()(2) == 6
+    assert "another process has compiled for 0.05 s" in told(logging.DEBUG)[0]
+    other.end()
+
+
+def test_a_compilation_that_fails_ends_the_turn(kept):
+    @compiled
+    def nonsense(x):
+        return x.nonsense
+
+    for _ in range(2):
+        with pytest.raises(numba.core.errors.TypingError):
+            nonsense(2)
+        assert list(kept.iterdir()) == []
 
 
 def test_the_folder_is_private(kept):

@@ -1,0 +1,172 @@
+"""Work that nothing interrupts.
+
+Between two bytecodes of the main thread Python calls the handlers of signals, and a handler may raise there: Ctrl-C,
+the timeout of an alarm, `sys.exit` on SIGTERM. `PyThreadState_SetAsyncExc` raises likewise, in any thread. So what must
+not be left half-done is done by another thread, a *helper*, while the caller waits in C, where nothing is raised:
+
+```
+caller    prepare | hand over | wait ......................... | raise what came meanwhile, or go on
+helper                        | work ======================= |
+```
+
+From the hand-over on the caller must not be interrupted. CPython calls handlers as a function is entered, after a call
+of something written in C, and where a loop jumps back. So the hand-over is a generator that is resumed from C: what is
+raised as it goes on, or after a call that it makes, is raised in a `try`, and kept until the work is over.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Generator, Iterable
+from functools import partial
+from typing import Any, TypeVar
+
+from flatstore.threads import helpers
+from flatstore.threads.helpers import acquire, helper_of_this_thread
+
+T = TypeVar("T")
+
+HELD_UNTIL_FINISHED = "flatstore held this back until the work in progress was finished"
+HELD_AFTER_FAILURE = "flatstore held this back until the work in progress was over; it had failed, see the cause"
+
+# Resumes a generator. Called as an `__exit__` is, with an exception behind the generator, which C leaves alone.
+_resume: Any = ctypes.PYFUNCTYPE(None, *[ctypes.py_object] * 4)(("PyIter_Next", ctypes.pythonapi))
+
+
+Step = Callable[[BaseException | None], Any]
+"""It is given the exception that is being handled, as the `with` block that it ends has raised it."""
+
+
+def _turn(work: Step, then: Step) -> Generator[None]:
+    """When resumed, let a helper work and wait for it; then raise what was raised by the work, or meanwhile."""
+    block = caught = error = None
+    helper = helper_of_this_thread()
+
+    def task() -> None:
+        work(block)  # noqa: F821 (it is deleted when this is over)
+
+    try:
+        yield
+        block = sys.exception()
+        helper = helper_of_this_thread()
+    except GeneratorExit:  # it is not called any more
+        return
+    except BaseException as raised:
+        caught, block = raised, raised.__context__
+    # Up to the end of the loop no statement outside of a `try` may call anything, jump back, or allocate.
+    if helper is None:
+        try:
+            work(block)
+        except BaseException as raised:
+            error = raised
+    else:
+        mail = helper.mail
+        try:
+            mail.over, mail.work = False, task
+            mail.wake.release()
+        except BaseException as raised:
+            if caught is None:
+                caught = raised
+        while not mail.over and mail.process is helpers.process:
+            try:
+                acquire(mail.done, 1)
+            except BaseException as raised:
+                if caught is None:
+                    caught = raised
+        error, mail.error = mail.error, None
+        del mail
+    try:
+        if caught is not None:
+            if error is None:
+                raise caught
+            raise caught from error
+        if error is not None:
+            raise error
+        then(block)
+    finally:
+        del block, caught, error, work, task, helper  # an exception holds this frame, which must not hold the exception
+
+
+def _nothing(error: BaseException | None) -> None:
+    """Do nothing."""
+
+
+def _prepared(work: Step, then: Step = _nothing) -> Callable[[Any, Any, Any], None]:
+    """A function, written in C, that does the work when it is called: once, with the arguments of an `__exit__`."""
+    turn = _turn(work, then)
+    next(turn)
+    return partial(_resume, turn)
+
+
+class Leaving:
+    """An `__exit__` that calls `leave(error)` of its object, with the error of the block or None: uninterrupted.
+
+    An `__exit__` of Python can be interrupted at its first line, and the block is left without it. This one is written
+    in C: what comes as the block ends is raised when `leave` is over. If there is nothing to raise, and the object has
+    it, `left(error)` follows, in the thread of the caller.
+    """
+
+    def __get__(self, owner: Any, kind: Any = None) -> Callable[..., None]:
+        if owner is None:  # as ExitStack asks for it
+            return self._leave
+        return _prepared(owner.leave, getattr(owner, "left", _nothing))
+
+    def _leave(self, owner: Any, *error: Any) -> None:
+        self.__get__(owner)(*error)
+
+
+class noted:
+    """A context that adds notes to an exception of its block: what `notes(error)` yields.
+
+    An `except` clause could be interrupted before it has added them, and they say what state things are in.
+    """
+
+    def __init__(self, notes: Callable[[BaseException], Iterable[str]]) -> None:
+        self._notes = notes
+
+    def __enter__(self) -> None:
+        pass
+
+    __exit__ = Leaving()
+
+    def leave(self, error: BaseException | None) -> None:
+        """Add the notes."""
+        if error is not None:
+            for note in self._notes(error):
+                error.add_note(note)
+
+
+def uninterrupted(work: Callable[[], T]) -> T:
+    """Do the work, and return its result. Nothing is raised in the middle: what a signal handler raises comes after it.
+
+    >>> uninterrupted(lambda: 1 + 1)
+    2
+
+    The work is done by another thread. So it is to be that of this package, and no function of the user's. If it fails,
+    its error is raised here. An exception that comes meanwhile is raised when the work is over, and has a note that
+    says so; without the note nothing has begun. In a thread that nothing interrupts, and while the interpreter ends,
+    the work is done here.
+    """
+    if helper_of_this_thread() is None:
+        return work()
+    result: list[T] = []
+    failed: list[BaseException] = []
+
+    def task(_: BaseException | None) -> None:
+        try:
+            result.append(work())
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    run = _prepared(task)
+    try:
+        run(None, None, None)
+        return result[0]
+    except BaseException as error:
+        if error not in failed and (result or failed):
+            error.add_note(HELD_AFTER_FAILURE if failed else HELD_UNTIL_FINISHED)
+        raise
+    finally:
+        failed.clear()  # an exception holds this frame, which must not hold the exception
