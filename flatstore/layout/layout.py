@@ -33,6 +33,7 @@ from flatstore.layout.leaf import Leaf, describe, place, validate
 from flatstore.layout.numeric import Spec, spec_of
 from flatstore.layout.options import Dims, Trainable
 from flatstore.layout.planning import rows_of
+from flatstore.layout.standing_in import stand_ins
 from flatstore.layout.ties import Tied
 from flatstore.trees import (
     Difference,
@@ -263,7 +264,7 @@ class Layout(Subtree):
 
     def __reduce__(self) -> Any:
         """Pickles where the tree's own nodes and what rides along do."""
-        return _unpickled, (self.unflatten(self.leaves), self.align)
+        return _unpickled, (self.unflatten(stand_ins(self.leaves)), self.leaves, self.align, self.riders)
 
     def __eq__(self, other: object) -> bool:
         """Whether both tables are the same."""
@@ -292,7 +293,5 @@ def check_layout(layout: Any) -> None:
         raise TypeError(f"expected a Layout, got {type(layout).__name__}; fix: store.layout, or Layout.from_tree(tree)")
 
 
-def _unpickled(tree: Any, align: int) -> Layout:
-    pairs, treedef = flatten(tree)
-    riders = tuple((i, x) for i, (_, x) in enumerate(pairs) if not isinstance(x, Leaf))
-    return Layout(tuple(x for _, x in pairs if isinstance(x, Leaf)), align, treedef, riders)
+def _unpickled(tree: Any, leaves: tuple[Leaf, ...], align: int, riders: tuple[tuple[int, Any], ...]) -> Layout:
+    return Layout(leaves, align, flatten(tree)[1], riders)

@@ -14,6 +14,7 @@ from flatstore.memory import overlap, reading
 from flatstore.store import Population, Store, Views, same_bits
 from flatstore.surgery.putting_back import in_words
 from flatstore.surgery.replanning import to_add
+from flatstore.surgery.taking_apart import row_pieces
 from flatstore.trees import (
     Difference,
     Glob,
@@ -23,7 +24,6 @@ from flatstore.trees import (
     below,
     items,
     parts_of,
-    pieces_of,
     refuse_clashes,
     renamed,
 )
@@ -65,11 +65,11 @@ def transfer(
     is_globs = not isinstance(add, Mapping | None)
     given = {} if is_globs else dict(items("add", cast(Any, add)))
     globs: Any = add if is_globs else [glob.escape(as_path(path)) for path in given]
-    may_lack = below("add", globs, [piece.name for piece in pieces_of(target.unflatten(target.leaves), {})])
+    may_lack = below("add", globs, [piece.name for piece in row_pieces(new, {})])
     leading = () if isinstance(old, Store) else (old.size,)
     moves = [
         (piece.name, "/".join(piece.new), old.leaf_view(piece.name))
-        for piece in renamed(pieces_of(old.layout.unflatten(old.layout.leaves), {}), drop, rename)
+        for piece in renamed(row_pieces(old, {}), drop, rename)
         if isinstance(piece.value, Leaf)
     ]
     moves += _moves_of_added(given, target, leading)
@@ -134,7 +134,7 @@ def _moves_of_added(add: Mapping[str, Any], target: Layout, leading: tuple[int, 
     """
     found: list[tuple[str, str, Any]] = []
     for at, value in add.items():
-        for piece in to_add(as_path(at), value):
+        for piece in to_add(as_path(at), value, {}, 0):
             path = "/".join(piece.new)
             row, spec, source = target.by_path.get(path), spec_of(piece.value, path), piece.value
             if spec is not None:

@@ -18,7 +18,7 @@ LAYOUT = fs.Layout.from_tree({"a": {"w": np.ones((2, 3), F4)}, "b": np.ones(3, F
     [
         ({"drop": "c"}, ["drop", "'c'", "'a/w'"]),
         ({"drop": ["a", "c*"]}, ["drop", "'c*'"]),
-        ({"drop": "*"}, ["numeric leaf", "drop less"]),
+        ({"drop": "*"}, ["numeric leaf", "drop fewer"]),
         ({"rename": {"c": "d"}}, ["rename", "'c'", "'a/w'"]),
         ({"rename": {"a/*": "*/*"}}, ["rename", "'*/*'", "as many"]),
         ({"rename": {"b": "a/w"}}, ["'b'", "'a/w'"]),
