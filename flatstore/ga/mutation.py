@@ -84,7 +84,10 @@ class Reset:
     def __post_init__(self) -> None:
         _check_rate(self.rate)
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
-            raise ValueError(f"expected bounds low <= high, got {self.low} and {self.high}; fix: such as Reset(-1, 1)")
+            raise ValueError(
+                f"expected finite bounds low <= high, got {self.low} and {self.high}; "
+                "fix: pass finite bounds in order, such as Reset(-1, 1)"
+            )
 
 
 Mutation = Noise | Sparse | Reset | Mutate

@@ -116,10 +116,9 @@ class Layout(Subtree):
             TypeError: an array that holds no numbers or is masked; an object that holds some and is neither an array
                 nor a node; a torch module, a `Population`, a `Layout`.
         """
-        if isinstance(getattr(tree, "layout", None), Layout):
-            raise TypeError(
-                f"expected a tree of arrays, got a {type(tree).__name__}, which has a layout; fix: copy() or .layout"
-            )
+        if isinstance(tree, Subtree) and not isinstance(tree, Layout):
+            fix = "pass {0}.tree; for a copy {0}.copy(), for its layout {0}.layout".format(type(tree).__name__.lower())
+            raise TypeError(f"expected a tree of arrays, got a {type(tree).__name__}, which has a layout; fix: {fix}")
         rows, _, riders, treedef = rows_of(tree, trainable, dims, tied)
         if not rows:
             raise ValueError(f"expected a tree with at least one numeric leaf, got {treedef}; fix: pass the parameters")
@@ -167,7 +166,10 @@ class Layout(Subtree):
         Raises `IndexError` outside of 0 .. size - 1.
         """
         if not 0 <= index < self.size:
-            raise IndexError(f"expected an index in 0 .. {self.size - 1}, got {index}; fix: indices count elements")
+            raise IndexError(
+                f"expected an index in 0 .. {self.size - 1}, got {index}; "
+                "fix: pass an index below layout.size; it counts single numbers, not leaves"
+            )
         leaf = self.homes[bisect_right(self.homes, index, key=lambda home: home.index + home.size)]
         return leaf.path, tuple(map(int, np.unravel_index(index - leaf.index, leaf.shape)))
 
@@ -211,7 +213,8 @@ class Layout(Subtree):
         values = list(values)
         if len(values) != len(self.leaves):
             raise ValueError(
-                f"expected {len(self.leaves)} values, one for each row, got {len(values)}; fix: go by layout.leaves"
+                f"expected {len(self.leaves)} values, one for each row, got {len(values)}; "
+                "fix: pass one value for each entry of layout.leaves, in that order"
             )
         aside = {i: rider if riders else None for i, rider in self.riders}
         return unflatten(
@@ -227,7 +230,7 @@ class Layout(Subtree):
     def __subtree__(self, path: str) -> Any:
         """Raises `TypeError`: a layout has no arrays."""
         raise TypeError(
-            f"{path!r}: expected arrays or shapes, got a Layout, which has none; "
+            f"{path and f'{path!r}: '}expected arrays or shapes, got a Layout, which has none; "
             "fix: pass store.tree, or add the layout under a path of its own with replan(add={path: layout})"
         )
 

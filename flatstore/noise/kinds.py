@@ -199,7 +199,7 @@ class Noise:
             if scale and not 16 * self.step <= scale < most:
                 raise ValueError(
                     f"{leaf.path!r}: expected a scale of {16 * self.step:.3g} .. {most:.3g} for the bound "
-                    f"{self.bound:g}, got {scale:g}; fix: a {'smaller' if scale < most else 'larger'} bound="
+                    f"{self.bound:g}, got {scale:g}; fix: pass a {'smaller' if scale < most else 'larger'} bound="
                 )
 
 

@@ -60,7 +60,11 @@ def transfer(
     """
     kinds = [f"Population of {x.size}" if isinstance(x, Population) else type(x).__name__ for x in (old, new)]
     if not isinstance(old, Views) or not (isinstance(new, Layout) or kinds[0] == kinds[1]):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"expected two stores, two populations of one size, or a layout, got {kinds}; fix: new.layout")
+        fix = "the layout that replan returned" if isinstance(old, Views) else "Store.from_tree(tree) as old"  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            "expected as old a store or a population, as new a layout, or another of the same kind and of one size, "
+            f"got old: {kinds[0]}, new: {kinds[1]}; fix: pass {fix}"
+        )
     target = new if isinstance(new, Layout) else new.layout
     is_globs = not isinstance(add, Mapping | None)
     given = {} if is_globs else dict(items("add", cast(Any, add)))

@@ -147,7 +147,7 @@ def test_a_store_and_a_population_do_not_mix() -> None:
     for old, new in ((pop, store), (store, pop), (pop, fs.Population.zeros(LAYOUT, 3)), (store.tree, store)):
         with pytest.raises(TypeError) as error:
             fs.transfer(old, new)
-        says(error, "one size")
+        says(error, "of one size", "old: ", "new: Store" if new is store else "new: Population of")
     with pytest.raises(TypeError) as error:
         fs.replan(store)  # type: ignore[arg-type]
     says(error, "Store", "store.layout")
