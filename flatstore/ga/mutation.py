@@ -65,7 +65,7 @@ class Sparse:
     def __post_init__(self) -> None:
         if not isinstance(self.noise, (Noise, Mutate)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
-                f"expected noise like fs.Normal(0.02), got {self.noise!r}; fix: Sparse(fs.Normal(0.02), 0.01)"
+                f"expected noise like fs.Normal(0.02), got {self.noise!r}; fix: pass Sparse(fs.Normal(0.02), 0.01)"
             )
         _check_rate(self.rate)
 

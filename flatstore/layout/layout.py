@@ -202,7 +202,7 @@ class Layout(Subtree):
         below = [other for other in self.by_path if other.startswith(f"{path}/")]
         if below:
             return f"expected the path of a leaf, got the node {path!r}; fix: name a leaf below it, like {below[0]!r}"
-        return f"expected a path of the layout, got {path!r}; fix: one of its {len(self.leaves)} paths, like {near}"
+        return f"expected a path of the layout, got {path!r}; fix: pass one of {len(self.leaves)} paths, like {near}"
 
     def unflatten(self, values: Iterable[Any], *, riders: bool = True) -> Any:
         """The tree with `values`, one for each row of `leaves`, and with what rides along (or None). No copy.

@@ -243,7 +243,7 @@ class Rademacher(Noise):
 
     @property
     def values(self) -> Array:
-        """1 and -1."""
+        """The two values of a draw: 1 and -1."""
         return _SIGNS
 
     def unit(self, scale: float) -> int:

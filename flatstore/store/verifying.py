@@ -32,5 +32,7 @@ def differences_from_views(tree: Any, layout: Layout, view_of: Callable[[Leaf], 
     if added and layout.riders:
         added -= by_path(layout.unflatten([view_of(leaf) for leaf in layout.leaves])).keys()
     for path in added:
-        differences.append(Difference(path, "nothing", "a leaf that was added", "plan a new layout with it"))
+        differences.append(
+            Difference(path, "nothing", "a leaf that was added", "remove it, or plan a new layout with it")
+        )
     return differences

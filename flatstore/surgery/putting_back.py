@@ -46,12 +46,17 @@ def put_back(store: Store, tree: Any, at: str = "") -> None:
     `LentError` while the buffer is lent, `TypeError` if `store` is not a store.
     """
     if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"expected a store, got {type(store).__name__}; fix: Store.from_tree(tree), or population[i]")
+        raise TypeError(
+            f"expected a store, got {type(store).__name__}; "
+            "fix: pass Store.from_tree(tree), or a member of a population, population[i]"
+        )
     path = as_path(at)
     part = store if path == "" else next((node for name, node in store.modules() if name == path), None)
     if part is None:
         some = [name for name, _ in store.modules()][1:4]
-        raise KeyError(f"expected the path of a node, got {path!r}; fix: one like {some}; for a leaf, store[path] = x")
+        raise KeyError(
+            f"expected the path of a node, got {path!r}; fix: pass one like {some}; write a leaf with store[path] = x"
+        )
     tree, at_node = expanded(tree, path), parts_of(path)
     rows = {(*at_node, *names_of(leaf.key_path)): leaf for leaf in part.layout.leaves}
     differences = list(_unlike(expanded(part), tree, at_node, rows))
@@ -93,7 +98,7 @@ def _unlike(expected: Any, got: Any, at: PathParts, rows: Mapping[PathParts, Lea
 
 
 def _static(node: Any) -> Any:
-    """What JAX keeps of a node besides its children: nothing of a mapping. Something that rides along is itself."""
+    """What JAX keeps of a node besides its children; of a mapping, None. An object that rides along is taken whole."""
     if isinstance(node, Mapping):
         return None
     data = flatten(node, is_leaf=lambda x: x is not node)[1].node_data()

@@ -111,7 +111,7 @@ def to_add(path: str, value: Any, old_nodes: OldNodes, number: int) -> list[Piec
     if type(value) in (list, tuple) and value and all(isinstance(n, int) for n in value):
         raise TypeError(
             f"add: expected an array or a shape with a dtype at {path!r}, got the bare shape {value}; "
-            "fix: jax.ShapeDtypeStruct(shape, 'float32')"
+            "fix: pass jax.ShapeDtypeStruct(shape, 'float32')"
         )
     if isinstance(value, Views):
         raise TypeError(

@@ -121,7 +121,7 @@ def _counterparts(
             fix = f"give both the same, or plan with tied=False: it is another name of {home!r}"
             differences.append(Difference(path, f"the values of {home!r}", "other values", fix))
     differences += [
-        Difference(path, "a counterpart in the old layout", "none", "rename one to it, or add it")
+        Difference(path, "a counterpart in the old layout", "none", "rename an old leaf to it, or name it in add=")
         for path, leaf in target.by_path.items()
         if path not in sources and (leaf.tied or path) not in found and not may_lack(path)
     ]
