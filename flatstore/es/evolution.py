@@ -106,7 +106,8 @@ def evolve(
     whole: tuple[Any, ...] = int, np.integer
     if not isinstance(size, whole) or size < 2 or size % 2:
         raise ValueError(
-            f"expected an even number of members, 2 or more, got {size}; fix: pass an even number: they are pairs"
+            f"expected an even number of members, 2 or more, got {size}; "
+            "fix: pass an even number; members are evaluated in pairs of opposite noise"
         )
     move = move_of(centre, noise, optimiser)
     trainable_leaves(centre)

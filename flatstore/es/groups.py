@@ -186,7 +186,10 @@ def strengths_of(layout: Layout, noise: Noise | None) -> Strengths:
 
 @lru_cache(maxsize=8)
 def table_of(noise: Noise, scales: tuple[float, ...]) -> tuple[Array, Array]:
-    """What draws add, a row for each scale: magnitudes in units (int16), and how many steps a unit has (int64)."""
+    """A lookup table of what each draw adds, with one row for each scale.
+
+    Magnitudes in units (int16), and how many steps the unit of each row has (int64).
+    """
     return np.stack([noise.magnitudes(scale) for scale in scales]), np.array([noise.unit(scale) for scale in scales])
 
 

@@ -67,7 +67,7 @@ def snap(store: Store, noise: Noise) -> None:
             half = noise.grid(values.dtype) / 2
             largest = max(float(np.abs(values[start:stop]).max()) for start, stop in blocks(values.size, TASK))
             if largest >= noise.bound - half:  # would be rounded up to it, or lies beyond
-                raise _past_the_bound(noise, leaf.path, largest, "a larger bound= of the noise")
+                raise _past_the_bound(noise, leaf.path, largest, "pass a larger bound= of the noise")
         run_tasks(tasks, round_part, scratch, finish=True)
 
     write([store.memory], round_all)
@@ -131,7 +131,7 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
             refuse_not_finite(store, groups)
         stopped = run_tasks(tasks_of(groups), add, scratch, [undo] if exact else [], finish=not exact)
         if stopped:
-            raise stopped_because(store, noise, *stopped, delta, "a larger bound= of the noise")
+            raise stopped_because(store, noise, *stopped, delta, "pass a larger bound= of the noise")
 
     write([store.memory], move_all)
 
@@ -154,7 +154,7 @@ def grid_of(group: Group, bound: float) -> tuple[Any, Any, Any]:
 
 
 def number_rows(real: Any) -> tuple[Array, Array]:
-    """Scratch memory for a block: what its draws find in a table, and its parameters before the move."""
+    """Scratch for one block: the magnitudes looked up for its draws, and a copy of its parameters before the move."""
     return np.zeros(WIDTH + ROOM, np.int16), np.zeros(WIDTH, real)
 
 
@@ -188,7 +188,7 @@ def stopped_because(
         part = values[start:stop]
         largest = max(float(np.abs(values[a:b]).max()) for a, b in blocks(leaf.size, TASK))
         if largest >= noise.bound:
-            return _past_the_bound(noise, leaf.path, largest, "a larger bound= of the noise")
+            return _past_the_bound(noise, leaf.path, largest, "pass a larger bound= of the noise")
         if to_grid(part, noise).tobytes() != part.tobytes():
             return ValueError(
                 f"{leaf.path!r}: expected parameters on the grid of the noise (step {noise.step:.3g}), got others, the "

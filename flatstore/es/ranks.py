@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.layout import Array, as_numpy, is_numeric
+from flatstore.evaluation import as_fitness, refuse_all_nan
+from flatstore.layout import Array, as_numpy
 
 
 def centred_ranks(fitness: Any) -> Array:
@@ -21,16 +22,8 @@ def centred_ranks(fitness: Any) -> Array:
     Learning*, 2017. Raises `ValueError` unless `fitness` is a vector of real numbers of which at least one is not NaN.
     """
     given = as_numpy(fitness if hasattr(fitness, "shape") else np.asarray(fitness), "fitness")
-    if given.ndim != 1 or not is_numeric(given.dtype) or given.dtype.kind == "c":
-        raise ValueError(
-            f"expected a real vector of fitness, got {given.dtype} of shape {given.shape}; fix: a number per member"
-        )
-    scores = given.astype(np.float64)
-    if np.isnan(scores).all():
-        raise ValueError(
-            f"expected a vector of fitness with a number in it, got {len(scores)} that are all NaN; "
-            "fix: correct the evaluation"
-        )
+    scores = as_fitness(given, max(1, given.size))
+    refuse_all_nan(scores)
     # The order is that of the distinct numbers; all NaNs are one more, below them.
     _, group, count = np.unique(scores, return_inverse=True, return_counts=True)
     last = np.cumsum(count)

@@ -27,7 +27,10 @@ def as_fitness(fitness: Any, size: int, members: str = "") -> Array:
     given = np.asarray(fitness)
     spec = Spec(given.shape, given.dtype)
     if spec.shape != (size,) or not is_real(spec.dtype):
-        raise ValueError(f"expected fitness of shape ({size},), real{members}, got {spec}; fix: a number per member")
+        raise ValueError(
+            f"expected fitness of shape ({size},), real{members}, got {spec}; "
+            "fix: return one real number for each member"
+        )
     return given.astype(np.float64)
 
 
@@ -36,7 +39,7 @@ def refuse_all_nan(scores: Array) -> None:
     if np.isnan(scores).all():
         raise ValueError(
             f"expected fitness with a number in it for the members 0 .. {len(scores) - 1}, got only NaN; "
-            "fix: correct the evaluation"
+            "fix: make the evaluation return a number for at least one member"
         )
 
 

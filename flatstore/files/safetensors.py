@@ -119,9 +119,9 @@ def _umask() -> int:
 def load(path: str | os.PathLike[str], *, like: Any = None) -> Store:
     """A store with what a safetensors file holds: a copy.
 
-    `like` is a tree (of arrays or shapes) or a layout that says which leaves to expect and of which nodes the tree is
-    made. Without it the tree is made of ordered dicts, and a store that `save` wrote has the same digest again. The
-    store does not keep the file's metadata: `metadata_of` reads them, and `save` takes them.
+    `like` is a tree (of arrays or shapes), a store or a layout that says which leaves to expect and of which nodes the
+    tree is made. Without it the tree is made of ordered dicts, and a store that `save` wrote has the same digest again.
+    The store does not keep the file's metadata: `metadata_of` reads them, and `save` takes them.
 
     Raises `StructureError` with every leaf that differs from `like`, and otherwise the errors of `layout_of`.
     """
@@ -137,7 +137,8 @@ def load(path: str | os.PathLike[str], *, like: Any = None) -> Store:
     if like is None:
         layout = _layout(metadata, specs, path)
     else:
-        layout = like if isinstance(like, Layout) else Layout.from_tree(like)
+        given = like.layout if isinstance(like, Store) else like
+        layout = given if isinstance(given, Layout) else Layout.from_tree(given)
     are_paths = like is not None or _NOTE in metadata
     tensors = {
         name if are_paths else path_of((name,)): np.frombuffer(found[name]["data"], spec.dtype).reshape(spec.shape)

@@ -45,7 +45,9 @@ class Bounds:
         pairs = self.within.items() if isinstance(self.within, Mapping) else self.within
         object.__setattr__(self, "within", tuple((glob, _pair(glob, pair)) for glob, pair in pairs))
         if not self.within:
-            raise ValueError("expected bounds for a glob, got none; fix: Bounds({'*': (-1, 1)})")
+            raise ValueError(
+                "expected bounds for a glob, got none; fix: pass a range for each, as in Bounds({'*': (-1, 1)})"
+            )
         if self.outside not in ("clip", "reflect"):
             raise ValueError(
                 f"expected outside='clip' or 'reflect', got {self.outside!r}; fix: pass 'clip', the default"
@@ -53,7 +55,7 @@ class Bounds:
 
     @property
     def pairs(self) -> tuple[tuple[str, tuple[float, float]], ...]:
-        """(glob, (low, high)), in order."""
+        """The pairs (glob, (low, high)), in the order in which they were given."""
         return self.within if isinstance(self.within, tuple) else tuple(self.within.items())
 
 
@@ -81,7 +83,7 @@ class Limits(NamedTuple):
     lows: Array
     """The lower bound in each range, in the dtype that is computed with."""
     highs: Array
-    """The upper bound."""
+    """The upper bound in each range."""
 
 
 @lru_cache(maxsize=32)

@@ -141,7 +141,7 @@ class Mother:
     """No crossover: a child starts as a copy of its first parent. `crossover=None` means this."""
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
-        """The operator: no cuts."""
+        """The operator, which cuts nowhere."""
         return Operator(at_points, np.empty((len(keys), 0), np.int64))
 
 

@@ -65,7 +65,7 @@ class Sparse:
     def __post_init__(self) -> None:
         if not isinstance(self.noise, (Noise, Mutate)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
-                f"expected noise like fs.Normal(0.02), got {self.noise!r}; fix: Sparse(fs.Normal(0.02), 0.01)"
+                f"expected noise like fs.Normal(0.02), got {self.noise!r}; fix: pass Sparse(fs.Normal(0.02), 0.01)"
             )
         _check_rate(self.rate)
 
@@ -84,7 +84,10 @@ class Reset:
     def __post_init__(self) -> None:
         _check_rate(self.rate)
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
-            raise ValueError(f"expected bounds low <= high, got {self.low} and {self.high}; fix: such as Reset(-1, 1)")
+            raise ValueError(
+                f"expected finite bounds low <= high, got {self.low} and {self.high}; "
+                "fix: pass finite bounds in order, such as Reset(-1, 1)"
+            )
 
 
 Mutation = Noise | Sparse | Reset | Mutate

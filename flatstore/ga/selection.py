@@ -88,7 +88,7 @@ class Universal:
             if (share < 0).any() or not 0 < share.sum() < np.inf:
                 raise ValueError(
                     "expected fitness >= 0, finite and not all zero, to select in proportion to it, got "
-                    f"{np.nanmin(fitness)} .. {np.nanmax(fitness)}; fix: by='rank', or add a constant to it"
+                    f"{np.nanmin(fitness)} .. {np.nanmax(fitness)}; fix: pass by='rank', or add a constant to it"
                 )
         else:
             share = np.zeros(len(fitness))

@@ -21,6 +21,7 @@ from flatstore.layout.numeric import spec_of as spec_of
 from flatstore.layout.options import Dims as Dims
 from flatstore.layout.options import Trainable as Trainable
 from flatstore.layout.planning import rows_of as rows_of
+from flatstore.layout.standing_in import stand_ins as stand_ins
 from flatstore.layout.template import from_template as from_template
 from flatstore.layout.template import to_template as to_template
 from flatstore.layout.ties import Tied as Tied

@@ -33,6 +33,7 @@ from flatstore.layout.leaf import Leaf, describe, place, validate
 from flatstore.layout.numeric import Spec, spec_of
 from flatstore.layout.options import Dims, Trainable
 from flatstore.layout.planning import rows_of
+from flatstore.layout.standing_in import stand_ins
 from flatstore.layout.ties import Tied
 from flatstore.trees import (
     Difference,
@@ -115,10 +116,9 @@ class Layout(Subtree):
             TypeError: an array that holds no numbers or is masked; an object that holds some and is neither an array
                 nor a node; a torch module, a `Population`, a `Layout`.
         """
-        if isinstance(getattr(tree, "layout", None), Layout):
-            raise TypeError(
-                f"expected a tree of arrays, got a {type(tree).__name__}, which has a layout; fix: copy() or .layout"
-            )
+        if isinstance(tree, Subtree) and not isinstance(tree, Layout):
+            fix = "pass {0}.tree; for a copy {0}.copy(), for its layout {0}.layout".format(type(tree).__name__.lower())
+            raise TypeError(f"expected a tree of arrays, got a {type(tree).__name__}, which has a layout; fix: {fix}")
         rows, _, riders, treedef = rows_of(tree, trainable, dims, tied)
         if not rows:
             raise ValueError(f"expected a tree with at least one numeric leaf, got {treedef}; fix: pass the parameters")
@@ -166,7 +166,10 @@ class Layout(Subtree):
         Raises `IndexError` outside of 0 .. size - 1.
         """
         if not 0 <= index < self.size:
-            raise IndexError(f"expected an index in 0 .. {self.size - 1}, got {index}; fix: indices count elements")
+            raise IndexError(
+                f"expected an index in 0 .. {self.size - 1}, got {index}; "
+                "fix: pass an index below layout.size; it counts single numbers, not leaves"
+            )
         leaf = self.homes[bisect_right(self.homes, index, key=lambda home: home.index + home.size)]
         return leaf.path, tuple(map(int, np.unravel_index(index - leaf.index, leaf.shape)))
 
@@ -199,7 +202,7 @@ class Layout(Subtree):
         below = [other for other in self.by_path if other.startswith(f"{path}/")]
         if below:
             return f"expected the path of a leaf, got the node {path!r}; fix: name a leaf below it, like {below[0]!r}"
-        return f"expected a path of the layout, got {path!r}; fix: one of its {len(self.leaves)} paths, like {near}"
+        return f"expected a path of the layout, got {path!r}; fix: pass one of {len(self.leaves)} paths, like {near}"
 
     def unflatten(self, values: Iterable[Any], *, riders: bool = True) -> Any:
         """The tree with `values`, one for each row of `leaves`, and with what rides along (or None). No copy.
@@ -210,7 +213,8 @@ class Layout(Subtree):
         values = list(values)
         if len(values) != len(self.leaves):
             raise ValueError(
-                f"expected {len(self.leaves)} values, one for each row, got {len(values)}; fix: go by layout.leaves"
+                f"expected {len(self.leaves)} values, one for each row, got {len(values)}; "
+                "fix: pass one value for each entry of layout.leaves, in that order"
             )
         aside = {i: rider if riders else None for i, rider in self.riders}
         return unflatten(
@@ -226,7 +230,7 @@ class Layout(Subtree):
     def __subtree__(self, path: str) -> Any:
         """Raises `TypeError`: a layout has no arrays."""
         raise TypeError(
-            f"{path!r}: expected arrays or shapes, got a Layout, which has none; "
+            f"{path and f'{path!r}: '}expected arrays or shapes, got a Layout, which has none; "
             "fix: pass store.tree, or add the layout under a path of its own with replan(add={path: layout})"
         )
 
@@ -263,7 +267,7 @@ class Layout(Subtree):
 
     def __reduce__(self) -> Any:
         """Pickles where the tree's own nodes and what rides along do."""
-        return _unpickled, (self.unflatten(self.leaves), self.align)
+        return _unpickled, (self.unflatten(stand_ins(self.leaves)), self.leaves, self.align, self.riders)
 
     def __eq__(self, other: object) -> bool:
         """Whether both tables are the same."""
@@ -292,7 +296,5 @@ def check_layout(layout: Any) -> None:
         raise TypeError(f"expected a Layout, got {type(layout).__name__}; fix: store.layout, or Layout.from_tree(tree)")
 
 
-def _unpickled(tree: Any, align: int) -> Layout:
-    pairs, treedef = flatten(tree)
-    riders = tuple((i, x) for i, (_, x) in enumerate(pairs) if not isinstance(x, Leaf))
-    return Layout(tuple(x for _, x in pairs if isinstance(x, Leaf)), align, treedef, riders)
+def _unpickled(tree: Any, leaves: tuple[Leaf, ...], align: int, riders: tuple[tuple[int, Any], ...]) -> Layout:
+    return Layout(leaves, align, flatten(tree)[1], riders)

@@ -66,7 +66,7 @@ def place(rows: Sequence[Leaf], align: int) -> tuple[Leaf, ...]:
     appear, and within a dtype JAX's order. A start is a multiple of `align` and of the item size.
     """
     if not isinstance(align, (int, np.integer)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        fix = "64 to lend every leaf to JAX, 1 to pack"
+        fix = "pass 64 to lend every leaf to JAX, or 1 to pack"
         raise TypeError(f"align: expected a power of two in bytes, got {align!r}; fix: {fix}")
     groups: dict[tuple[bool, np.dtype[Any]], list[Leaf]] = {}
     for row in rows:
@@ -121,7 +121,7 @@ def validate(leaves: Sequence[Leaf], align: int) -> None:
     """
     if align <= 0 or align & (align - 1):
         raise _broken(
-            f"align: expected a power of two in bytes, got {align}", "64 to lend every leaf to JAX, 1 to pack"
+            f"align: expected a power of two in bytes, got {align}", "pass 64 to lend every leaf to JAX, or 1 to pack"
         )
     by_path = {leaf.path: leaf for leaf in leaves}
     if not len(by_path) == len(leaves) > 0:

@@ -35,7 +35,10 @@ def which_train(
         parents = dict(nodes(tree))
         return [bool(trainable(path, values[path], parents.get(key_paths[path][:-1]))) for path in values]
     if not isinstance(trainable, (str, Iterable)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"trainable: expected globs or a function, got {trainable!r}; fix: trainable=() freezes all")
+        raise TypeError(
+            f"trainable: expected globs or a function, got {trainable!r}; "
+            "fix: pass globs of the leaves that train; trainable=() freezes all"
+        )
     globs = [trainable] if isinstance(trainable, str) else list(trainable)
     for glob in globs:
         refuse_idle_glob("trainable", glob, specs)

@@ -79,10 +79,11 @@ def from_template(
     """
     if not isinstance(template, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
-            f"expected a mapping {{name: shape}}, got {type(template).__name__}; fix: {{'dense.bias': (2,)}}"
+            f"expected a mapping {{name: shape}}, got {type(template).__name__}; "
+            "fix: pass a dict such as {'dense.bias': (2,)}"
         )
     if order not in ("sorted", "numeric", "given"):
-        raise ValueError(f"order: expected 'sorted', 'numeric' or 'given', got {order!r}; fix: order='sorted'")
+        raise ValueError(f"order: expected 'sorted', 'numeric' or 'given', got {order!r}; fix: pass one of these")
     rows: dict[str, Leaf] = {}
     differences: list[Difference] = []
     for name, entry in template.items():

@@ -33,7 +33,10 @@ def find_ties(leaves: Mapping[str, Any], tied: Tied) -> dict[str, str]:
     if isinstance(tied, Mapping):
         return _checked_ties(leaves, tied)
     if tied not in (None, True):
-        raise TypeError(f"tied: expected True, False, None or {{path: home's path}}, got {tied!r}; fix: tied=True")
+        raise TypeError(
+            f"tied: expected True, False, None or {{path: home's path}}, got {tied!r}; "
+            "fix: pass tied=True for one home of arrays that are the same"
+        )
     ties: dict[str, str] = {}
     repeated: list[str] = []
     seen: dict[int, str] = {}

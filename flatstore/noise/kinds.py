@@ -199,7 +199,7 @@ class Noise:
             if scale and not 16 * self.step <= scale < most:
                 raise ValueError(
                     f"{leaf.path!r}: expected a scale of {16 * self.step:.3g} .. {most:.3g} for the bound "
-                    f"{self.bound:g}, got {scale:g}; fix: a {'smaller' if scale < most else 'larger'} bound="
+                    f"{self.bound:g}, got {scale:g}; fix: pass a {'smaller' if scale < most else 'larger'} bound="
                 )
 
 
@@ -243,7 +243,7 @@ class Rademacher(Noise):
 
     @property
     def values(self) -> Array:
-        """1 and -1."""
+        """The two values of a draw: 1 and -1."""
         return _SIGNS
 
     def unit(self, scale: float) -> int:

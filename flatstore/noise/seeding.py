@@ -45,6 +45,7 @@ def as_keys(seeds: Any) -> Array:
     keys = np.asarray(seeds, np.uint64 if plain else None)
     if keys.ndim != 1 or keys.dtype.kind not in "iu" or (keys.dtype.kind == "i" and (keys < 0).any()):
         raise ValueError(
-            f"expected a vector of seeds in 0 .. 2**64 - 1, got {keys.dtype} of shape {keys.shape}; fix: fs.seeds(7, n)"
+            f"expected a vector of seeds in 0 .. 2**64 - 1, got {keys.dtype} of shape {keys.shape}; "
+            "fix: pass fs.seeds(7, n)"
         )
     return keys.astype(np.uint64)

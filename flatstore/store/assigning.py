@@ -61,7 +61,10 @@ def _is_vector(layout: Layout, values: Any, leading: Leading) -> bool:
 
 
 def _named(layout: Layout, values: Any) -> dict[str, Any]:
-    """The leaves of a tree by path; of a mapping {path: x}, itself. Where both could be meant, what names more."""
+    """The values by path.
+
+    A mapping is read as {path: value} if that names more leaves of the layout than reading it as a nested tree does.
+    """
     tree = by_path(values)
     if not isinstance(values, Mapping):
         return tree

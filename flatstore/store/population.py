@@ -94,7 +94,7 @@ class Population(Verbs):
 
     @property
     def order(self) -> str:
-        """'leaf' or 'member'."""
+        """How the members lie in memory: 'leaf', the copies of a leaf side by side, or 'member', each as a row."""
         return self._placement.order
 
     def __len__(self) -> int:

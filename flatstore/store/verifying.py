@@ -28,7 +28,11 @@ def differences_from_views(tree: Any, layout: Layout, view_of: Callable[[Leaf], 
             fix = f"write the buffer with store[{path!r}] = value"
             kind = "an array" if hasattr(got[path], "shape") else repr(got[path])[:40]
             differences.append(Difference(path, "a view of the buffer", f"{kind} that lives elsewhere", fix))
-    riders = set(by_path(layout.unflatten(layout.leaves))) - layout.by_path.keys()
-    for path in got.keys() - layout.by_path.keys() - riders:
-        differences.append(Difference(path, "nothing", "a leaf that was added", "plan a new layout with it"))
+    added = got.keys() - layout.by_path.keys()
+    if added and layout.riders:
+        added -= by_path(layout.unflatten([view_of(leaf) for leaf in layout.leaves])).keys()
+    for path in added:
+        differences.append(
+            Difference(path, "nothing", "a leaf that was added", "remove it, or plan a new layout with it")
+        )
     return differences

@@ -147,11 +147,15 @@ class Views(Placed, Subtree):
         return isinstance(path, (str, tuple)) and as_path(path) in self.layout.by_path  # pyright: ignore[reportUnknownArgumentType]
 
     def __subtree__(self, path: str) -> Any:
-        """A tree of the views, which a tree that holds this is taken with. Raises `TypeError` for a population."""
+        """The tree of views that stands in for this store when it is a leaf of another tree.
+
+        Raises `TypeError` for a population.
+        """
         if self._count is not None:
             raise TypeError(
-                f"{path!r}: expected a tree or one model, got a {type(self).__name__}, whose leaves are those of many; "
-                "fix: pass a member, as population[0], or all of them stacked, population.tree"
+                f"{path and f'{path!r}: '}expected a tree or one model, got a {type(self).__name__}, "
+                "whose leaves are those of many; fix: pass a member, as population[0], or all of them stacked, "
+                "population.tree"
             )
         return self.layout.unflatten([self.leaf_view(leaf.path) for leaf in self.layout.leaves])
 

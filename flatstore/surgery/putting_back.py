@@ -27,6 +27,7 @@ from flatstore.trees import (
     children,
     expanded,
     flatten,
+    names_of,
     parts_of,
     path_of,
     pieces_of,
@@ -45,40 +46,47 @@ def put_back(store: Store, tree: Any, at: str = "") -> None:
     `LentError` while the buffer is lent, `TypeError` if `store` is not a store.
     """
     if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"expected a store, got {type(store).__name__}; fix: Store.from_tree(tree), or population[i]")
+        raise TypeError(
+            f"expected a store, got {type(store).__name__}; "
+            "fix: pass Store.from_tree(tree), or a member of a population, population[i]"
+        )
     path = as_path(at)
     part = store if path == "" else next((node for name, node in store.modules() if name == path), None)
     if part is None:
         some = [name for name, _ in store.modules()][1:4]
-        raise KeyError(f"expected the path of a node, got {path!r}; fix: one like {some}; for a leaf, store[path] = x")
-    tree = expanded(tree, path)
-    differences = list(_unlike(part.layout.unflatten(part.layout.leaves), tree, parts_of(path)))
+        raise KeyError(
+            f"expected the path of a node, got {path!r}; fix: pass one like {some}; write a leaf with store[path] = x"
+        )
+    tree, at_node = expanded(tree, path), parts_of(path)
+    rows = {(*at_node, *names_of(leaf.key_path)): leaf for leaf in part.layout.leaves}
+    differences = list(_unlike(expanded(part), tree, at_node, rows))
     if differences:
         raise StructureError(differences)
     if path:  # checked here, so that errors have whole paths; `assign` has those inside the node
-        rows = [store.layout.by_path[f"{path}/{leaf.path}"] for leaf in part.layout.leaves]
-        layout = Layout.of_node(rows, 0, store.layout.align, None)
+        whole = [store.layout.by_path[f"{path}/{leaf.path}"] for leaf in part.layout.leaves]
+        layout = Layout.of_node(whole, 0, store.layout.align, None)
         checked_leaves(layout, {f"{path}/{name}": leaf for name, leaf in by_path(tree).items()})
     part.assign(tree)
 
 
-def _unlike(expected: Any, got: Any, at: PathParts) -> Iterator[Difference]:
-    """Everything in which a tree differs from a tree of rows."""
+def _unlike(expected: Any, got: Any, at: PathParts, rows: Mapping[PathParts, Leaf]) -> Iterator[Difference]:
+    """Everything in which a tree differs from an expected one, whose numeric leaves are those of the rows."""
     path = "/".join(at)
     inside, given = ({path_of((key,)): child for key, child in children(x)} for x in (expected, got))
-    kind, other = in_words(expected, path), in_words(got, path)
-    if isinstance(expected, Leaf):
+    row = rows.get(at)
+    kind, other = str(row.spec) if row else in_words(expected, path), in_words(got, path)
+    if row:
         if kind != other:
             yield Difference(path, kind, other, "give what the layout holds")
     elif type(expected) is not type(got):
         yield Difference(path, kind, other, "give a tree of the nodes that the store was made of")
     elif inside.keys() == given.keys() and not _are_equal(_static(expected), _static(got)):
         words = (_static_words(x, y, inside) for x, y in ((expected, got), (got, expected)))
-        fix = "make it what the store was made of: only numbers are put back"
+        fix = "pass a tree with the same static fields as the store's; put_back writes only numbers"
         yield Difference(path, f"{kind} {next(words)}", f"{other} {next(words)}", fix)
     for name, child in inside.items():
         if name in given:
-            yield from _unlike(child, given[name], (*at, name))
+            yield from _unlike(child, given[name], (*at, name), rows)
         else:
             for piece in pieces_of(child, {}):
                 sub = "/".join((*at, name, *piece.old))
@@ -90,7 +98,7 @@ def _unlike(expected: Any, got: Any, at: PathParts) -> Iterator[Difference]:
 
 
 def _static(node: Any) -> Any:
-    """What JAX keeps of a node besides its children: nothing of a mapping. Something that rides along is itself."""
+    """What JAX keeps of a node besides its children; of a mapping, None. An object that rides along is taken whole."""
     if isinstance(node, Mapping):
         return None
     data = flatten(node, is_leaf=lambda x: x is not node)[1].node_data()

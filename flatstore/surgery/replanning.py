@@ -21,8 +21,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flatstore.layout import Layout, Leaf, check_layout, place, spec_of
+from flatstore.layout import Layout, Leaf, check_layout, place, spec_of, stand_ins
 from flatstore.store import Views
+from flatstore.surgery.taking_apart import row_pieces
 from flatstore.trees import (
     Glob,
     OldNodes,
@@ -34,6 +35,7 @@ from flatstore.trees import (
     globs_of,
     items,
     matcher,
+    names_of,
     path_of,
     pieces_of,
     refuse_clashes,
@@ -65,50 +67,59 @@ def replan(
     check_layout(layout)
     old_nodes: OldNodes = {}
     homes = {id(leaf): id(layout.by_path[leaf.tied or leaf.path]) for leaf in layout.leaves}
-    pieces = renamed(pieces_of(layout.unflatten(layout.leaves), old_nodes), drop, rename)
+    pieces = renamed(row_pieces(layout, old_nodes), drop, rename)
     for number, (path, value) in enumerate(items("add", add)):
-        at = as_path(path)
-        pieces += pieces_of(_planned(at, value, homes), old_nodes, (number,), at)
+        pieces += _planned(as_path(path), value, homes, old_nodes, number)
     refuse_clashes((piece.new, piece.name) for piece in pieces)
+    found = {piece.new: piece.value for piece in pieces if isinstance(piece.value, Leaf)}
+    arrays = dict(zip(found, stand_ins(found.values()), strict=True))
+    pieces = [piece._replace(value=arrays.get(piece.new, piece.value)) for piece in pieces]
     flat, treedef = flatten(built(pieces, old_nodes)) if pieces else ([], None)
     rows: list[Leaf] = []
     first: dict[int, str] = {}
-    for keys, leaf in flat:
-        if isinstance(leaf, Leaf):
-            path, home = path_of(keys), homes[id(leaf)]
-            rows.append(Leaf(path, keys, leaf.shape, leaf.dtype, leaf.trainable, first.get(home), leaf.dims))
-            first.setdefault(home, path)
+    riders: list[tuple[int, Any]] = []
+    for position, (keys, value) in enumerate(flat):
+        leaf = found.get(names_of(keys))
+        if leaf is None:
+            riders.append((position, value))
+            continue
+        path, home = path_of(keys), homes[id(leaf)]
+        rows.append(Leaf(path, keys, leaf.shape, leaf.dtype, leaf.trainable, first.get(home), leaf.dims))
+        first.setdefault(home, path)
     if not rows:
-        raise ValueError("expected a numeric leaf in the new layout, got none; fix: drop less")
-    riders = tuple((i, leaf) for i, (_, leaf) in enumerate(flat) if not isinstance(leaf, Leaf))
-    return Layout(_placed(rows, order, layout.align), layout.align, treedef, riders)
+        raise ValueError(
+            "expected a numeric leaf in the new layout, got none; fix: drop fewer leaves, or add some with add="
+        )
+    return Layout(_placed(rows, order, layout.align), layout.align, treedef, tuple(riders))
 
 
-def _planned(path: str, value: Any, homes: dict[int, int]) -> Any:
-    """Something to add, as a tree of rows; their homes are added to `homes`."""
-    pieces = to_add(path, value)
+def _planned(path: str, value: Any, homes: dict[int, int], old_nodes: OldNodes, number: int) -> list[Piece]:
+    """The pieces of something to add, with rows of their own for numeric leaves, whose homes are added to `homes`."""
+    pieces = to_add(path, value, old_nodes, number)
     if not isinstance(value, Layout):
         if all(spec_of(piece.value, "/".join(piece.new)) is None for piece in pieces):
-            return value
+            return pieces
         value = Layout.from_tree(value)
     rows = {leaf.path: replace(leaf) for leaf in value.leaves}
     homes.update({id(leaf): id(rows[leaf.tied or leaf.path]) for leaf in rows.values()})
-    return value.unflatten(rows.values())
+    by_parts = {(number, *names_of(leaf.key_path)): leaf for leaf in rows.values()}
+    return [piece._replace(value=by_parts.get(piece.old, piece.value)) for piece in pieces]
 
 
-def to_add(path: str, value: Any) -> list[Piece]:
+def to_add(path: str, value: Any, old_nodes: OldNodes, number: int) -> list[Piece]:
     """The pieces of something to add; those of a layout are rows. Raises `TypeError` unless it is arrays or shapes."""
     if type(value) in (list, tuple) and value and all(isinstance(n, int) for n in value):
         raise TypeError(
             f"add: expected an array or a shape with a dtype at {path!r}, got the bare shape {value}; "
-            "fix: jax.ShapeDtypeStruct(shape, 'float32')"
+            "fix: pass jax.ShapeDtypeStruct(shape, 'float32')"
         )
     if isinstance(value, Views):
         raise TypeError(
             f"add: expected arrays, shapes or a layout at {path!r}, got a {type(value).__name__}; "
             "fix: pass store.tree or store.layout"
         )
-    return pieces_of(value.unflatten(value.leaves) if isinstance(value, Layout) else value, {}, (0,), path)
+    taken_apart = row_pieces if isinstance(value, Layout) else pieces_of
+    return taken_apart(value, old_nodes, (number,), path)
 
 
 def _placed(rows: Sequence[Leaf], order: Glob, align: int) -> tuple[Leaf, ...]:

@@ -14,6 +14,7 @@ from flatstore.memory import overlap, reading
 from flatstore.store import Population, Store, Views, same_bits
 from flatstore.surgery.putting_back import in_words
 from flatstore.surgery.replanning import to_add
+from flatstore.surgery.taking_apart import row_pieces
 from flatstore.trees import (
     Difference,
     Glob,
@@ -23,7 +24,6 @@ from flatstore.trees import (
     below,
     items,
     parts_of,
-    pieces_of,
     refuse_clashes,
     renamed,
 )
@@ -60,16 +60,20 @@ def transfer(
     """
     kinds = [f"Population of {x.size}" if isinstance(x, Population) else type(x).__name__ for x in (old, new)]
     if not isinstance(old, Views) or not (isinstance(new, Layout) or kinds[0] == kinds[1]):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"expected two stores, two populations of one size, or a layout, got {kinds}; fix: new.layout")
+        fix = "the layout that replan returned" if isinstance(old, Views) else "Store.from_tree(tree) as old"  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            "expected as old a store or a population, as new a layout, or another of the same kind and of one size, "
+            f"got old: {kinds[0]}, new: {kinds[1]}; fix: pass {fix}"
+        )
     target = new if isinstance(new, Layout) else new.layout
     is_globs = not isinstance(add, Mapping | None)
     given = {} if is_globs else dict(items("add", cast(Any, add)))
     globs: Any = add if is_globs else [glob.escape(as_path(path)) for path in given]
-    may_lack = below("add", globs, [piece.name for piece in pieces_of(target.unflatten(target.leaves), {})])
+    may_lack = below("add", globs, [piece.name for piece in row_pieces(new, {})])
     leading = () if isinstance(old, Store) else (old.size,)
     moves = [
         (piece.name, "/".join(piece.new), old.leaf_view(piece.name))
-        for piece in renamed(pieces_of(old.layout.unflatten(old.layout.leaves), {}), drop, rename)
+        for piece in renamed(row_pieces(old, {}), drop, rename)
         if isinstance(piece.value, Leaf)
     ]
     moves += _moves_of_added(given, target, leading)
@@ -117,7 +121,7 @@ def _counterparts(
             fix = f"give both the same, or plan with tied=False: it is another name of {home!r}"
             differences.append(Difference(path, f"the values of {home!r}", "other values", fix))
     differences += [
-        Difference(path, "a counterpart in the old layout", "none", "rename one to it, or add it")
+        Difference(path, "a counterpart in the old layout", "none", "rename an old leaf to it, or name it in add=")
         for path, leaf in target.by_path.items()
         if path not in sources and (leaf.tied or path) not in found and not may_lack(path)
     ]
@@ -134,7 +138,7 @@ def _moves_of_added(add: Mapping[str, Any], target: Layout, leading: tuple[int, 
     """
     found: list[tuple[str, str, Any]] = []
     for at, value in add.items():
-        for piece in to_add(as_path(at), value):
+        for piece in to_add(as_path(at), value, {}, 0):
             path = "/".join(piece.new)
             row, spec, source = target.by_path.get(path), spec_of(piece.value, path), piece.value
             if spec is not None:

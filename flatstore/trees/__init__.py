@@ -12,6 +12,7 @@ from flatstore.trees.edits import Rename as Rename
 from flatstore.trees.edits import below as below
 from flatstore.trees.edits import built as built
 from flatstore.trees.edits import items as items
+from flatstore.trees.edits import names_of as names_of
 from flatstore.trees.edits import parts_of as parts_of
 from flatstore.trees.edits import pieces_of as pieces_of
 from flatstore.trees.edits import renamed as renamed

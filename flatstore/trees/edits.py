@@ -66,9 +66,9 @@ def pieces_of(tree: Any, old_nodes: OldNodes, number: tuple[int, ...] = (), at: 
     """The pieces of a tree that is to be placed at `at`; its nodes are added to `old_nodes`, by their old parts."""
     _refuse_nameless("add", at, parts_of(at))
     tree = expanded(tree, at)
-    old_nodes.update({number + _names(keys): node for keys, node in nodes(tree)})
+    old_nodes.update({number + names_of(keys): node for keys, node in nodes(tree)})
     found = flatten(tree, is_leaf=lambda node: not children(node))[0]
-    return [Piece(number + _names(keys), parts_of(at) + _names(keys), value) for keys, value in found]
+    return [Piece(number + names_of(keys), parts_of(at) + names_of(keys), value) for keys, value in found]
 
 
 def below(argument: str, globs: Glob, paths: Sequence[str]) -> Callable[[str], bool]:
@@ -192,5 +192,6 @@ def _changed(node: Any, inside: dict[str, Any], at: PathParts) -> Any:
     )
 
 
-def _names(keys: KeyPath) -> PathParts:
+def names_of(keys: KeyPath) -> PathParts:
+    """The parts of the path of a key path, still escaped: one for each key, also where it is empty."""
     return tuple(path_of((key,)) for key in keys)

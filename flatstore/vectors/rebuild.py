@@ -20,7 +20,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from flatstore.layout import Layout, as_numpy, is_deleted, spec_of
+from flatstore.layout import Layout, as_numpy, is_deleted, spec_of, stand_ins
 from flatstore.trees import Difference, StructureError, by_path, count, flatten, unflatten
 from flatstore.vectors.packing import dtypes_of, pack, unpack, vector_dtype
 
@@ -136,7 +136,8 @@ class Rebuild:
         return unflatten(self.treedef, [x for _, x in self.riders])
 
     def _paths(self) -> list[str]:
-        return list(by_path(self.layout.unflatten(self.layout.leaves) if self.layout else self._tree_of_riders()))
+        tree = self.layout.unflatten(stand_ins(self.layout.leaves)) if self.layout else self._tree_of_riders()
+        return list(by_path(tree))
 
     def _checked(self, vector: Any) -> Any:
         for position, rider in self.riders:

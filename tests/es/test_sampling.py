@@ -100,22 +100,6 @@ def test_a_leaf_of_scale_zero_and_a_frozen_leaf_are_not_touched():
     assert store["n"] == 3
 
 
-def test_centred_ranks_are_shares_of_the_order_and_sum_to_zero():
-    assert es.centred_ranks([3, 1, 2]).tolist() == [0.5, -0.5, 0]
-    assert es.centred_ranks([1, 1, 1, 1]).tolist() == [0, 0, 0, 0]
-    assert es.centred_ranks([np.nan, -np.inf, 5, np.inf]).tolist()[2:] == pytest.approx([1 / 6, 0.5])
-    ranks = es.centred_ranks(np.random.default_rng(0).integers(0, 5, 100))
-    assert abs(ranks.sum()) < 1e-12
-    assert es.centred_ranks([7.0]).tolist() == [0]
-    with pytest.raises(ValueError, match="expected a vector of fitness with a number in it"):
-        es.centred_ranks([np.nan, np.nan])
-    for wrong, got in ((["a"], "<U1 of shape"), ([[1.0]], r"float64 of shape \(1, 1\)"), ([1j], "complex128 of")):
-        with pytest.raises(
-            ValueError, match=f"expected a real vector of fitness, got {got}.*; fix: a number per member"
-        ):
-            es.centred_ranks(wrong)
-
-
 BAD = [
     (lambda s, p: es.sample(p, s, fs.Normal(0.1), fs.seeds(1, 3)), r"expected 4 seeds for 4 members, got shape \(3,\)"),
     (lambda s, p: es.sample(p, s, fs.Normal(0.1), fs.seeds(1, 4), antithetic=True), "expected 2 seeds for 4 members"),
@@ -169,8 +153,3 @@ def test_an_update_from_zero_with_weight_one_is_the_sample_to_the_bit(dtype):
 def test_float_seeds_are_refused_not_truncated():
     with pytest.raises(ValueError, match="expected a vector of seeds in 0 .. 2..64 - 1, got float64"):
         es.update(a_store(), fs.Normal(0.1), [0.5, 1.7], [1, 1])
-
-
-def test_nan_ranks_below_minus_infinity():
-    assert es.centred_ranks([np.nan, -np.inf, 1.0]).tolist() == [-0.5, 0.0, 0.5]
-    assert es.centred_ranks([np.nan, 2.0, np.nan, 1.0]).tolist() == pytest.approx([-1 / 3, 0.5, -1 / 3, 1 / 6])

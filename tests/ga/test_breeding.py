@@ -69,7 +69,7 @@ BAD = [
     ({"mutate": fs.Normal({"none": 1.0})}, "scale: expected globs that match a leaf, got 'none'; fix"),
     ({"crossover": ga.Exchange("none")}, "units: expected globs that match a leaf, got 'none'; fix"),
     ({"select": ga.Universal(by="fitness"), "fitness": np.arange(-1.0, 12)}, "fitness >= 0, finite and not all zero"),
-    ({"select": ga.Universal(by="fitness"), "fitness": np.zeros(13)}, "not all zero, .*; fix: by='rank'"),
+    ({"select": ga.Universal(by="fitness"), "fitness": np.zeros(13)}, "not all zero, .*; fix: pass by='rank'"),
     ({"bounds": ga.Bounds({"none": (-1, 1)})}, "bounds: expected globs that match a leaf, got 'none'; fix"),
     ({"bounds": ga.Bounds({"n": (-1, 1)})}, "bounds: expected globs that match a leaf, got 'n'; fix: paths are like"),
     (

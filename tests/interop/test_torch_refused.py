@@ -282,7 +282,11 @@ def test_an_align_that_is_no_number_of_bytes_is_refused(align: Any) -> None:
     before = places(module)
     with pytest.raises(TypeError) as error:
         fs.adopt(module, align=align)
-    says(error, f"align: expected a power of two in bytes, got {align!r}", "64 to lend every leaf to JAX, 1 to pack")
+    says(
+        error,
+        f"align: expected a power of two in bytes, got {align!r}",
+        "fix: pass 64 to lend every leaf to JAX, or 1 to pack",
+    )
     assert places(module) == before
 
 

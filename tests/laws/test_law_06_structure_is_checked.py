@@ -177,7 +177,10 @@ def test_an_axis_of_negative_size_is_an_error() -> None:
 
 
 def test_a_store_is_not_a_tree() -> None:
-    with pytest.raises(TypeError, match=r"expected a tree of arrays, got a Store.*fix: copy\(\)"):
+    with pytest.raises(
+        TypeError,
+        match=r"expected a tree of arrays, got a Store.*fix: pass store.tree; for a copy store.copy\(\), for its",
+    ):
         fs.Store.from_tree(fs.Store.from_tree({"w": np.zeros(3)}))
 
 

@@ -138,7 +138,7 @@ FAR = 400_000  # behind many blocks: what was done before is taken back
             "c/kernel",
             FAR,
             32.0,
-            "'c/kernel': expected parameters below the bound 32, got a largest magnitude of 32; fix: a larger",
+            "'c/kernel': expected parameters below the bound 32, got a largest magnitude of 32; fix: pass a larger",
         ),
         ("a/kernel", (0, 0), -1e30, "'a/kernel': expected parameters below the bound 32, .* magnitude of 1e.30; fix"),
     ],
@@ -172,7 +172,9 @@ def test_snap_refuses_what_reaches_the_bound_before_it_writes():
     store = a_store()
     store["c/kernel"][5_000] = 32.0
     before = store.buffer.tobytes()
-    with pytest.raises(ValueError, match="'c/kernel': expected parameters below the bound 32, .* 32; fix: a larger"):
+    with pytest.raises(
+        ValueError, match="'c/kernel': expected parameters below the bound 32, .* 32; fix: pass a larger"
+    ):
         es.snap(store, fs.Normal(0.02))
     assert store.buffer.tobytes() == before
 
@@ -210,11 +212,11 @@ BAD = [
     ({"seed": 2**64}, r"expected a seed in 0 .. 2\*\*64 - 1, got 18446744073709551616; fix: fs.seeds"),
     (
         {"noise": fs.Normal(1e-6)},
-        "'a/bias': expected a scale of 3.05e-05 .. 7.29 .* 32, got 1e-06; fix: a smaller",
+        "'a/bias': expected a scale of 3.05e-05 .. 7.29 .* 32, got 1e-06; fix: pass a smaller",
     ),
     (
         {"noise": fs.Normal(8.0)},
-        "'a/bias': expected a scale of 3.05e-05 .. 7.29 .* 32, got 8; fix: a larger",
+        "'a/bias': expected a scale of 3.05e-05 .. 7.29 .* 32, got 8; fix: pass a larger",
     ),
 ]
 

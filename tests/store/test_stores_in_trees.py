@@ -1,6 +1,7 @@
 """A store in a tree counts as its tree: nothing of it rides along unseen (law 6)."""
 
 import pickle
+import re
 from typing import Any
 
 import jax
@@ -124,6 +125,34 @@ def test_virtual_takes_a_store_in_its_place() -> None:
     noise, w = fs.Normal(0.5), {"w": np.ones(5, F4)}
     plain, with_store = (fs.es.virtual({"m": x}, noise, 3) for x in (w, fs.Store.from_tree(w)))
     assert same_bits(plain["m"]["w"], with_store["m"]["w"]) and not (plain["m"]["w"] == 1).any()
+
+
+def test_virtual_snapped_and_load_take_a_store_for_its_tree_with_all_that_its_layout_says(tmp_path: Any) -> None:
+    noise, store = fs.Normal(0.5), model()
+    for made in (fs.es.virtual(store, noise, 3), fs.es.snapped(store, noise)):
+        assert jax.tree.structure(made) == store.layout.treedef and made["f"] is store["f"]
+    moved = fs.es.virtual(store, noise, 3)
+    assert same_bits(moved["w"], fs.es.virtual(store, noise, 3, layout=store.layout)["v"])
+    fs.save(tmp_path / "x.safetensors", store)
+    loaded = fs.load(tmp_path / "x.safetensors", like=store)
+    assert loaded.layout == store.layout and loaded.tree["act"] is act
+
+
+def test_a_store_alone_is_not_planned_anew_and_the_error_says_what_to_pass() -> None:
+    fix = "fix: pass store.tree; for a copy store.copy(), for its layout store.layout"
+    for take in (fs.Store.from_tree, fs.Layout.from_tree, lambda store: fs.Population.from_tree(store, 2)):
+        with pytest.raises(TypeError, match=f"got a Store, which has a layout; {re.escape(fix)}$"):
+            take(model())
+    with pytest.raises(TypeError, match="fix: pass population.tree; for a copy population.copy"):
+        fs.Layout.from_tree(fs.Population.from_tree(tree(), 2))
+
+
+def test_an_error_about_the_tree_itself_begins_without_an_empty_path() -> None:
+    for wrong in (fs.Layout.from_tree(tree()), fs.Population.from_tree(tree(), 2)):
+        with pytest.raises(TypeError, match="^expected"):
+            fs.Store.from_tree(wrong)
+        with pytest.raises(TypeError, match="^expected"):
+            fs.destructure(wrong)
 
 
 def test_a_tree_with_a_store_is_read_during_a_lend() -> None:

@@ -18,7 +18,7 @@ LAYOUT = fs.Layout.from_tree({"a": {"w": np.ones((2, 3), F4)}, "b": np.ones(3, F
     [
         ({"drop": "c"}, ["drop", "'c'", "'a/w'"]),
         ({"drop": ["a", "c*"]}, ["drop", "'c*'"]),
-        ({"drop": "*"}, ["numeric leaf", "drop less"]),
+        ({"drop": "*"}, ["numeric leaf", "drop fewer"]),
         ({"rename": {"c": "d"}}, ["rename", "'c'", "'a/w'"]),
         ({"rename": {"a/*": "*/*"}}, ["rename", "'*/*'", "as many"]),
         ({"rename": {"b": "a/w"}}, ["'b'", "'a/w'"]),
@@ -100,7 +100,11 @@ def test_what_is_no_array_where_one_belongs_is_refused(value: Any) -> None:
     before = new.buffer.copy()
     with pytest.raises(fs.StructureError) as error:
         fs.transfer(fs.Store.zeros(LAYOUT), new, add={"c": value})
-    says(error, "'c'", "float32[2]" if not isinstance(value, dict) or not value else "rename one to it, or add it")
+    says(
+        error,
+        "'c'",
+        "float32[2]" if not isinstance(value, dict) or not value else "rename an old leaf to it, or name it",
+    )
     np.testing.assert_array_equal(new.buffer, before)
 
 
@@ -108,7 +112,7 @@ def test_what_is_added_covers_its_node_or_the_rest_is_listed() -> None:
     layout = fs.replan(LAYOUT, add={"c": {"u": S((2,), F4), "v": S((2,), F4)}})
     with pytest.raises(fs.StructureError) as error:
         fs.transfer(fs.Store.zeros(LAYOUT), layout, add={"c": {"u": np.ones(2, F4)}})
-    says(error, "'c/v'", "add it")
+    says(error, "'c/v'", "name it in add=")
     new = fs.transfer(fs.Store.zeros(LAYOUT), layout, add={"c": {"u": np.ones(2, F4), "v": S((2,), F4)}})
     assert new["c/u"].all() and not new["c/v"].any()
 
@@ -147,7 +151,7 @@ def test_a_store_and_a_population_do_not_mix() -> None:
     for old, new in ((pop, store), (store, pop), (pop, fs.Population.zeros(LAYOUT, 3)), (store.tree, store)):
         with pytest.raises(TypeError) as error:
             fs.transfer(old, new)
-        says(error, "one size")
+        says(error, "of one size", "old: ", "new: Store" if new is store else "new: Population of")
     with pytest.raises(TypeError) as error:
         fs.replan(store)  # type: ignore[arg-type]
     says(error, "Store", "store.layout")

@@ -1,6 +1,5 @@
-"""An edited layout is that of the edited tree; one verb moves the bytes and lists what has no counterpart."""
+"""An edited layout is that of the edited tree: nodes, names, ties and what trains."""
 
-import tracemalloc
 from collections import OrderedDict, defaultdict
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 from flax import nnx
 from flax.core import FrozenDict
 from hypothesis import given
-from hypothesis import strategies as st
 
 import flatstore as fs
 from tests.example_trees import Pair, act, same_bits, says, trees
@@ -34,9 +32,6 @@ def filled(layout: fs.Layout) -> fs.Store:
     for leaf in layout.homes:
         store[leaf.path][...] = np.arange(leaf.index, leaf.index + leaf.size).reshape(leaf.shape)
     return store
-
-
-# -- replan
 
 
 def test_what_is_dropped_renamed_and_added_makes_the_layout_of_the_edited_tree() -> None:
@@ -212,81 +207,3 @@ def test_a_write_through_a_path_changes_the_model() -> None:
     np.testing.assert_allclose(kernel, before / np.linalg.norm(before), rtol=1e-6)
     assert store["Dense_1/kernel"] is kernel and np.shares_memory(flat, kernel)
     assert np.isclose(np.linalg.norm(kernel), 1)
-
-
-# -- transfer
-
-EDIT: dict[str, Any] = {
-    "drop": "Dense_2",
-    "rename": {"Dense_0": "encoder"},
-    "add": {"head/kernel": S((4, 5), F4), "head/bias": np.full(5, 7, F4)},
-}
-
-
-def test_the_same_edit_plans_the_model_and_moves_its_bytes() -> None:
-    old = fs.Store.from_tree(net())
-    new = fs.transfer(old, fs.replan(old.layout, **EDIT), **EDIT)
-    for node, was in (("encoder", "Dense_0"), ("Dense_1", "Dense_1")):
-        for name in ("kernel", "bias"):
-            assert same_bits(new[f"{node}/{name}"], net()[was][name])
-    np.testing.assert_array_equal(new["head/bias"], [7] * 5)  # arrays are moved in too
-    np.testing.assert_array_equal(new["head/kernel"], np.zeros((4, 5)))
-    assert same_bits(old.to_vector(), fs.Store.from_tree(net()).to_vector())
-
-
-def test_what_is_added_without_an_array_keeps_what_the_new_store_holds() -> None:
-    old = fs.Store.from_tree(net())
-    new = filled(fs.replan(old.layout, **EDIT))
-    held = new["head/kernel"].copy()
-    assert fs.transfer(old, new, drop="Dense_2", rename={"Dense_0": "encoder"}, add="head") is new
-    np.testing.assert_array_equal(new["head/kernel"], held)
-    assert same_bits(new["encoder/kernel"], net()["Dense_0"]["kernel"])
-
-
-def test_each_leaf_is_moved_once_and_without_a_temporary() -> None:
-    old = fs.Store.from_tree({"a": np.ones((1000, 1000), F4), "b": np.ones((1000, 500), F4)})
-    new = fs.Store.zeros(fs.replan(old.layout, rename={"a": "z"}))
-    tracemalloc.start()
-    fs.transfer(old, new, rename={"a": "z"})
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 200_000
-    assert (new.to_vector() == 1).all()
-
-
-@given(trees(), st.data())
-def test_any_leaves_dropped_are_left_behind_and_the_others_moved(tree: Any, data: Any) -> None:
-    store = fs.Store.from_tree({str(i): tree for i in range(3)}, tied=False)
-    keep = data.draw(st.sets(st.sampled_from("012"), min_size=1))
-    drop = [name for name in "012" if name not in keep]
-    new = fs.transfer(store, fs.replan(store.layout, drop=drop), drop=drop)
-    assert list(new) == [path for path in store if path[0] in keep]
-    assert all(same_bits(new[path], store[path]) for path in new)
-    assert jax.tree.structure(new.tree) == jax.tree.structure({name: tree for name in keep})
-
-
-@pytest.mark.parametrize("order", ["leaf", "member"])
-def test_a_population_is_moved_like_a_store(order: Any) -> None:
-    tree = {**net(), "n": np.arange(3)}
-    pop = fs.Population.from_tree(tree, 5, order=order)
-    pop["Dense_0/kernel"][...] = np.arange(60, dtype=F4).reshape(5, 3, 4)
-    new = fs.transfer(pop, fs.replan(pop.layout, **EDIT), **EDIT)
-    assert new.size == 5 and new.order == order
-    np.testing.assert_array_equal(new["encoder/kernel"], pop["Dense_0/kernel"])
-    np.testing.assert_array_equal(new["head/bias"], np.full((5, 5), 7))
-    np.testing.assert_array_equal(new["n"], np.arange(3))
-
-
-def test_ties_that_are_cut_take_the_values_of_the_one_home() -> None:
-    w = np.arange(6, dtype=F4).reshape(2, 3)
-    old = fs.Store.from_tree({"a": w, "b": w})
-    new = fs.transfer(old, fs.Layout.from_tree({"a": w, "b": w}, tied=False))
-    assert new.layout.size == 12
-    np.testing.assert_array_equal(new["b"], w)
-    back = fs.transfer(new, old.layout)
-    assert back["a"] is back["b"]
-    new["b"][0, 0] = 9
-    with pytest.raises(fs.StructureError) as error:
-        fs.transfer(new, old.layout)
-    says(error, "'b'", "other values", "tied=False")
-    assert fs.transfer(new, old.layout, drop="a")["a"][0, 0] == 9

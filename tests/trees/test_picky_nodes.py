@@ -1,5 +1,6 @@
 """Nodes whose constructor looks at its children: run on arrays where that will do, or named where it will not."""
 
+import copy
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -63,6 +64,82 @@ def test_destructure_and_rebuild_of_it() -> None:
     again = pickle.loads(pickle.dumps(rebuild))
     assert again == rebuild and isinstance(again(2 * flat)["nets"][0]["a"], Matrix)
     assert rebuild.flatten(net(3)).tolist() == [F4(0.1)] + [3] * 6
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Strict(Matrix):
+    """A node that takes only an array of NumPy or JAX, of one shape, and computes with it, and something else."""
+
+    def __init__(self, w: Any, name: Any) -> None:
+        assert isinstance(w, (np.ndarray, jax.Array)), type(w)
+        assert w.astype("f4").sum() is not None and w.shape == (2, 3) and w.dtype == F4
+        self.w, self.name = w, name
+
+
+def strict(value: float = 1) -> Any:
+    return {"lr": F4(0.1), "nets": [{"a": Strict(np.full((2, 3), value, F4), act)}]}
+
+
+def test_a_node_that_takes_only_arrays_is_verified_and_put_back() -> None:
+    store = fs.Store.from_tree(strict())
+    store.verify()  # nothing was handed out yet
+    tree = store.tree
+    store.verify()
+    tree["nets"][0]["a"].w = np.ones((2, 3), F4)
+    with pytest.raises(fs.StructureError, match="nets/0/a/w"):
+        store.verify()
+    fs.put_back(store, strict(2))
+    fs.put_back(store, strict(3)["nets"][0], at="nets/0")
+    assert (store["nets/0/a/w"] == 3).all()
+    with pytest.raises(fs.StructureError, match=r"expected float32\[\], got float64\[2\]"):
+        fs.put_back(store, {**strict(4), "lr": np.ones(2)})
+    assert (store["nets/0/a/w"] == 3).all()
+
+
+def test_a_layout_of_a_node_that_takes_only_arrays_is_pickled_and_copied_without_their_bytes() -> None:
+    layout = fs.Layout.from_tree({"nets": [Strict(np.ones((2, 3), F4), act)], "large": np.zeros(1 << 20, F4)})
+    text = pickle.dumps(layout)
+    assert len(text) < 4_000
+    for other in (pickle.loads(text), copy.deepcopy(layout)):
+        assert other == layout and other.treedef == layout.treedef and other.riders == layout.riders
+        assert other.leaves == layout.leaves
+
+
+def test_surgery_of_a_node_that_takes_only_arrays() -> None:
+    old, pop = fs.Store.from_tree(strict()), fs.Population.from_tree(strict(), 3)
+    moved: Any = dict(rename={"nets/*": "all/*"})
+    added: Any = dict(add={"more": fs.Layout.from_tree(strict()), "arrays": strict(5)})
+    renamed, larger = fs.replan(old.layout, **moved), fs.replan(old.layout, **added)
+    assert list(renamed.by_path) == ["all/0/a/w", "lr"] and dict(renamed.riders) == {1: act}
+    assert type(fs.transfer(old, renamed, **moved).tree["all"][0]["a"]) is Strict
+    new = fs.transfer(old, larger, **added)
+    assert (new["arrays/nets/0/a/w"] == 5).all() and not new["more/nets/0/a/w"].any()
+    fs.transfer(old, new, **added)
+    assert fs.transfer(pop, renamed, **moved)["all/0/a/w"].tolist() == np.ones((3, 2, 3)).tolist()
+    fs.transfer(pop, fs.Population.zeros(larger, 3), **added)
+
+
+def test_a_vector_of_a_node_that_takes_only_arrays_is_flattened() -> None:
+    flat, rebuild = fs.destructure(strict())
+    assert rebuild.flatten(strict(3)).shape == flat.shape
+    assert pickle.loads(pickle.dumps(rebuild)) == rebuild
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Copying(Matrix):
+    """A node that is made again with JAX arrays of another dtype."""
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, children: Any) -> Any:
+        return cls(jnp.asarray(children[0], jnp.float32), children[1])
+
+
+def test_what_a_constructor_makes_of_a_leaf_is_not_taken_for_the_leaf() -> None:
+    layout = fs.Layout.from_tree({"n": Copying(np.ones((3, 1)), None)})
+    again = pickle.loads(pickle.dumps(layout))
+    new = fs.replan(layout, rename={"n": "m"}, add={"x": layout})
+    assert again.leaves == layout.leaves and [str(leaf.spec) for leaf in new.leaves] == ["float64[3,1]"] * 2
+    assert not new.riders
 
 
 REFUSED: dict[str, Callable[[], Any]] = {

@@ -14,6 +14,7 @@ from flatstore.es.groups import NO_NOISE
 from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.layout import Layout, Leaf, Spec, spec_of
 from flatstore.noise import Noise, in_jax
+from flatstore.store import Store
 from flatstore.trees import Difference, StructureError, flatten, path_of
 
 jnp: Any = jax.numpy
@@ -87,7 +88,8 @@ def map_blocks(
 
     Accepts the same arguments and raises the same errors as `es.virtual`.
     """
-    layout = Layout.from_tree(params) if layout is None else layout
+    if layout is None:
+        layout = params.layout if isinstance(params, Store) else Layout.from_tree(params)
     noise.check_grid(layout)
     refuse_other_dtypes([x for x in layout.homes if x.trainable and noise.scale_of(x.path)], "add noise to", NO_NOISE)
     flat, treedef = flatten(params)

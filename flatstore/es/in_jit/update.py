@@ -80,7 +80,10 @@ def updated(
                 f"{block.leaf.spec if exact else 'exact=False'}; fix: keep a copy of the parameters from before"
             )
         if x.size >= 1 << 31:
-            raise ValueError(f"{block.leaf.path!r}: expected fewer than 2**31 parameters, got {x.size}; fix: shard it")
+            raise ValueError(
+                f"{block.leaf.path!r}: expected fewer than 2**31 parameters, got {x.size}; "
+                "fix: split the leaf, and pass each part with at="
+            )
         scale = block.scale(noise)
         if scale not in tables:  # one constant for all leaves
             tables[scale] = jnp.asarray(noise.units(scale))

@@ -96,7 +96,9 @@ def test_a_bad_argument_of_updated_is_an_error():
 
 def test_an_array_too_large_for_the_places_that_jax_counts_by_is_an_error():
     layout = fs.Layout.from_tree({"w": jax.ShapeDtypeStruct((2**31,), "f4")})
-    with pytest.raises(ValueError, match="'w': expected fewer than 2..31 parameters, got 2147483648; fix: shard it"):
+    with pytest.raises(
+        ValueError, match="'w': expected fewer than 2..31 parameters, got 2147483648; fix: split the leaf, and"
+    ):
         jax.eval_shape(
             lambda x: es.updated(x, NOISE, WEIGHTED, layout=layout), {"w": jax.ShapeDtypeStruct((2**31,), "f4")}
         )

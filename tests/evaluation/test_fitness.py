@@ -1,0 +1,73 @@
+"""Fitness: what counts as scores, who is best, and a population lent chunk by chunk to the function that scores it."""
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flatstore as fs
+from flatstore.evaluation import as_fitness, best_first, fitness_of, is_real, refuse_all_nan, refuse_unlendable
+
+
+def population(order="leaf"):
+    pop = fs.Population.from_tree({"b": np.zeros(2, "f4"), "w": np.zeros(3, "f4")}, 48, order=order)
+    pop["w"] = np.repeat(np.arange(48, dtype="f4"), 3).reshape(48, 3)
+    return pop
+
+
+def test_the_best_come_first_equals_keep_their_order_and_nan_is_worst():
+    assert best_first(np.array([1.0, np.nan, 3.0, 1.0, -np.inf, np.nan])).tolist() == [2, 0, 3, 4, 1, 5]
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "u8", "bool", jnp.bfloat16, jnp.int4])
+def test_real_numbers_of_any_dtype_are_fitness_as_float64_in_a_copy(dtype):
+    given = np.array([0, 1, 1], dtype)
+    found = as_fitness(given, 3)
+    assert found.dtype == np.float64 and found.tolist() == [0, 1, 1] and not np.shares_memory(given, found)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "got"),
+    [
+        (np.zeros(4), "float64[4]"),
+        (np.zeros((3, 1)), "float64[3,1]"),
+        (np.zeros(3, "c8"), "complex64[3]"),
+        (0, "int64[]"),
+    ],
+)
+def test_another_shape_or_kind_is_an_error_that_says_whose_it_is(wrong, got):
+    words = (
+        f"expected fitness of shape (3,), real, for the members 6 .. 8, got {got}; fix: return one real number for each"
+    )
+    with pytest.raises(ValueError, match=re.escape(words)):
+        as_fitness(wrong, 3, ", for the members 6 .. 8")
+    assert not is_real(np.dtype("c8")) and not is_real(np.dtype("O")) and is_real(np.dtype("?"))
+
+
+def test_scores_without_a_number_are_an_error_and_one_number_is_enough():
+    refuse_all_nan(np.array([np.nan, -np.inf]))
+    with pytest.raises(
+        ValueError, match="members 0 .. 1, got only NaN; fix: make the evaluation return a number for at"
+    ):
+        refuse_all_nan(np.array([np.nan, np.nan]))
+
+
+@pytest.mark.parametrize("chunk", [None, 16, 32])
+def test_a_population_is_scored_where_it_lies_chunk_by_chunk(chunk):
+    seen = []
+
+    def evaluate(stacked, number):
+        seen.append((len(stacked["w"]), number))
+        return stacked["w"].sum(axis=1)
+
+    pop = population()
+    assert fitness_of(pop, evaluate, 5, chunk).tolist() == [3.0 * i for i in range(48)]
+    assert seen == [(n, 5) for n in {None: [48], 16: [16] * 3, 32: [32, 16]}[chunk]]
+    pop["w"] = np.zeros((48, 3), "f4")  # it is not lent any more
+
+
+def test_what_jax_cannot_view_is_refused_before_anything_is_scored():
+    refuse_unlendable(population(), 16)
+    with pytest.raises(BufferError, match="'w': expected contiguous bytes"):
+        refuse_unlendable(population("member"), None)
