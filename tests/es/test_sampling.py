@@ -174,3 +174,36 @@ def test_float_seeds_are_refused_not_truncated():
 def test_nan_ranks_below_minus_infinity():
     assert es.centred_ranks([np.nan, -np.inf, 1.0]).tolist() == [-0.5, 0.0, 0.5]
     assert es.centred_ranks([np.nan, 2.0, np.nan, 1.0]).tolist() == pytest.approx([-1 / 3, 0.5, -1 / 3, 1 / 6])
+
+
+MASKED_SEEDS = [np.ma.masked_array([1, 2], [False, True]), np.ma.masked_array([1, 2])]
+
+
+@pytest.mark.parametrize("seeds", MASKED_SEEDS)
+def test_masked_seeds_are_refused_and_nothing_is_written(seeds):
+    store = fs.Store.from_tree({"w": np.zeros(3, "f4")})
+    pop = fs.Population.zeros(store.layout, 2)
+    noise = fs.Normal(0.1)
+    for call in (
+        lambda: es.sample(pop, store, noise, seeds),
+        lambda: es.update(store, noise, seeds, [1.0, 2.0]),
+        lambda: es.weighted_seeds(noise, seeds, [1.0, 2.0]),
+        lambda: es.words(seeds),
+    ):
+        with pytest.raises(TypeError, match="'seeds': expected an array without a mask, got a Masked.*; fix: pass x.f"):
+            call()
+    assert not pop.buffer.any()
+    assert not store.buffer.any()
+
+
+@pytest.mark.parametrize("weights", [np.ma.masked_array([1.0, 2.0], [False, True]), [1.0, np.ma.masked]])
+def test_masked_weights_are_refused_and_nothing_is_written(weights):
+    store = fs.Store.from_tree({"w": np.zeros(3, "f4")})
+    noise = fs.Normal(0.1)
+    for call in (
+        lambda: es.update(store, noise, fs.seeds(1, 2), weights),
+        lambda: es.weighted_seeds(noise, fs.seeds(1, 2), weights),
+    ):
+        with pytest.raises(TypeError, match="'weights': expected an array without a mask, got a Masked.*; fix: pass"):
+            call()
+    assert not store.buffer.any()
