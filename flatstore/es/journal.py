@@ -13,7 +13,7 @@ from flatstore.es.groups import refuse_not_finite, trainable_groups
 from flatstore.es.optimisers import Compiled, Optimiser
 from flatstore.es.updating import update
 from flatstore.es.weights import fixed_point
-from flatstore.layout import Array
+from flatstore.layout import Array, as_array
 from flatstore.memory import write
 from flatstore.noise import Noise, as_keys
 from flatstore.store import Store
@@ -166,8 +166,8 @@ def _entry(noise: Noise, number: int, entry: Any, optimised: bool) -> tuple[Arra
         fix = "pass a journal that was made with an optimiser" if optimised else "pass optimiser=, the one of the run"
         raise ValueError(f"entry {number}: expected {want}, got the rate {found!r}; fix: {fix}")
     try:
-        keys, values = as_keys(seeds if np.ndim(seeds) else [seeds]), np.atleast_1d(np.asarray(weights))
+        keys, values = as_keys(seeds if np.ndim(seeds) else [seeds]), np.atleast_1d(as_array(weights, "weights"))
         fixed_point(noise, keys, values)
-    except ValueError as error:
-        raise ValueError(f"entry {number}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"entry {number}: {error}") from None
     return keys, values, found

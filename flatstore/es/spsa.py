@@ -14,7 +14,7 @@ from flatstore.es.groups import noisy_groups
 from flatstore.es.journal import Move, move_of
 from flatstore.es.perturbing import refuse_16_bit
 from flatstore.evaluation import Rate, check_run, is_real, rate_at, resumed_number
-from flatstore.layout import Spec
+from flatstore.layout import Spec, as_array
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Store
 from flatstore.threads import noted
@@ -85,7 +85,7 @@ def mezo(
 
     def measured(n: int, side: int) -> float:
         with store.lend(patience=1.0) as params:
-            given = np.asarray(evaluate(params, n))
+            given = as_array(evaluate(params, n), "fitness")
         real = is_real(given.dtype)
         value = float(given) if real and given.shape == () else math.nan
         if not math.isfinite(value):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flatstore.kernels.cpu import xor_of_blocks
-from flatstore.layout import Array
+from flatstore.layout import Array, as_array
 from flatstore.noise import ROUNDING, Noise, as_keys
 
 
@@ -68,8 +68,11 @@ def words(seeds: Any) -> Array:
 
 
 def fixed_point(noise: Noise, seeds: Any, weights: Any) -> tuple[Array, FixedPoint]:
-    """Seeds as keys and their weights in fixed point. Raises `ValueError` unless there is a finite weight for each."""
-    keys, values = as_keys(seeds), np.asarray(weights)
+    """Seeds as keys and their weights in fixed point.
+
+    Raises `ValueError` unless there is a finite weight for each, `TypeError` for a mask.
+    """
+    keys, values = as_keys(seeds), as_array(weights, "weights")
     if values.shape != keys.shape or values.dtype.kind not in "fiu":
         raise ValueError(
             f"expected a weight for each seed, a real vector of shape {keys.shape}, got {values.dtype} of shape "

@@ -9,4 +9,6 @@ from flatstore.evaluation.fitness import refuse_unlendable as refuse_unlendable
 from flatstore.evaluation.runs import Rate as Rate
 from flatstore.evaluation.runs import check_run as check_run
 from flatstore.evaluation.runs import rate_at as rate_at
+from flatstore.evaluation.runs import real as real
 from flatstore.evaluation.runs import resumed_number as resumed_number
+from flatstore.evaluation.runs import whole as whole

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.layout import Array, Spec, is_floating, is_integer
+from flatstore.layout import Array, Spec, as_array, is_floating, is_integer
 from flatstore.store import Population
 
 
@@ -23,8 +23,11 @@ def is_real(dtype: np.dtype[Any]) -> bool:
 
 
 def as_fitness(fitness: Any, size: int, members: str = "") -> Array:
-    """Fitness as float64, shape (size,): a copy. Raises `ValueError` for another shape or values that are not real."""
-    given = np.asarray(fitness)
+    """Fitness as float64, shape (size,): a copy.
+
+    Raises `ValueError` for another shape or values that are not real, `TypeError` for masked ones.
+    """
+    given = as_array(fitness, "fitness")
     spec = Spec(given.shape, given.dtype)
     if spec.shape != (size,) or not is_real(spec.dtype):
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -52,3 +53,21 @@ def rate_at(rate: Rate, number: int) -> float:
     if not isinstance(value, real) or not math.isfinite(value):
         raise ValueError(f"expected a finite rate, got {value}; fix: pass a number, or a function of the move's number")
     return float(value)
+
+
+def real(value: Any) -> float:
+    """A number as a float. NaN, which is in no range, for what is no real number."""
+    if isinstance(value, (str, bytes, bytearray)) or np.iscomplexobj(value):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def whole(value: Any) -> int:
+    """An integer as one of Python's. -1 for what is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return -1

@@ -71,6 +71,8 @@ def save(path: str | os.PathLike[str], store: Store, *, metadata: Mapping[str, s
     ]
     if unnamed:
         raise StructureError(unnamed, "of a name that cannot be saved")
+    if not (metadata is None or isinstance(metadata, Mapping)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"metadata: expected strings by name, got {metadata!r}; fix: pass a dict, or None for none")
     for name, value in (metadata or {}).items():
         if not (_is_text(name) and _is_text(value)):
             raise TypeError(f"metadata: expected strings by name, got {name!r}: {value!r}; fix: json.dumps the value")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -33,8 +33,9 @@ class Bounds:
     beyond no bound, and should be seen in the fitness. In each leaf's dtype the bounds are the outermost numbers
     between those that are given, so that rounding never leads beyond them.
 
-    Raises `ValueError` for bounds that are reversed, NaN, or infinite on the wrong side, and for another `outside`; in
-    a step for a glob that matches nothing that trains, and for bounds between which a leaf's dtype has no number.
+    Raises `TypeError` unless there is a glob with each pair; `ValueError` for bounds that are reversed, NaN, or
+    infinite on the wrong side, and for another `outside`; in a step for a glob that matches nothing that trains, and
+    for bounds between which a leaf's dtype has no number.
     """
 
     within: Pairs
@@ -42,7 +43,12 @@ class Bounds:
 
     def __post_init__(self) -> None:
         """Check the bounds, and freeze a mapping as (glob, pair) pairs: their order counts."""
-        pairs = self.within.items() if isinstance(self.within, Mapping) else self.within
+        given: Any = self.within.items() if isinstance(self.within, Mapping) else self.within
+        pairs: list[Any] = list(given) if hasattr(given, "__iter__") else [given]
+        if not all(_has_glob(pair) for pair in pairs):
+            raise TypeError(
+                f"expected a pair (low, high) for each glob, got {self.within!r}; fix: Bounds({{'*': (-1, 1)}})"
+            )
         object.__setattr__(self, "within", tuple((glob, _pair(glob, pair)) for glob, pair in pairs))
         if not self.within:
             raise ValueError(
@@ -59,8 +65,14 @@ class Bounds:
         return self.within if isinstance(self.within, tuple) else tuple(self.within.items())
 
 
+def _has_glob(pair: Any) -> bool:
+    return isinstance(pair, (tuple, list)) and len(cast(Any, pair)) == 2 and isinstance(pair[0], str)
+
+
 def _pair(glob: str, pair: Any) -> tuple[float, float]:
     try:
+        if any(isinstance(number, (str, bytes)) for number in pair):
+            raise TypeError
         low, high = map(float, pair)
     except (TypeError, ValueError):
         raise ValueError(

@@ -15,7 +15,7 @@ from flatstore.ga.generation import DtypeLoop, Family, Left, Operators, Unfinish
 from flatstore.ga.mutation import Mutate, Mutation, Reset, Sparse
 from flatstore.ga.selection import Tournament
 from flatstore.kernels.cpu import refuse_other_dtypes
-from flatstore.layout import Array
+from flatstore.layout import Array, as_array
 from flatstore.memory import write
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Population
@@ -185,7 +185,7 @@ def check_suitable(pop: Population, operators: Operators) -> None:
 
 def _select(select: Any, scores: Array, n: int, seed: int) -> Array:
     """The indices that a selection returns, checked."""
-    chosen = np.asarray(select(scores.copy(), n, seed))
+    chosen = as_array(select(scores.copy(), n, seed), "select")
     integers = chosen.shape == (n,) and chosen.dtype.kind in "iu"
     if not integers or chosen.min() < 0 or chosen.max() >= len(scores):
         got = f"{chosen.min()} .. {chosen.max()}" if integers else f"{chosen.dtype} of shape {chosen.shape}"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from flatstore.evaluation import real, whole
 from flatstore.ga.operators import GeneFunction, Operator
 from flatstore.kernels import compiled
 from flatstore.kernels.cpu import at_points, by_unit, crossover_loop
@@ -45,7 +46,7 @@ class PerGene(GeneFunction):
     >>> third = PerGene(lambda a, b, draw: a if draw < 85 else b, bits=8)      # a third of the genes from the mother
 
     Raises `ValueError` unless `bits` is 1, 8 or 16 (0 for no draw, 32 without a table) and the table has 2 ** bits
-    numbers; `TypeError` unless the function takes three arguments.
+    numbers; `TypeError` unless the function takes three arguments, and for a masked table.
     """
 
     arguments: ClassVar[str] = "a, b, draw"
@@ -92,9 +93,9 @@ class Blend:
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        if not -0.5 <= self.alpha < float("inf"):
+        if not -0.5 <= real(self.alpha) < float("inf"):
             raise ValueError(
-                f"expected a finite alpha >= -0.5, got {self.alpha}; fix: pass 0.5, as is usual, or -0.5 for the mean"
+                f"expected a finite alpha >= -0.5, got {self.alpha!r}; fix: pass 0.5, as is usual, or -0.5 for the mean"
             )
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
@@ -116,9 +117,9 @@ class Points:
     k: int = 2
 
     def __post_init__(self) -> None:
-        if self.k < 1:
+        if whole(self.k) < 1:
             raise ValueError(
-                f"expected k >= 1 cuts, got {self.k}; fix: pass Points(2), or crossover=None to copy the mother"
+                f"expected k >= 1 cuts, got {self.k!r}; fix: pass Points(2), or crossover=None to copy the mother"
             )
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from flatstore.evaluation import real
 from flatstore.ga.operators import GeneFunction, Operator, finite
 from flatstore.kernels import compiled
 from flatstore.kernels.cpu import EVERY_GENE, NO_GENE, SEGMENT, SOME_GENES, mutation_loop
@@ -83,9 +84,9 @@ class Reset:
 
     def __post_init__(self) -> None:
         _check_rate(self.rate)
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+        if not -math.inf < real(self.low) <= real(self.high) < math.inf:
             raise ValueError(
-                f"expected finite bounds low <= high, got {self.low} and {self.high}; "
+                f"expected finite bounds low <= high, got {self.low!r} and {self.high!r}; "
                 "fix: pass finite bounds in order, such as Reset(-1, 1)"
             )
 
@@ -145,5 +146,5 @@ def _distances(rate: float) -> tuple[Array, Array, int]:
 
 
 def _check_rate(rate: float) -> None:
-    if not 0 < rate <= 1:
-        raise ValueError(f"expected a rate in (0, 1], got {rate}; fix: pass 0.01 to change one gene in a hundred")
+    if not 0 < real(rate) <= 1:
+        raise ValueError(f"expected a rate in (0, 1], got {rate!r}; fix: pass 0.01 to change one gene in a hundred")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,7 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from flatstore.kernels import compiled
-from flatstore.layout import Array
+from flatstore.layout import Array, as_array, is_numeric, refuse_mask
+from flatstore.trees import in_words
 
 
 class Operator(NamedTuple):
@@ -28,7 +30,7 @@ class GeneFunction:
     """A function of two numbers and a draw, compiled into the loop of a generation. The base of `PerGene` and `Mutate`.
 
     Raises `ValueError` unless `bits` is 1, 8 or 16 (0 for no draw, 32 without a table) and the table has 2 ** bits
-    numbers; `TypeError` unless the function takes three arguments.
+    numbers; `TypeError` unless the function takes three arguments, and for a masked table.
     """
 
     function: Callable[[Any, Any, Any], Any]
@@ -40,7 +42,7 @@ class GeneFunction:
 
     def __post_init__(self) -> None:
         inner = getattr(self.function, "py_func", self.function)
-        if not callable(inner) or inspect.isfunction(inner) and len(inspect.signature(inner).parameters) != 3:
+        if not callable(inner) or inspect.isfunction(inner) and not _takes_three(inner):
             raise TypeError(
                 f"expected a function of ({self.arguments}), got {self.function!r}; fix: take three arguments"
             )
@@ -48,18 +50,44 @@ class GeneFunction:
             raise ValueError(
                 f"expected 0, 1, 8, 16 or 32 random bits per gene, got {self.bits}; fix: pass 16, which suits most"
             )
-        shape = np.shape(self.table)
-        if self.table is not None and (self.bits not in (1, 8, 16) or shape != (1 << self.bits,)):
+        if self.table is None:
+            return
+        values = _real_numbers(self.table)
+        if self.bits not in (1, 8, 16) or values.shape != (1 << self.bits,):
             raise ValueError(
-                f"expected a table of 2 ** bits numbers for 1, 8 or 16 bits, got shape {shape} for {self.bits}; "
+                f"expected a table of 2 ** bits numbers for 1, 8 or 16 bits, got shape {values.shape} for {self.bits}; "
                 "fix: pass one number for each value of the draw, in order"
             )
 
     def within(self, loop: Callable[[Any, bool], Any], dtype: Any) -> tuple[Any, Array]:
         """The function compiled into a loop, made by `loop(function, by_table)`, and its table in a dtype."""
         by_table = self.table is not None
-        values = np.array(self.table if by_table else [], np.float64)
+        values = _real_numbers(self.table if by_table else [])
         return loop(_compiled(self.function), by_table), finite(values, dtype, "numbers in a table")
+
+
+def _takes_three(function: Callable[..., Any]) -> bool:
+    """Whether a function has three parameters and can be called with three arguments by position."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(0, 0, 0)
+    except TypeError:
+        return False
+    return len(signature.parameters) == 3
+
+
+def _real_numbers(table: Any) -> Array:
+    """A table as float64: a copy. Raises `ValueError` for what are no real numbers, `TypeError` for a mask."""
+    refuse_mask(table, "table")
+    try:
+        given = as_array(table, "table")
+        is_real = is_numeric(given.dtype) and given.dtype.kind != "c"
+        if is_real or given.dtype == object and all(isinstance(x, numbers.Real) for x in given.flat):
+            return given.astype(np.float64)
+        got, reason = str(given.dtype), None
+    except (TypeError, ValueError, OverflowError) as error:  # rows of several lengths, or objects that are no numbers
+        got, reason = in_words(error), error
+    raise ValueError(f"expected a table of real numbers, got {got}; fix: pass an array of floats") from reason
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flatstore.evaluation import best_first
+from flatstore.evaluation import best_first, real, whole
 from flatstore.layout import Array
 
 _searchsorted: Any = np.searchsorted
@@ -20,9 +20,9 @@ class Tournament:
     k: int = 4
 
     def __post_init__(self) -> None:
-        if self.k < 1:
+        if whole(self.k) < 1:
             raise ValueError(
-                f"expected a tournament of k >= 1 members, got {self.k}; fix: pass k=2 for the mildest selection"
+                f"expected a tournament of k >= 1 members, got {self.k!r}; fix: pass k=2 for the mildest selection"
             )
 
     def __call__(self, fitness: Array, n: int, seed: int) -> Array:
@@ -44,8 +44,8 @@ class Truncation:
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"expected a share in (0, 1], got {self.share}; fix: pass 0.5 for the better half")
+        if not 0 < real(self.share) <= 1:
+            raise ValueError(f"expected a share in (0, 1], got {self.share!r}; fix: pass 0.5 for the better half")
 
     def __call__(self, fitness: Array, n: int, seed: int) -> Array:
         """The indices of `n` parents, shape (n,)."""
@@ -75,9 +75,9 @@ class Universal:
             raise ValueError(
                 f"expected by='rank' or 'fitness', got {self.by!r}; fix: pass by='rank', which accepts any fitness"
             )
-        if not 1 <= self.pressure <= 2:
+        if not 1 <= real(self.pressure) <= 2:
             raise ValueError(
-                f"expected a pressure in [1, 2], got {self.pressure}; fix: pass 2 for the strongest selection"
+                f"expected a pressure in [1, 2], got {self.pressure!r}; fix: pass 2 for the strongest selection"
             )
 
     def __call__(self, fitness: Array, n: int, seed: int) -> Array:

@@ -244,10 +244,20 @@ def _disorder(tensor: Any) -> tuple[str, str, str] | None:
         if tensor.is_contiguous(memory_format=getattr(torch, order)):
             fix = "module.to(memory_format=torch.contiguous_format)"
             return "contiguous memory", f"the order of torch.{order}", fix
-    span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    kind = ", gaps between elements" if span > tensor.numel() else ", elements that share memory"
-    got = f"strides {tuple(tensor.stride())} over shape {tuple(tensor.shape)}{kind if span != tensor.numel() else ''}"
+    got = f"strides {tuple(tensor.stride())} over shape {tuple(tensor.shape)}{_spread(tensor)}"
     return "contiguous memory", got, "param.data = param.data.contiguous()"
+
+
+def _spread(tensor: Any) -> str:
+    """How the elements of a tensor lie, where the strides show it."""
+    axes = sorted((stride, n) for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
+    reach, apart = 1, True  # the elements along the axes so far lie within so many places
+    for stride, n in axes:
+        apart = apart and stride >= reach
+        reach += (n - 1) * stride
+    if apart:
+        return ", gaps between elements" if reach > tensor.numel() else ""
+    return ", elements that share memory" if axes[0][0] == 0 or reach < tensor.numel() else ""
 
 
 def _overlaps(homes: Mapping[str, Any]) -> list[Difference]:

@@ -13,7 +13,9 @@ from flatstore.layout.leaf import describe as describe
 from flatstore.layout.leaf import place as place
 from flatstore.layout.leaf import round_up as round_up
 from flatstore.layout.leaf import validate as validate
-from flatstore.layout.numeric import Array as Array
+from flatstore.layout.masks import Array as Array
+from flatstore.layout.masks import as_array as as_array
+from flatstore.layout.masks import refuse_mask as refuse_mask
 from flatstore.layout.numeric import Spec as Spec
 from flatstore.layout.numeric import as_numpy as as_numpy
 from flatstore.layout.numeric import is_deleted as is_deleted

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +21,11 @@ import numpy as np
 
 from flatstore.layout.dtypes import belongs_to, is_numeric, is_torch_tensor, torch_dtype
 from flatstore.layout.hidden import refuse_hidden
+from flatstore.layout.masks import Array, refuse_mask
+from flatstore.trees import in_words, repeats
 
 _core: Any = jax.core
 _jax_dtypes: Any = jax.dtypes
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Spec(NamedTuple):
@@ -55,13 +57,13 @@ def spec_of(value: Any, path: str) -> Spec | None:
     not fit.
     """
     if isinstance(value, np.ndarray):
-        _refuse_mask(value, path)
+        refuse_mask(value, path)
         if value.dtype == _jax_dtypes.float0:  # pyright: ignore[reportUnknownMemberType]
             return None  # what JAX gives as the gradient of an integer
         return _numeric_spec(value.shape, value.dtype, path)  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
     if isinstance(value, (bool, int, float, complex)) and not isinstance(value, np.generic):
         return _python_spec(value, path)
-    if isinstance(value, (str, bytes, type)):
+    if isinstance(value, (str, bytes, type, ModuleType)):
         return None
     if isinstance(value, jax.Array):
         if is_deleted(value):
@@ -71,37 +73,44 @@ def spec_of(value: Any, path: str) -> Spec | None:
             )
     if belongs_to(value, "torch"):
         if is_torch_tensor(value):
-            _refuse_mask(value, path)
+            refuse_mask(value, path)
             return _torch_spec(value, path)
         if hasattr(value, "named_parameters"):
             raise TypeError(
                 f"{path!r}: expected a tree of arrays, got the torch module {type(value).__name__}; "
                 "fix: fs.adopt(module), or pass dict(module.named_parameters())"
             )
-    dtype = getattr(value, "dtype", None)
-    shape = getattr(value, "shape", None)
-    if dtype is None or shape is None or isinstance(value, Mapping):
-        refuse_hidden(value, path)
-        return None
     try:
-        if _jax_dtypes.issubdtype(dtype, _jax_dtypes.prng_key):
-            return None
-        kind, sizes = np.dtype(dtype), tuple(int(n) for n in shape)
-    except (TypeError, ValueError) as error:
+        spec = _claimed_spec(value)
+    except Exception as error:  # whatever its properties raise
+        if not repeats(lambda: _claimed_spec(value)):
+            raise  # it is the exception of a signal handler that was called meanwhile
+        got = [f", {name} {x}" for name in ("dtype", "shape") if (x := _said(value, name)) is not None]
         raise TypeError(
-            f"{path!r}: expected an array of a dtype and a shape that NumPy has, got a {type(value).__name__} of dtype "
-            f"{dtype} and shape {shape}; fix: pass its numbers as an array, such as np.asarray(x)"
+            f"{path!r}: expected an array of a dtype and a shape that NumPy has, got a {type(value).__name__}"
+            f"{''.join(got)} ({in_words(error)}); fix: pass its numbers as an array, such as np.asarray(x)"
         ) from error
-    return _numeric_spec(sizes, kind, path)
+    if spec is None and not isinstance(value, jax.Array):  # that is a typed PRNG key
+        refuse_hidden(value, path)
+    return spec and _numeric_spec(*spec, path)
 
 
-def _refuse_mask(array: Any, path: str) -> None:
-    cls: Any = type(array)  # pyright: ignore[reportUnknownVariableType]
-    if issubclass(cls, np.ma.MaskedArray) or hasattr(cls, "get_mask"):  # the latter is torch's
-        raise TypeError(
-            f"{path!r}: expected an array without a mask, got a {cls.__name__}; "
-            "fix: pass x.filled(value), or x.to_tensor(value) of torch"
-        )
+def _claimed_spec(value: Any) -> Spec | None:
+    """The shape and dtype that an object says it has; None if it says none, and for a typed PRNG key."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if dtype is None or shape is None or isinstance(value, Mapping):
+        return None
+    if _jax_dtypes.issubdtype(dtype, _jax_dtypes.prng_key):
+        return None
+    return Spec(tuple(map(operator.index, shape)), np.dtype(dtype))
+
+
+def _said(value: Any, name: str) -> Any:
+    """An attribute, or None where there is none to be had."""
+    try:
+        return getattr(value, name)
+    except Exception:
+        return None
 
 
 def _numeric_spec(shape: tuple[int, ...], dtype: np.dtype[Any], path: str) -> Spec:
@@ -116,6 +125,13 @@ def _numeric_spec(shape: tuple[int, ...], dtype: np.dtype[Any], path: str) -> Sp
 
 
 def _torch_spec(tensor: Any, path: str) -> Spec:
+    from torch.nn.parameter import is_lazy
+
+    if is_lazy(tensor):
+        raise TypeError(
+            f"{path!r}: expected an initialised torch tensor, got a lazy one without a shape; "
+            "fix: call the module once with an example"
+        )
     dtype = torch_dtype(tensor)
     if dtype is None or tensor.is_nested:
         raise TypeError(
@@ -145,9 +161,9 @@ def as_numpy(value: Any, path: str) -> Array:
     conjugate, negated).
     """
     if isinstance(value, np.ndarray):
-        _refuse_mask(value, path)
+        refuse_mask(value, path)
         return value  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, jax.ShapeDtypeStruct):
+    if isinstance(value, jax.ShapeDtypeStruct) or isinstance(_said(value, "spec"), Spec):  # a layout's leaf
         raise TypeError(
             f"{path!r}: expected an array, got only its shape; "
             "fix: pass arrays, or build from shapes with Store.zeros(Layout.from_tree(shapes))"
@@ -157,19 +173,28 @@ def as_numpy(value: Any, path: str) -> Array:
     if isinstance(value, (jax.Array, numbers.Number, np.generic)):
         return np.asarray(value)
     try:
-        array, reason = np.asarray(value), None
-    except (TypeError, ValueError, RuntimeError) as error:
-        array, reason = np.array(None), error
-    if not is_numeric(array.dtype) or array.shape != tuple(getattr(value, "shape", array.shape)):
+        array, reason = np.asanyarray(value), None
+        fits = is_numeric(array.dtype) and array.shape == tuple(getattr(value, "shape", array.shape))
+    except Exception as error:  # whatever its conversion raises
+        if not repeats(lambda: np.asanyarray(value)):
+            raise  # it is the exception of a signal handler that was called meanwhile
+        array, fits, reason = np.array(None), False, error
+    refuse_mask(array, path)
+    if not fits:
         raise TypeError(
             f"{path!r}: expected an array that NumPy can read, got a {type(value).__name__}, of which it makes "
-            f"{reason or f'{array.dtype}{list(array.shape)}'}; fix: pass what its toarray() or to_numpy() gives, or "
-            "jax.ShapeDtypeStruct(shape, dtype) for a shape alone"
+            f"{f'{array.dtype}{list(array.shape)}' if reason is None else in_words(reason)}; fix: pass what its "
+            "toarray() or to_numpy() gives, or jax.ShapeDtypeStruct(shape, dtype) for a shape alone"
         ) from reason
-    return array
+    return np.asarray(array)
 
 
 def _torch_as_numpy(tensor: Any, path: str) -> Array:
+    if tensor.is_meta:
+        raise ValueError(
+            f"{path!r}: expected a torch tensor in host memory, got one on meta, which has no numbers; fix: call "
+            "module.to_empty(device='cpu') and load its values, or pass jax.ShapeDtypeStruct(shape, dtype) for a shape"
+        )
     if tensor.device.type != "cpu":
         raise ValueError(
             f"{path!r}: expected a torch tensor in host memory, got one on {tensor.device}; fix: pass tensor.cpu()"
@@ -184,7 +209,7 @@ def _torch_as_numpy(tensor: Any, path: str) -> Array:
             return tensor.detach().numpy()
         # NumPy has no word for torch's bfloat16 and float8: read the same bytes as integers, then name them.
         return tensor.detach().view({1: torch.uint8, 2: torch.int16}[tensor.itemsize]).numpy().view(dtype)
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # whatever a subclass raises
         raise ValueError(
             f"{path!r}: expected a torch tensor that NumPy can view, got one that it cannot: {error}; "
             "fix: pass what tensor.to_dense(), .dequantize(), .resolve_conj() or .resolve_neg() gives"

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from flatstore.layout.dtypes import is_torch_tensor
-from flatstore.layout.numeric import Array, as_numpy
+from flatstore.layout.masks import Array
+from flatstore.layout.numeric import as_numpy
 
 Tied = bool | Mapping[str, str] | None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.layout import Array
+from flatstore.layout import Array, as_array
 
 Seed = int | Sequence[int]
 
@@ -38,11 +38,11 @@ def seeds(seed: Seed, n: int) -> Array:
 def as_keys(seeds: Any) -> Array:
     """Seeds as Philox keys, shape (n,), uint64.
 
-    Raises `ValueError` unless `seeds` is a one-dimensional array of integers in 0 .. 2**64 - 1.
+    Raises `ValueError` unless `seeds` is a one-dimensional array of integers in 0 .. 2**64 - 1, `TypeError` for a mask.
     """
     # NumPy alone makes floats of a list with 1 and 2**63.
     plain = type(seeds) in (list, tuple) and all(type(seed) is int and 0 <= seed < 1 << 64 for seed in seeds)
-    keys = np.asarray(seeds, np.uint64 if plain else None)
+    keys = np.array(seeds, np.uint64) if plain else as_array(seeds, "seeds")
     if keys.ndim != 1 or keys.dtype.kind not in "iu" or (keys.dtype.kind == "i" and (keys < 0).any()):
         raise ValueError(
             f"expected a vector of seeds in 0 .. 2**64 - 1, got {keys.dtype} of shape {keys.shape}; "

@@ -84,11 +84,18 @@ _here = _Here()
 _idle: list[Helper] = []  # those that share the work of other helpers
 
 
+_SHORT_OF_MEMORY = MemoryError, ctypes.ArgumentError
+"""What a call of C raises for want of a few bytes. A thread that others wait for calls again until it has them."""
+
+
 def _serve(mail: Mail) -> None:
     """Do what the mail says, until it says nothing."""
-    _here.helping = True
     while True:
-        mail.wake.acquire()
+        try:
+            _here.helping = True
+            mail.wake.acquire()
+        except _SHORT_OF_MEMORY:
+            continue
         if mail.work is None:
             return
         try:
@@ -97,10 +104,13 @@ def _serve(mail: Mail) -> None:
             mail.error = error
         mail.work = None
         mail.over = True
-        while mail.over:
-            with contextlib.suppress(MemoryError, ctypes.ArgumentError):  # even this call needs a little memory
+        told = False
+        while not told:
+            try:
                 _release(mail.done)
-                break
+                told = True
+            except _SHORT_OF_MEMORY:
+                pass
 
 
 def assisted(work: Callable[[], Any], others: int) -> None:
@@ -131,8 +141,10 @@ def assisted(work: Callable[[], Any], others: int) -> None:
         error = None
         for helper in helpers:
             while not helper.mail.over:
-                with contextlib.suppress(MemoryError, ctypes.ArgumentError):
+                try:
                     acquire(helper.mail.done, 1)
+                except _SHORT_OF_MEMORY:
+                    pass
             error, helper.mail.error = error or helper.mail.error, None
             if len(_idle) < (os.cpu_count() or 1):
                 _idle.append(helper)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -34,6 +34,24 @@ def first_of(paths: Sequence[str], most: int = 8) -> str:
     "'a', 'b/c', …"
     """
     return ", ".join([*map(repr, paths[:most]), *(["…"] if len(paths) > most else [])])
+
+
+def in_words(error: BaseException) -> str:
+    """An exception for a message: its type, and what it says if it says something.
+
+    >>> in_words(KeyError("w")), in_words(AssertionError())
+    ("KeyError: 'w'", 'AssertionError')
+    """
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def repeats(call: Callable[[], object]) -> bool:
+    """Whether a call that raised does so again: otherwise it was a signal handler, called meanwhile, that raised."""
+    try:
+        call()
+    except Exception:
+        return True
+    return False
 
 
 def listing(differences: Sequence[Difference], what: str) -> str:

@@ -16,11 +16,13 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+from flatstore.trees.differences import in_words, repeats
 
 _tree_util: Any = jax.tree_util
 
@@ -175,23 +177,15 @@ def unflatten(
     try:
         return treedef.unflatten(leaves)
     except Exception as error:  # whatever a constructor raises
-        if _is_made(treedef, leaves):
+        if not repeats(lambda: treedef.unflatten(leaves)):
             raise  # it is the exception of a signal handler that was called meanwhile
         kind, keys = _refusing(treedef, leaves, key_paths() or [None] * len(leaves))
         place = "" if keys is None else f"{path_of(keys)!r}: "
         raise TypeError(
             f"{place}expected a node that accepts any leaf, as JAX asks of all that are registered with it, got "
-            f"{kind.__name__}, whose constructor raised {type(error).__name__}: {error}; "
+            f"{kind.__name__}, whose constructor raised {in_words(error)}; "
             f"fix: make {kind.__name__} check its children elsewhere, or not when it is unflattened"
         ) from error
-
-
-def _is_made(treedef: Any, leaves: Sequence[Any]) -> bool:
-    try:
-        treedef.unflatten(leaves)
-    except Exception:
-        return False
-    return True
 
 
 def _refusing(
@@ -201,7 +195,7 @@ def _refusing(
     start = 0
     for child in treedef.children():
         part = slice(start, start := start + child.num_leaves)
-        if not _is_made(child, leaves[part]):  # this one, or one inside of it
+        if repeats(partial(child.unflatten, leaves[part])):  # this one, or one inside of it
             return _refusing(child, leaves[part], key_paths[part], depth + 1)
     return treedef.node_data()[0], next((keys[:depth] for keys in key_paths if keys is not None), None)
 

@@ -153,3 +153,51 @@ def test_an_update_from_zero_with_weight_one_is_the_sample_to_the_bit(dtype):
 def test_float_seeds_are_refused_not_truncated():
     with pytest.raises(ValueError, match="expected a vector of seeds in 0 .. 2..64 - 1, got float64"):
         es.update(a_store(), fs.Normal(0.1), [0.5, 1.7], [1, 1])
+
+
+MASKED_SEEDS = [np.ma.masked_array([1, 2], [False, True]), np.ma.masked_array([1, 2])]
+
+
+@pytest.mark.parametrize("seeds", MASKED_SEEDS)
+def test_masked_seeds_are_refused_and_nothing_is_written(seeds):
+    store = fs.Store.from_tree({"w": np.zeros(3, "f4")})
+    pop = fs.Population.zeros(store.layout, 2)
+    noise = fs.Normal(0.1)
+    for call in (
+        lambda: es.sample(pop, store, noise, seeds),
+        lambda: es.update(store, noise, seeds, [1.0, 2.0]),
+        lambda: es.weighted_seeds(noise, seeds, [1.0, 2.0]),
+        lambda: es.words(seeds),
+    ):
+        with pytest.raises(TypeError, match="'seeds': expected an array without a mask, got a Masked.*; fix: pass x.f"):
+            call()
+    assert not pop.buffer.any()
+    assert not store.buffer.any()
+
+
+def test_masks_are_refused_in_journals_ranks_fitness_and_choices():
+    store, noise = fs.Store.from_tree({"w": np.zeros(3, "f4")}), fs.Rademacher(0.5)
+    masked = np.ma.masked_array([1.0, 2.0], [False, True])
+    pop = fs.Population.zeros(store.layout, 4)
+    for call in (
+        lambda: es.replay(store, noise, [(fs.seeds(1, 2), masked)]),
+        lambda: es.centred_ranks([1.0, np.ma.masked]),
+        lambda: next(es.mezo(store, lambda params, n: np.ma.masked, seed=1, noise=noise, rate=1.0)),
+        lambda: fs.ga.step(pop, np.ones(4), seed=1, mutate=None, select=lambda f, n, s: np.ma.zeros(n, int)),
+    ):
+        with pytest.raises(TypeError, match="expected an array without a mask, got a Masked"):
+            call()
+    assert not store.buffer.any()
+
+
+@pytest.mark.parametrize("weights", [np.ma.masked_array([1.0, 2.0], [False, True]), [1.0, np.ma.masked]])
+def test_masked_weights_are_refused_and_nothing_is_written(weights):
+    store = fs.Store.from_tree({"w": np.zeros(3, "f4")})
+    noise = fs.Normal(0.1)
+    for call in (
+        lambda: es.update(store, noise, fs.seeds(1, 2), weights),
+        lambda: es.weighted_seeds(noise, fs.seeds(1, 2), weights),
+    ):
+        with pytest.raises(TypeError, match="'weights': expected an array without a mask, got a Masked.*; fix: pass"):
+            call()
+    assert not store.buffer.any()

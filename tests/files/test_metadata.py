@@ -80,6 +80,10 @@ def test_metadata_of_others_are_read_and_kept_where_they_are_passed_on(tmp_path)
         ({"steps": 3}, TypeError, "got 'steps': 3; fix: json.dumps the value"),
         ({3: "steps"}, TypeError, "got 3: 'steps'"),
         ({"half": "\ud800"}, TypeError, "metadata: expected strings by name"),
+        ([("a", "b")], TypeError, "metadata: expected strings by name, got [('a', 'b')]; fix: pass a dict"),
+        ("ab", TypeError, "metadata: expected strings by name, got 'ab'; fix: pass a dict"),
+        (3, TypeError, "metadata: expected strings by name, got 3; fix: pass a dict"),
+        (0, TypeError, "metadata: expected strings by name, got 0; fix: pass a dict"),
         ({"flatstore": "{}"}, ValueError, "metadata: expected names other than flatstore's own, got 'flatstore'"),
     ],
 )

@@ -186,11 +186,63 @@ def test_a_selection_may_sort_what_it_is_given():
         (lambda: ga.Reset(1, -1), "bounds low <= high, got 1 and -1; fix"),
         (lambda: ga.Reset(0, np.inf), "bounds low <= high, got 0 and inf; fix"),
         (lambda: ga.Reset(0, 1, rate=-1), r"a rate in \(0, 1\], got -1; fix"),
+        (lambda: ga.Reset(None, 1), "bounds low <= high, got None and 1; fix"),
+        (lambda: ga.Reset(0, "1"), "bounds low <= high, got 0 and '1'; fix"),
+        (lambda: ga.Reset(0, 1, rate="a"), r"a rate in \(0, 1\], got 'a'; fix"),
+        (lambda: ga.Sparse(fs.Normal(1.0), "a"), r"a rate in \(0, 1\], got 'a'; fix"),
+        (lambda: ga.Sparse(fs.Normal(1.0), [0.1]), r"a rate in \(0, 1\], got \[0.1\]; fix"),
+        (lambda: ga.Tournament("4"), "k >= 1 members, got '4'; fix"),
+        (lambda: ga.Tournament(2.5), "k >= 1 members, got 2.5; fix"),
+        (lambda: ga.Truncation(None), "share in .*, got None; fix"),
+        (lambda: ga.Universal(pressure="high"), r"a pressure in \[1, 2\], got 'high'; fix"),
+        (lambda: ga.Points(2.5), "k >= 1 cuts, got 2.5; fix"),
+        (lambda: ga.Blend("0.5"), "alpha >= -0.5, got '0.5'; fix"),
+        (lambda: ga.Blend(1j), "alpha >= -0.5, got 1j; fix"),
+        (lambda: ga.Bounds({"*": ("-1", "1")}), r"'\*': expected bounds \(low, high\), got \('-1', '1'\); fix"),
+        (lambda: ga.Mutate(max, bits=1, table=["a", "b"]), "a table of real numbers, got <U1; fix: pass an array"),
+        (lambda: ga.Mutate(max, bits=1, table=["1", "2"]), "a table of real numbers, got <U1; fix"),
+        (lambda: ga.PerGene(max, bits=1, table=[1j, 2]), "a table of real numbers, got complex128; fix"),
+        (lambda: ga.PerGene(max, bits=1, table=[None, 2]), "a table of real numbers, got object; fix"),
+        (lambda: ga.PerGene(max, bits=1, table=[[1], [2, 3]]), "a table of real numbers, got ValueError: .*; fix"),
     ],
 )
 def test_operators_check_their_own_numbers(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("within", [(-1, 1), None, 3, {3: (-1, 1)}, [("*", (-1, 1)), (-1, 1)], "*", {None: (0, 1)}])
+def test_bounds_without_a_glob_are_a_type_error(within):
+    with pytest.raises(TypeError, match=r"expected a pair \(low, high\) for each glob, got .*; fix: Bounds\({'\*'"):
+        ga.Bounds(within)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda gene, scale, *, draw: gene, lambda gene, scale, **more: gene, lambda gene, scale: gene]
+)
+def test_a_function_that_cannot_be_called_with_three_numbers_is_a_type_error(function):
+    for operator in (ga.Mutate, ga.PerGene):
+        with pytest.raises(TypeError, match=r"expected a function of \(.*\), got .*; fix: take three arguments"):
+            operator(function)
+
+
+MASKED = np.ma.masked_array([0.0, 9.0, 1.0], [False, True, False])
+
+
+@pytest.mark.parametrize("fitness", [MASKED, [0.0, np.ma.masked, 1.0], MASKED.astype("f4")])
+def test_masked_fitness_is_a_type_error_and_nothing_is_written(fitness):
+    pop = population("leaf", size=3)
+    before = pop.buffer.tobytes()
+    with pytest.raises(TypeError, match="'fitness': expected an array without a mask, got a Masked.*; fix: pass x.fil"):
+        ga.step(pop, fitness, seed=1, mutate=fs.Normal(0.1))
+    assert pop.buffer.tobytes() == before
+
+
+def test_a_masked_table_is_a_type_error():
+    for operator in (ga.Mutate, ga.PerGene):
+        for table in (MASKED[:2], [np.ma.masked, 1.0]):
+            with pytest.raises(TypeError, match="'table': expected an array without a mask, got a Masked.*; fix"):
+                operator(lambda a, b, c: a, bits=1, table=table)
 
 
 def test_leaves_that_cannot_be_computed_with_are_named():

@@ -147,6 +147,7 @@ ADVICE: dict[str, tuple[Callable[[], torch.Tensor], Any, str]] = {
     ),
     "expanded": (lambda: torch.ones(1).expand(3), np.ones(3), "over shape (3,), elements that share memory;"),
     "windows": (lambda: image(4).unfold(0, 2, 1), [[0, 1], [1, 2], [2, 3]], "elements that share memory;"),
+    "a row twice": (lambda: image(4).as_strided((2, 2), (0, 3)), [[0, 3], [0, 3]], "elements that share memory;"),
     "columns": (lambda: nn.Parameter(image(2, 3)[:, :2]), [[0, 1], [3, 4]], "gaps between elements;"),
     "every other one": (lambda: image(6)[::2], [0, 2, 4], "gaps between elements;"),
     "conjugate": (lambda: nn.Parameter(conj()), COMPLEX, "the conjugate of others"),

@@ -184,12 +184,31 @@ class Table(Matrix):
         self.w, self.name = w, name
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class Silent(Matrix):
+    """A node that does not say why it refuses."""
+
+    def __init__(self, w: Any) -> None:
+        if w.ndim == 0:
+            raise AssertionError
+        self.w = w
+
+    def tree_flatten_with_keys(self) -> Any:
+        return [(GetAttrKey("w"), self.w)], None
+
+
 def test_a_node_that_takes_stacked_arrays_is_lent_and_mapped_by_one_axis() -> None:
     pop = fs.Population.from_tree({"t": Table(np.ones((3, 2), F4), None)}, 4)
     with pytest.raises(TypeError, match="'t': expected a node that accepts any leaf, .* Table, .* AttributeError"):
         _ = pop.axes
     with pop.lend("jax") as stacked:
         assert jax.vmap(lambda tree: tree["t"].w.sum(), in_axes=({"t": 0},))(stacked).tolist() == [6] * 4
+
+
+def test_a_reason_without_words_is_named_by_its_type() -> None:
+    with pytest.raises(TypeError, match="Silent, whose constructor raised AssertionError; fix: ") as error:
+        unflatten(jax.tree.structure({"s": Silent(np.ones(2))}), [np.ones(())])
+    says(error, "Silent")
 
 
 def test_a_node_whose_path_is_not_known_is_named_without_one() -> None:
