@@ -58,20 +58,30 @@ class Perturbation:
         """
         advice = f"fix: end the lend, then es.perturb(store, noise, {self.seed}, sign={-self.at})"
         try:
-            return self.go(0)
+            return self._back()
         except LentError as lent:
             if error is None:
                 lent.add_note(f"the store is still perturbed; {advice}")
                 raise
+        except MemoryError as short:
+            short.add_note(f"the store is still perturbed; fix: es.perturb(store, noise, {self.seed}, sign={-self.at})")
+            raise
         caught: BaseException | None = error
         while caught is not None:
             traceback.clear_frames(caught.__traceback__)
             caught = caught.__context__
         try:
             with waiting(1.0):  # for a computation that was begun in the block, and still reads
-                self.go(0)
+                self._back()
         except LentError:
             error.add_note(f"the store is lent and still perturbed; {advice}")
+
+    def _back(self) -> None:
+        """Go back to the centre, at the second try if memory was short for a moment."""
+        try:
+            self.go(0)
+        except MemoryError:
+            self.go(0)
 
 
 class perturbed(Perturbation):  # a name as of the function that it is used as

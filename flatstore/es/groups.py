@@ -24,7 +24,7 @@ from flatstore.kernels.cpu import STORAGE, finite_check, ranges, refuse_other_dt
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.noise import Noise, spans
 from flatstore.store import Store, Views
-from flatstore.threads import REACHED, Task, run_tasks
+from flatstore.threads import REACHED, Task, rounded_to_nearest, run_tasks
 
 WIDTH = 2048
 """Parameters in a block: what a thread has in its first cache."""
@@ -190,7 +190,8 @@ def table_of(noise: Noise, scales: tuple[float, ...]) -> tuple[Array, Array]:
 
     Magnitudes in units (int16), and how many steps the unit of each row has (int64).
     """
-    return np.stack([noise.magnitudes(scale) for scale in scales]), np.array([noise.unit(scale) for scale in scales])
+    units = rounded_to_nearest(lambda: [noise.unit(scale) for scale in scales])
+    return np.stack([noise.magnitudes(scale) for scale in scales]), np.array(units)
 
 
 def _pieces(strengths: Strengths, *runs: Array) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 from flatstore.kernels.cpu import xor_of_blocks
 from flatstore.layout import Array, as_array
 from flatstore.noise import ROUNDING, Noise, as_keys
+from flatstore.threads import rounded_to_nearest
 
 
 class FixedPoint(NamedTuple):
@@ -73,6 +74,10 @@ def fixed_point(noise: Noise, seeds: Any, weights: Any) -> tuple[Array, FixedPoi
     Raises `ValueError` unless there is a finite weight for each, `TypeError` for a mask.
     """
     keys, values = as_keys(seeds), as_array(weights, "weights")
+    return keys, rounded_to_nearest(lambda: _fixed_point(noise, keys, values))
+
+
+def _fixed_point(noise: Noise, keys: Array, values: Array) -> FixedPoint:
     if values.shape != keys.shape or values.dtype.kind not in "fiu":
         raise ValueError(
             f"expected a weight for each seed, a real vector of shape {keys.shape}, got {values.dtype} of shape "
@@ -93,7 +98,7 @@ def fixed_point(noise: Noise, seeds: Any, weights: Any) -> tuple[Array, FixedPoi
     finest = min(62, 120 + round(math.log2(noise.step)))
     point = min(30 - math.frexp(largest)[1], 37 - math.frexp(total)[1], finest)
     whole = np.rint(np.ldexp(w, point)).astype(np.int32)
-    return keys, FixedPoint(whole, point, _key(keys, whole, point))
+    return FixedPoint(whole, point, _key(keys, whole, point))
 
 
 def _key(keys: Array, whole: Array, point: int) -> Array:

@@ -34,7 +34,13 @@ def as_fitness(fitness: Any, size: int, members: str = "") -> Array:
             f"expected fitness of shape ({size},), real{members}, got {spec}; "
             "fix: return one real number for each member"
         )
-    return given.astype(np.float64)
+    scores = given.astype(np.float64)
+    if is_integer(spec.dtype) and not all(int(x) == y for x, y in zip(scores, given.tolist(), strict=True)):
+        raise ValueError(
+            f"expected fitness that float64 holds exactly, got integers of up to {max(given.tolist(), key=abs)}; "
+            "fix: subtract a constant, so that they are below 2**53"
+        )
+    return scores
 
 
 def refuse_all_nan(scores: Array) -> None:

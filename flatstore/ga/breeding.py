@@ -19,7 +19,7 @@ from flatstore.layout import Array, as_array
 from flatstore.memory import write
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Population
-from flatstore.threads import noted
+from flatstore.threads import noted, rounded_to_nearest
 
 
 def step(
@@ -120,7 +120,8 @@ def plan_step(
     chosen = _select(select, scores, 2 * len(slots), int(keys[-1])).reshape(2, -1)
     family, keys = _family(slots, chosen, pop.size), keys[slots]
     operators = Operators(crossover, mutate, bounds)
-    loops = {name: dtype_loop(pop, name, operators, family, keys) for name in dtypes}
+    # The strengths of operators are rounded to the dtype.
+    loops = rounded_to_nearest(lambda: {name: dtype_loop(pop, name, operators, family, keys) for name in dtypes})
     parents = np.repeat(np.arange(pop.size)[:, None], 2, axis=1)
     parents[slots] = chosen.T
     kept = np.ones(pop.size, bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import sys
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -140,5 +141,11 @@ def _as_bytes(buffer: Any) -> Array:
         raise ValueError(
             f"expected contiguous bytes, got dtype {array.dtype}, shape {array.shape}, strides {array.strides}; "
             "fix: wrap the array that this one is a view of"
+        )
+    given = "" if isinstance(buffer, np.ndarray) or hasattr(buffer, "__dlpack_device__") else memoryview(buffer).format
+    if not array.dtype.isnative or given[:1] in (">" if sys.byteorder == "little" else "<", "!"):
+        raise ValueError(
+            f"expected numbers in the order of bytes of this machine, got dtype {given or array.dtype}; "
+            "fix: wrap a converted copy, x.astype(x.dtype.newbyteorder('='))"
         )
     return array.reshape(-1).view(np.uint8)

@@ -31,6 +31,7 @@ left, which no compiler can turn into another result. Beyond a scale of 7,468 st
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,28 +43,45 @@ import numpy as np
 
 from flatstore.layout import Array, Layout, Leaf, is_floating
 from flatstore.noise.philox import numbers
+from flatstore.threads import rounded_to_nearest
 from flatstore.trees import matcher, refuse_idle_glob
 
 NORMAL, RADEMACHER, CROSSOVER, SPARSE, ROUNDING, MUTATION = range(6)
 """The kinds of draw. Each has a stream of random words of its own."""
 
+_NORMAL_DIGEST = "8d5f3ba0b1d5c5b04782cc9d863e40617a9b2e4f7f0d52c71255043afcac5566"
+"""SHA-256 of the table of normal numbers, in little-endian order."""
+
 _SIGNS = np.array([1, -1], np.float32)
 _SIGNS.flags.writeable = False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
 @lru_cache(maxsize=1)
 def normal_table() -> Array:
     """The positive conditional means of N(0, 1) over 65,536 slices of equal probability, ascending, then the negative.
 
-    float32, read-only.
+    float32, read-only. Raises `RuntimeError` if they are not to the bit what they are elsewhere.
     """
+    table = rounded_to_nearest(_normal_table)
+    if hashlib.sha256(table.astype("<f4").tobytes()).hexdigest() != _NORMAL_DIGEST:
+        raise RuntimeError(
+            "expected a table of normal numbers that is the same on every machine, got another one; "
+            "fix: report this as a bug, with the name of the processor and of the C library"
+        )
+    table.flags.writeable = False
+    return table
+
+
+def _normal_table() -> Array:
     n, normal = 1 << 16, NormalDist()
     edges = [normal.inv_cdf(i / n) for i in range(n // 2 + 1, n)]
     density = [normal.pdf(0.0), *map(normal.pdf, edges), 0.0]
     upper = n * -np.diff(np.array(density))
-    table = np.concatenate([upper, -upper]).astype(np.float32)
-    table.flags.writeable = False
-    return table
+    return np.concatenate([upper, -upper]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -88,7 +106,7 @@ class Noise:
         """Check the scales, and freeze a mapping as (glob, number) pairs: their order counts."""
         rules = self.scale.items() if isinstance(self.scale, Mapping) else self.rules
         values = [value for _, value in rules]
-        numbers = all(isinstance(value, (int, float, np.number)) for value in values)  # pyright: ignore[reportUnnecessaryIsInstance]
+        numbers = all(_is_number(value) for value in values)
         if not numbers or not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
             raise ValueError(
                 f"expected a scale > 0 (0 for leaves to leave alone), got {self.scale}; "
@@ -96,8 +114,7 @@ class Noise:
             )
         if isinstance(self.scale, Mapping):
             object.__setattr__(self, "scale", tuple(rules))
-        real: Any = self.bound
-        if not isinstance(real, (int, float, np.number)) or not 2.0**-64 <= real <= 2.0**64:
+        if not _is_number(self.bound) or not 2.0**-64 <= self.bound <= 2.0**64:
             raise ValueError(
                 f"expected a bound in 2 ** -64 .. 2 ** 64, got {self.bound}; fix: pass 32, which suits most networks"
             )
@@ -114,7 +131,7 @@ class Noise:
     def grid(self, dtype: Any) -> float:
         """The power of two of which every snapped parameter of a dtype, float32 or float64, is a multiple."""
         fraction, exponent = math.frexp(self.bound)
-        return 2.0 ** (exponent - (fraction == 0.5) - (53 if np.dtype(dtype) == np.float64 else 24))
+        return math.ldexp(1.0, exponent - (fraction == 0.5) - (53 if np.dtype(dtype) == np.float64 else 24))
 
     @property
     def rules(self) -> tuple[tuple[str, float], ...]:
@@ -206,7 +223,11 @@ class Noise:
 @lru_cache(maxsize=32)
 def _magnitudes(noise: Noise, scale: float) -> Array:
     positive = noise.values[: noise.values.size // 2]
-    table = np.rint(np.float32(scale / noise.step / noise.unit(scale)) * positive).astype(np.int16)
+
+    def rounded() -> Array:
+        return np.rint(np.float32(scale / noise.step / noise.unit(scale)) * positive).astype(np.int16)
+
+    table = rounded_to_nearest(rounded)
     table.flags.writeable = False
     return table
 

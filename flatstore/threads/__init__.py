@@ -11,4 +11,5 @@ from flatstore.threads.tasks import progress_of as progress_of
 from flatstore.threads.tasks import run_tasks as run_tasks
 from flatstore.threads.unbroken import Leaving as Leaving
 from flatstore.threads.unbroken import noted as noted
+from flatstore.threads.unbroken import rounded_to_nearest as rounded_to_nearest
 from flatstore.threads.unbroken import uninterrupted as uninterrupted

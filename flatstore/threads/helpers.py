@@ -31,6 +31,9 @@ _release.restype, _release.argtypes = None, [ctypes.c_void_p]
 acquire: Any = ctypes.CDLL(None, handle=_api._handle).PyThread_acquire_lock
 acquire.restype, acquire.argtypes = ctypes.c_int, [ctypes.c_void_p, ctypes.c_int]
 
+_round: Any = (ctypes.CDLL("ucrtbase") if os.name == "nt" else ctypes.CDLL(None)).fesetround
+_TO_NEAREST = 0
+
 process = object()  # another one in a forked child, where the helpers of its parent do not exist
 
 
@@ -93,6 +96,7 @@ def _serve(mail: Mail) -> None:
     while True:
         try:
             _here.helping = True
+            _round(_TO_NEAREST)  # whatever mode the thread had that started this one
             mail.wake.acquire()
         except _SHORT_OF_MEMORY:
             continue

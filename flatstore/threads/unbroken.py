@@ -148,6 +148,19 @@ def uninterrupted(work: Callable[[], T]) -> T:
     says so; without the note nothing has begun. In a thread that nothing interrupts, and while the interpreter ends,
     the work is done here.
     """
+    return _handed_over(work, HELD_UNTIL_FINISHED, HELD_AFTER_FAILURE)
+
+
+def rounded_to_nearest(work: Callable[[], T]) -> T:
+    """Do the work in a thread that rounds to the nearest, whatever this one has been told, and return its result.
+
+    >>> rounded_to_nearest(lambda: 0.1 + 0.2)
+    0.30000000000000004
+    """
+    return _handed_over(work, None, None)
+
+
+def _handed_over(work: Callable[[], T], finished: str | None, failure: str | None) -> T:
     if helper_of_this_thread() is None:
         return work()
     result: list[T] = []
@@ -165,8 +178,9 @@ def uninterrupted(work: Callable[[], T]) -> T:
         run(None, None, None)
         return result[0]
     except BaseException as error:
-        if error not in failed and (result or failed):
-            error.add_note(HELD_AFTER_FAILURE if failed else HELD_UNTIL_FINISHED)
+        note = failure if failed else finished
+        if note and error not in failed and (result or failed):
+            error.add_note(note)
         raise
     finally:
         failed.clear()  # an exception holds this frame, which must not hold the exception

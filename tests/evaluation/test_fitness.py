@@ -71,3 +71,11 @@ def test_what_jax_cannot_view_is_refused_before_anything_is_scored():
     refuse_unlendable(population(), 16)
     with pytest.raises(BufferError, match="'w': expected contiguous bytes"):
         refuse_unlendable(population("member"), None)
+
+
+@pytest.mark.parametrize("dtype", ["i8", "u8"])
+def test_integers_that_float64_would_round_are_refused(dtype):
+    near = np.array([2**53, 2**53 + 1, 5], dtype)
+    with pytest.raises(ValueError, match="expected fitness that float64 holds exactly, got integers of up to 90071992"):
+        as_fitness(near, 3)
+    assert as_fitness(np.array([2**53, 2**60, 5], dtype), 3).tolist() == [2.0**53, 2.0**60, 5.0]

@@ -23,6 +23,14 @@ def as_words(text):
     return np.array([int(word, 16) for word in text.split()], np.uint32)
 
 
+@pytest.mark.parametrize("scale", [True, {"*": True}])
+def test_a_truth_value_is_no_scale_and_no_bound(scale):
+    with pytest.raises(ValueError, match="expected a scale > 0 .*, got .*True"):
+        fs.Normal(scale)
+    with pytest.raises(ValueError, match="expected a bound in .*, got True; fix"):
+        fs.Normal(0.1, bound=True)
+
+
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
 def test_philox_gives_the_published_words(counter, key, expected):
     assert (philox4x32(as_words(counter), as_words(key)) == as_words(expected)).all()

@@ -193,3 +193,12 @@ def test_a_population_can_be_wrapped_too(order: Any) -> None:
     with pytest.raises(ValueError) as error:
         fs.Population.wrap(owner.buffer, layout, 3, order=order)
     says(error, "zeros between the leaves")
+
+
+@pytest.mark.parametrize("kind", ["array", "buffer"])
+def test_numbers_in_another_order_of_bytes_are_refused(kind):
+    foreign = np.arange(4, dtype=np.dtype("f4").newbyteorder("S"))
+    layout = fs.Layout.from_tree({"w": np.zeros(4, "f4")}, align=1)
+    with pytest.raises(ValueError, match="expected numbers in the order of bytes of this machine, got dtype >f"):
+        fs.Store.wrap(foreign if kind == "array" else memoryview(foreign), layout)
+    assert fs.Store.wrap(foreign.astype("f4"), layout)["w"].tolist() == [0, 1, 2, 3]

@@ -1,0 +1,66 @@
+"""Law 3: what a lend or a view costs does not grow with other stores, nor with views that are gone."""
+
+import gc
+import sys
+
+import numpy as np
+
+import flatstore as fs
+from flatstore.memory import Memory, regions
+
+
+def a_store():
+    return fs.Store.from_tree({"a": np.zeros(3, "f4"), "b": np.zeros(5, "f4")})
+
+
+def calls_of(action):
+    """The number of functions that are called, of Python and of C."""
+    count = 0
+
+    def note(frame, event, argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    gc.disable()
+    sys.setprofile(note)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return count
+
+
+def test_a_lend_calls_as_many_functions_beside_thousands_of_other_stores():
+    store = a_store()
+
+    def lend():
+        with store.lend():
+            pass
+
+    lend()
+    alone = min(calls_of(lend) for _ in range(5))
+    others = [a_store() for _ in range(3000)]
+    for other in others:
+        assert other["a"].flags.writeable
+    beside = min(calls_of(lend) for _ in range(5))
+    # Finding the region of an address takes a step more each time that their number doubles.
+    assert beside <= alone + 60
+
+
+def test_views_that_are_gone_are_forgotten_during_a_lend():
+    pop = fs.Population.from_tree({"a": np.zeros(16, "f4")}, 64)
+    with pop.lend():
+        for i in range(20_000):
+            assert not pop[i % 64]["a"].flags.writeable
+        assert len(pop.memory._views) + len(pop.memory._frozen) < 1000
+    assert pop[0]["a"].flags.writeable
+
+
+def test_memories_that_are_gone_are_forgotten(monkeypatch):
+    monkeypatch.setattr(regions, "_prune_at", 0)
+    Memory.heap(64)
+    alive = len(regions._regions)
+    for _ in range(20_000):
+        Memory.heap(64)
+    assert len(regions._regions) <= 2 * alive + 100
