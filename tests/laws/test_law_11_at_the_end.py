@@ -174,8 +174,21 @@ ENDINGS = {
 }
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+SHORT = "a context suspended in a cycle", "verbs in __del__", "a thread that holds the lock"
+
+
+@pytest.mark.parametrize("ending", SHORT)
+def test_a_process_ends(ending):
+    check(ending)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ending", [ending for ending in ENDINGS if ending not in SHORT])
 def test_a_process_ends_whatever_is_suspended_running_or_still_to_run(ending):
+    check(ending)
+
+
+def check(ending):
     code, expected = ENDINGS[ending]
     command = [sys.executable, "-c", FRAME % textwrap.indent(textwrap.dedent(code), "    ")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90)
