@@ -11,7 +11,7 @@ import numpy as np
 from flatstore.es.groups import IN_NOISE, SIGNS_ACROSS, check_sign
 from flatstore.es.perturbing import perturb
 from flatstore.es.updating import update
-from flatstore.memory import LentError, waiting, write
+from flatstore.memory import LentError, patience, waiting, write
 from flatstore.noise import Noise, Seed
 from flatstore.store import Store
 from flatstore.threads import Leaving
@@ -22,6 +22,7 @@ class Perturbation:
 
     def __init__(self, store: Store, noise: Noise, seed: Seed) -> None:
         self.store, self.noise, self.seed = store, noise, seed
+        self._patience = patience()
         self.at = 0
         """How many times the noise is added now: 1, 0 or -1. It is always true, also after an interrupt."""
 
@@ -67,21 +68,24 @@ class Perturbation:
             short.add_note(f"the store is still perturbed; fix: es.perturb(store, noise, {self.seed}, sign={-self.at})")
             raise
         caught: BaseException | None = error
-        while caught is not None:
+        cleared: set[int] = set()
+        while caught is not None and id(caught) not in cleared:  # a chain may be a circle
+            cleared.add(id(caught))
             traceback.clear_frames(caught.__traceback__)
             caught = caught.__context__
         try:
-            with waiting(1.0):  # for a computation that was begun in the block, and still reads
-                self._back()
+            self._patience = max(1.0, self._patience)  # for a computation that was begun in the block, and still reads
+            self._back()
         except LentError:
             error.add_note(f"the store is lent and still perturbed; {advice}")
 
     def _back(self) -> None:
         """Go back to the centre, at the second try if memory was short for a moment."""
-        try:
-            self.go(0)
-        except MemoryError:
-            self.go(0)
+        with waiting(self._patience):  # as the thread does that left the block
+            try:
+                self.go(0)
+            except MemoryError:
+                self.go(0)
 
 
 class perturbed(Perturbation):  # a name as of the function that it is used as

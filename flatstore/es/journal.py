@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.groups import refuse_not_finite, trainable_groups
-from flatstore.es.optimisers import Compiled, Optimiser
+from flatstore.es.optimisers import Adam, Compiled, Momentum, Optimiser
 from flatstore.es.updating import update
 from flatstore.es.weights import fixed_point
 from flatstore.layout import Array, as_array
@@ -112,8 +112,8 @@ def replay(store: Store, noise: Noise, journal: Iterable[Any], *, optimiser: Opt
 
 
 def is_whole(optimiser: Optimiser | None) -> bool:
-    """Whether a move is made as a whole, or not at all: not if the optimiser is the user's own."""
-    return optimiser is None or isinstance(optimiser, Compiled)
+    """Whether a move that fails has not begun: not known if the optimiser, or its `step`, is the user's own."""
+    return optimiser is None or type(optimiser) in (Adam, Momentum)
 
 
 def move_of(
@@ -143,7 +143,7 @@ def move_of(
     def move_by_optimiser(seeds: Any, weights: Any, rate: Any, then: Callable[[], object]) -> None:
         gradient.buffer[:] = 0
         update(gradient, noise, seeds, weights, exact=False)
-        if is_whole(optimiser):
+        if isinstance(optimiser, Compiled):
             write([store.memory], lambda: (optimiser.step(gradient, rate), then()))
         else:  # the user's code, which expects to run in the user's thread
             optimiser.step(gradient, rate)

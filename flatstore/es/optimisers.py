@@ -72,8 +72,8 @@ class Compiled:
             run_tasks(tasks_of(groups), move, lambda: random_words(32, 3, WIDTH), finish=True)
             self.count = count
 
-        with reading(gradient.memory):
-            write([store.memory for store in (self.store, *self._states)], move_all)
+        with reading(gradient.memory) as own:
+            write([store.memory for store in (self.store, *self._states)], move_all, own)
 
 
 class Adam(Compiled):

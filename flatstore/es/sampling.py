@@ -86,8 +86,8 @@ def sample(
         refuse_not_finite(store, to_check)
         run_tasks(tasks_of(groups, size), fill, scratch, finish=True)
 
-    with reading(store.memory):
-        write([out.memory], fill_all)
+    with reading(store.memory) as centre:
+        write([out.memory], fill_all, centre)
 
 
 def layouts_differ(name: str, got: Any, expected: Any) -> StructureError:

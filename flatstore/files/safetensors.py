@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
+import secrets
 from collections import OrderedDict
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -82,19 +82,20 @@ def save(path: str | os.PathLike[str], store: Store, *, metadata: Mapping[str, s
     target = Path(path)
     if not target.parent.is_dir() or target.is_dir():
         raise FileNotFoundError(f"expected a file in a folder that exists, got {str(target)!r}; fix: make the folder")
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
+    name = target.parent / f".{target.name}.{secrets.token_hex(4)}"  # known before it is there, so that it is removed
     try:
+        name.touch(exist_ok=False)
+        mode = name.stat().st_mode  # that of any new file; the library makes one that is private
         with reading(store.memory):
             library.save_file({leaf.path: store[leaf.path] for leaf in homes}, name, metadata=texts)
         with open(name, "r+b") as written:
             _sort_metadata(written)
             written.flush()
             os.fsync(written.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        name.chmod(mode)
         os.replace(name, target)
     except BaseException:
-        os.unlink(name)
+        name.unlink(missing_ok=True)  # it is not there any more if the interrupt came after the replacement
         raise
 
 
@@ -110,12 +111,6 @@ def _sort_metadata(file: BinaryIO) -> None:
 def _is_text(value: Any) -> bool:
     """Whether a value is a string that UTF-8 can encode, without half of a surrogate pair."""
     return isinstance(value, str) and value.encode(errors="ignore").decode() == value
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def load(path: str | os.PathLike[str], *, like: Any = None) -> Store:

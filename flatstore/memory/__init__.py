@@ -5,6 +5,7 @@ from flatstore.memory.access import reading as reading
 from flatstore.memory.access import write as write
 from flatstore.memory.access import writing as writing
 from flatstore.memory.claims import is_lent as is_lent
+from flatstore.memory.claims import patience as patience
 from flatstore.memory.claims import settle as settle
 from flatstore.memory.claims import waiting as waiting
 from flatstore.memory.guarded import GuardedView as GuardedView

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
@@ -14,7 +14,7 @@ from flatstore.layout import Array
 from flatstore.memory.claims import Claim, Lease, persist
 from flatstore.memory.host import Memory
 from flatstore.memory.regions import members_at
-from flatstore.threads import guard, uninterrupted
+from flatstore.threads import Leaving, guard, uninterrupted
 
 T = TypeVar("T")
 
@@ -23,16 +23,17 @@ class reading:  # noqa: N801 (used as a function)
     """A context in which these memories are read, and not written by verbs. Raises `LentError` if one is written."""
 
     def __init__(self, *memories: Memory) -> None:
-        self._leases = [Lease(memory, self, lends=False) for memory in memories]
+        self.leases = [Lease(memory, self, lends=False) for memory in memories]
 
-    def __enter__(self) -> None:
-        for lease in self._leases:
+    def __enter__(self) -> Self:
+        for lease in self.leases:
             lease.begin()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for lease in self._leases:
+        for lease in self.leases:
             lease.end()
 
 
@@ -67,17 +68,18 @@ class writing:  # noqa: N801 (used as a function)
 
         persist(begin)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    __exit__ = Leaving()
+
+    def leave(self, error: BaseException | None) -> None:
+        """End the claim."""
         self._claim.end()
 
 
-def write(memories: Sequence[Memory], work: Callable[[], T]) -> T:
+def write(memories: Sequence[Memory], work: Callable[[], T], own: reading | None = None) -> T:
     """Do the work as the only writer of these memories, uninterrupted, and return its result.
 
-    Raises `LentError`, before the work begins, if anybody else reads or writes them. What this thread reads by
-    `reading` belongs to the work.
+    `own` is what the work itself reads, which may be the same memories. Raises `LentError`, before the work begins, if
+    anybody else reads or writes them.
     """
     caller = threading.get_ident()
     begun = False
@@ -88,7 +90,7 @@ def write(memories: Sequence[Memory], work: Callable[[], T]) -> T:
         try:
             with guard():
                 for claim in claims:
-                    claim.begin(caller)
+                    claim.begin(caller, own.leases if own else ())
             begun = True
             return work()
         finally:

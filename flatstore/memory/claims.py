@@ -18,7 +18,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -58,6 +58,11 @@ def waiting(seconds: float) -> Generator[None]:
         _patience.reset(token)
 
 
+def patience() -> float:
+    """The seconds that this thread waits: what `waiting` was told, otherwise 0."""
+    return _patience.get()
+
+
 class _BusyError(LentError):
     """Raised where it may help to wait: another thread reads or writes."""
 
@@ -88,14 +93,14 @@ class Lease:
         with guard():
             settle(self.memory)
             region = self.memory.region
-            claims = [claim for claim in region.writers if overlap(claim, self)]
+            claims = [claim for claim in [*region.writers] if overlap(claim, self)]
             if any(self.lends or claim.thread != self.thread for claim in claims):
                 kind = LentError if any(claim.thread == self.thread for claim in claims) else _BusyError
                 raise kind(
                     "expected a buffer at rest, got one that is being written; "
                     "fix: read it afterwards, or wait for another thread: with fs.waiting(seconds)"
                 )
-            region.leases = (*region.leases, self)
+            region.leases.add(self)
             if self.lends:
                 for other in region.members():
                     if overlap(other, self):
@@ -112,10 +117,6 @@ class Lease:
     def is_over(self) -> bool:
         """Whether nobody reads by this lease any more."""
         return self._holder() is None and not self.unreleased()
-
-    def is_of_other(self, *threads: int) -> bool:
-        """Whether it is a lend, or what a thread reads that is none of these."""
-        return self.lends or self.thread not in threads
 
     def may_end(self, thread: int) -> bool:
         """Whether the lease can end while this thread waits: it is another's, or a computation is still to finish."""
@@ -155,11 +156,14 @@ class Claim:
         self.thread = threading.get_ident()
         self._holder: Callable[[], Any] = weakref.ref(holder)
 
-    def begin(self, caller: int) -> None:
-        """Begin to write, for the thread `caller` (under the lock). Raises `LentError` if others read or write."""
+    def begin(self, caller: int, own: Sequence[Lease] = ()) -> None:
+        """Begin to write, for the thread `caller` (under the lock). Raises `LentError` if others read or write.
+
+        `own` are leases of the work itself: it may write what it reads.
+        """
         settle(self.memory)
-        _refuse_busy(self.memory, self.thread, caller)
-        self.memory.region.writers = (*self.memory.region.writers, self)
+        _refuse_busy(self.memory, self.thread, caller, own)
+        self.memory.region.writers.add(self)
 
     def is_over(self) -> bool:
         """Whether nobody writes by this claim any more."""
@@ -175,10 +179,9 @@ def settle(memory: Memory) -> None:
     """Forget who has ended to read or write in a memory's region, and make views writable that are no longer lent."""
     with guard():
         region = memory.region
-        if any(claim.is_over() for claim in region.writers):
-            region.writers = tuple(claim for claim in region.writers if not claim.is_over())
-        if any(lease.is_over() for lease in region.leases):
-            region.leases = tuple(lease for lease in region.leases if not lease.is_over())
+        region.writers.difference_update([claim for claim in [*region.writers] if claim.is_over()])
+        if over := [lease for lease in [*region.leases] if lease.is_over()]:
+            region.leases.difference_update(over)
             for member in region.members():
                 if not is_lent(member):
                     member.thaw()
@@ -186,17 +189,17 @@ def settle(memory: Memory) -> None:
 
 def is_lent(memory: Memory) -> bool:
     """Whether the memory is lent now, wholly or in part, so that its views must not be written."""
-    return any(lease.lends and overlap(lease, memory) for lease in memory.region.leases)
+    return any(lease.lends and overlap(lease, memory) for lease in [*memory.region.leases])
 
 
-def _refuse_busy(memory: Memory, runner: int, caller: int) -> None:
+def _refuse_busy(memory: Memory, runner: int, caller: int, own: Sequence[Lease]) -> None:
     """Raise `LentError` if anybody else reads or writes the memory."""
-    if any(overlap(claim, memory) and claim.thread not in (caller, runner) for claim in memory.region.writers):
+    if any(overlap(claim, memory) and claim.thread not in (caller, runner) for claim in [*memory.region.writers]):
         raise _BusyError(
             "expected a buffer at rest, got one that another thread writes; "
             "fix: let one thread write at a time, or wait: with fs.waiting(seconds)"
         )
-    leases = [lease for lease in memory.region.leases if overlap(lease, memory) and lease.is_of_other(caller, runner)]
+    leases = [lease for lease in [*memory.region.leases] if overlap(lease, memory) and lease not in own]
     kind = _BusyError if all(lease.may_end(caller) for lease in leases) else LentError
     if lends := [lease for lease in leases if lease.lends]:
         held = sorted({path for lease in lends for path in lease.unreleased()})

@@ -95,7 +95,7 @@ class Memory:
         array = _as_bytes(buffer)
         if not array.flags.writeable:
             memory = cls(array)
-            if any(lease.lends and overlap(lease, memory) for lease in memory.region.leases):
+            if any(lease.lends and overlap(lease, memory) for lease in [*memory.region.leases]):
                 raise LentError("expected a buffer at rest, got one that is lent; fix: wrap it after the lend")
             raise ValueError(
                 f"expected writable memory, got a read-only {type(buffer).__name__}; "

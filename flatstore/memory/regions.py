@@ -42,7 +42,7 @@ def overlap(a: Span, b: Span) -> bool:
 class Region:
     """Memories that share addresses, their readers and their writers.
 
-    The tuples are replaced, never changed: whoever looks at one sees a whole state, a forked child too.
+    The sets are changed by one call of C at a time: no handler that is called meanwhile loses what another has noted.
     """
 
     __slots__ = ("_prune_at", "_refs", "leases", "start", "stop", "writers")
@@ -50,8 +50,8 @@ class Region:
     def __init__(self, memory: Member, merged: list[Region]) -> None:
         self.start = min(memory.start, *(region.start for region in merged)) if merged else memory.start
         self.stop = max(memory.stop, *(region.stop for region in merged)) if merged else memory.stop
-        self.leases: tuple[Any, ...] = tuple(lease for region in merged for lease in region.leases)
-        self.writers: tuple[Any, ...] = tuple(claim for region in merged for claim in region.writers)
+        self.leases: set[Any] = {lease for region in merged for lease in region.leases}
+        self.writers: set[Any] = {claim for region in merged for claim in region.writers}
         self._refs = [weakref.ref(member) for region in merged for member in region.members()]
         self._prune_at = 0
         self.add(memory)
@@ -115,7 +115,8 @@ def join(memory: Member) -> None:
 def _after_fork() -> None:
     """Forget, in a child process, who reads and writes in its parent."""
     for memory in [memory for region in _regions for memory in region.members()]:
-        memory.region.leases = memory.region.writers = ()
+        memory.region.leases.clear()
+        memory.region.writers.clear()
         memory.thaw()
 
 

@@ -37,8 +37,8 @@ class Verbs(Views):
         if is_pairs(self.layout, values):
             self._assign_each(values)
             return
-        with reading(*memories_in(values)):
-            self._write(checked_leaves(self.layout, values, self._leading))
+        with reading(*memories_in(values)) as own:
+            self._write(checked_leaves(self.layout, values, self._leading), own)
 
     def _assign_each(self, values: Any) -> None:
         written: list[str] = []
@@ -48,16 +48,16 @@ class Verbs(Views):
 
         with noted(state), writing(self._memory):
             for path, value in values:
-                with reading(*memories_in(value)):
-                    self._write([checked_leaf(self.layout, path, value, self._leading)], written)
+                with reading(*memories_in(value)) as own:
+                    self._write([checked_leaf(self.layout, path, value, self._leading)], own, written)
 
     def __setitem__(self, path: Any, value: Any) -> None:
         """Copy a value of the leaf's shape into the leaf. To broadcast, write through its view: `x[path][...] = 0`."""
-        with reading(*memories_in(value)):
-            self._write([checked_leaf(self.layout, path, value, self._leading)])
+        with reading(*memories_in(value)) as own:
+            self._write([checked_leaf(self.layout, path, value, self._leading)], own)
 
-    def _write(self, pairs: Pairs, written: list[str] | None = None) -> None:
-        """Write all of the pairs, or nothing; append their paths to `written`."""
+    def _write(self, pairs: Pairs, sources: reading, written: list[str] | None = None) -> None:
+        """Write all of the pairs, which come from `sources`, or nothing; append their paths to `written`."""
         own = self._memory
         ready: list[tuple[Array, Array]] = []
         differences: list[Difference] = []
@@ -82,7 +82,7 @@ class Verbs(Views):
             if written is not None:
                 written.extend(leaf.path for leaf, _ in pairs)
 
-        write([own], copy)
+        write([own], copy, sources)
 
     def lend(self, library: str = "jax", *, only: Glob | None = None, patience: float = 10.0) -> Lend:
         """A context manager that gives the tree with `jax.Array` leaves over the same bytes: views.

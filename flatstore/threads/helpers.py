@@ -16,6 +16,8 @@ import ctypes
 import os
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +42,7 @@ process = object()  # another one in a forked child, where the helpers of its pa
 class Mail:
     """What a helper is given to do, and the locks by which it and its caller take turns."""
 
-    __slots__ = ("done", "error", "over", "process", "wake", "work")
+    __slots__ = ("busy", "done", "error", "over", "process", "ready", "wake", "work")
 
     def __init__(self) -> None:
         self.done = ctypes.c_void_p(_new_lock())
@@ -49,7 +51,7 @@ class Mail:
         acquire(self.done, 1)
         self.work: Callable[[], Any] | None = None
         self.error: BaseException | None = None
-        self.over = False
+        self.over = self.busy = self.ready = False
         self.process = process
         self.wake = threading.Lock()
         self.wake.acquire()
@@ -58,13 +60,23 @@ class Mail:
         _free_lock(self.done)
 
 
+class _Beacon:
+    """What a thread refers to for as long as it lives."""
+
+
 class Helper:
     """A thread that does one thing at a time for another thread. It ends when nothing refers to this object."""
 
     def __init__(self) -> None:
-        self.mail = Mail()
-        # Unlike the start of a `threading.Thread` this is one call of C, which cannot be left half-done.
-        _thread.start_new_thread(_serve, (self.mail,))
+        self.mail = mail = Mail()
+        while not mail.ready:  # what is raised in this thread may end up in one that starts: then there is another
+            beacon = _Beacon()
+            alive = weakref.ref(beacon)
+            # Unlike the start of a `threading.Thread` this is one call of C, which cannot be left half-done.
+            _thread.start_new_thread(_serve, (mail, beacon))
+            del beacon
+            while not mail.ready and alive() is not None:
+                time.sleep(0)
 
     def __del__(self) -> None:
         if self.mail.process is process:
@@ -91,10 +103,11 @@ _SHORT_OF_MEMORY = MemoryError, ctypes.ArgumentError
 """What a call of C raises for want of a few bytes. A thread that others wait for calls again until it has them."""
 
 
-def _serve(mail: Mail) -> None:
+def _serve(mail: Mail, beacon: _Beacon) -> None:
     """Do what the mail says, until it says nothing."""
     while True:
         try:
+            mail.ready = True
             _here.helping = True
             _round(_TO_NEAREST)  # whatever mode the thread had that started this one
             mail.wake.acquire()
@@ -173,7 +186,7 @@ def helper_of_this_thread() -> Helper | None:
             if threading.main_thread().is_alive():
                 raise
             return None  # the interpreter is about to end, and starts no thread any more
-    return helper if helper.mail.work is None else Helper()  # it is at work: this is a handler, called meanwhile
+    return Helper() if helper.mail.busy else helper  # it is at work: this is a handler, called meanwhile
 
 
 def _after_fork() -> None:

@@ -82,7 +82,7 @@ def run_tasks(
         try:
             work(task._replace(start=int(note[REACHED])), mine, note)
         finally:
-            free_scratch.append(mine)
+            _put(free_scratch, mine)
             if note[REACHED] < task.stop:
                 stopped = True
 
@@ -98,7 +98,7 @@ def run_tasks(
                 undo[undone[i]](tasks[i], int(notes[i][REACHED]), mine)
                 undone[i] += 1
         finally:
-            free_scratch.append(mine)
+            _put(free_scratch, mine)
 
     def take_all_back() -> None:
         each(take_back, len(tasks), len(free_scratch))
@@ -117,6 +117,14 @@ def run_tasks(
     take_all_back()
     first = next(i for i, note in enumerate(notes) if note[BEGUN] and note[REACHED] < tasks[i].stop)
     return tasks[first], int(notes[first][REACHED])
+
+
+def _put(free: list[Any], mine: Any) -> None:
+    """Put scratch back, at the second try if memory was short for a moment."""
+    try:
+        free.append(mine)
+    except MemoryError:
+        free.append(mine)
 
 
 def _twice(mend: Callable[[], None], error: BaseException) -> None:

@@ -63,7 +63,7 @@ def _turn(work: Step, then: Step) -> Generator[None]:
     else:
         mail = helper.mail
         try:
-            mail.over, mail.work = False, task
+            mail.busy, mail.over, mail.work = True, False, task
             mail.wake.release()
         except BaseException as raised:
             if caught is None:
@@ -74,8 +74,13 @@ def _turn(work: Step, then: Step) -> Generator[None]:
             except BaseException as raised:
                 if caught is None:
                     caught = raised
-        error, mail.error = mail.error, None
+        over, error, mail.error, mail.busy = mail.over, mail.error, None, False
         del mail
+        if not over:
+            error = RuntimeError(
+                "expected a process that goes on, got one that a signal handler forked in the middle of a verb, which "
+                "is half done here; fix: end the child by os._exit, or fork elsewhere"
+            )
     try:
         if caught is not None:
             if error is None:

@@ -297,3 +297,15 @@ def test_nan_is_worst_and_only_nan_an_error():
     assert move.weights[0] == 0 and move.weights[1] < 0
     with pytest.raises(ValueError, match="a number in it for the members 0 .. 15, got only NaN; fix"):
         next(run(a_centre(), evaluate=unknown(16)))
+
+
+def test_a_step_of_one_s_own_that_fails_may_have_moved_the_centre_and_the_note_says_so():
+    class Decay(es.Adam):
+        def step(self, gradient, rate):
+            self.store.assign(0.5 * self.store.to_vector())
+            raise RuntimeError("mine")
+
+    centre = a_centre()
+    with pytest.raises(RuntimeError, match="mine") as caught:
+        next(run(centre, optimiser=Decay(centre), rate=0.1))
+    assert "may have moved the centre" in caught.value.__notes__[-1]

@@ -1,5 +1,6 @@
 """Law 7: many readers or one writer. While a buffer is lent nothing writes it, and a lend outlasts its last reader."""
 
+import signal
 import threading
 import time
 
@@ -207,3 +208,71 @@ def test_a_lend_cannot_begin_in_the_middle_of_a_write():
         store.assign(leaves())
     assert "written before this error: 'w0'" in caught.value.__notes__[0]
     store["w0"] = np.ones((64, 64), np.float32)
+
+
+def struck(handler, work, seconds=1.0):
+    """Call `work` again and again, while a handler is called once in each, now early and now late."""
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        end, i = time.monotonic() + seconds, 0
+        while time.monotonic() < end:
+            signal.setitimer(signal.ITIMER_REAL, 2e-5 + 1e-5 * (i % 40))
+            i += 1
+            work()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_handler_does_not_write_what_the_code_that_it_interrupts_reads():
+    store = fs.Store.from_tree({f"leaf{i}": np.zeros(50, np.float32) for i in range(40)})
+    seen, values = {"written": 0, "refused": 0}, [np.full(2000, k, np.float32) for k in (0, 1)]
+
+    def handler(number, frame):
+        try:
+            store.assign(values[seen["written"] % 2])
+            seen["written"] += 1
+        except fs.LentError:
+            seen["refused"] += 1
+
+    struck(handler, lambda: len(np.unique(store.to_vector())) == 1 or pytest.fail("torn"))
+    assert seen["written"]
+    assert seen["refused"]
+
+
+def test_a_lend_that_a_handler_begins_is_not_forgotten():
+    store, lends = store_of(np.float32), []
+
+    def handler(number, frame):
+        if not lends:
+            lends.append(store.lend())
+            lends[0].__enter__()
+
+    def work():
+        store.to_vector()
+        if lends:
+            with pytest.raises(fs.LentError):
+                store["w0"] = np.ones((64, 64), np.float32)
+            lends.pop().__exit__(None, None, None)
+
+    struck(handler, work)
+
+
+def test_a_verb_in_a_handler_gets_its_own_error_and_not_that_of_the_verb_that_it_interrupts():
+    good, bad = (fs.Store.from_tree({"w": np.full(300, x, np.float32)}) for x in (0, 0.1))
+    noise, failed = fs.Rademacher(0.5), []
+
+    def handler(number, frame):
+        try:
+            fs.es.perturb(good, noise, 1)
+            fs.es.perturb(good, noise, 1, sign=-1)
+        except ValueError as error:
+            failed.append(error)
+
+    def work():
+        with pytest.raises(ValueError, match="on the grid"):
+            fs.es.perturb(bad, noise, 1)
+
+    struck(handler, work)
+    assert not failed
+    assert not good["w"].any()
