@@ -7,7 +7,7 @@ neighbours in the index and in memory, and that have noise of one strength:
 index     0          10         20         30
 leaf      | bias     | kernel              |
 scale     | 0.0      | 0.02                |
-memory    | ...      |      | kernel ...              a piece: first index, end, row of the table of strengths,
+memory    | ...      |      | kernel ...              a piece: first index, end, row of the strengths,
                                                       place of the first, places from one member to the next
 ```
 """
@@ -24,7 +24,7 @@ from flatstore.kernels.cpu import STORAGE, finite_check, ranges, refuse_other_dt
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.noise import Noise, spans
 from flatstore.store import Store, Views
-from flatstore.threads import REACHED, Task, rounded_to_nearest, run_tasks
+from flatstore.threads import REACHED, Task, run_tasks
 
 WIDTH = 2048
 """Parameters in a block: what a thread has in its first cache."""
@@ -166,14 +166,14 @@ def _is_in(leaf: Leaf, groups: Sequence[Group]) -> bool:
 
 
 class Strengths(NamedTuple):
-    """Which noise is added where: a row of a table for each strength."""
+    """Which noise is added where: a row for each strength."""
 
     bounds: Array
     """First indices and ends, shape (spans, 2)."""
     row: Array
-    """For each span its row of the table; -1 for no noise."""
+    """For each span its row of the strengths; -1 for no noise."""
     scales: tuple[float, ...]
-    """For each row of the table."""
+    """For each row."""
 
 
 @lru_cache(maxsize=8)
@@ -184,21 +184,28 @@ def strengths_of(layout: Layout, noise: Noise | None) -> Strengths:
     return Strengths(bounds, np.searchsorted([0.0, *scales], scale) - 1, tuple(scales))
 
 
-@lru_cache(maxsize=8)
-def table_of(noise: Noise, scales: tuple[float, ...]) -> tuple[Array, Array]:
-    """A lookup table of what each draw adds, with one row for each scale.
+class Factors(NamedTuple):
+    """What turns the whole numbers of a noise into steps."""
 
-    Magnitudes in units (int16), and how many steps the unit of each row has (int64).
-    """
-    units = rounded_to_nearest(lambda: [noise.unit(scale) for scale in scales])
-    return np.stack([noise.magnitudes(scale) for scale in scales]), np.array(units)
+    rows: Array
+    """A `Factor` for each strength, shape (strengths, 3), int32."""
+    most: Array
+    """The most steps that are added at each strength, float64."""
+
+
+@lru_cache(maxsize=8)
+def factors_of(layout: Layout, noise: Noise) -> Factors:
+    """The factors of all strengths of a noise."""
+    factors = [noise.factor(scale) for scale in strengths_of(layout, noise).scales]
+    most = [float(factor.steps(noise.whole.max())) for factor in factors]
+    return Factors(np.array(factors, np.int32).reshape(-1, 3), np.array(most))
 
 
 def _pieces(strengths: Strengths, *runs: Array) -> Array:
     """Where spans of one strength and runs in memory meet.
 
-    Shape (pieces, 3 + 2 * len(runs)), int64: first index, end, row of the table, and for each of the runs the place of
-    the first parameter and the places from one member to the next.
+    Shape (pieces, 3 + 2 * len(runs)), int64: first index, end, row of the strengths, and for each of the runs the
+    place of the first parameter and the places from one member to the next.
     """
     edges = np.unique(np.concatenate([strengths.bounds.reshape(-1), *(run[:, :2].reshape(-1) for run in runs)]))
     begin = edges[:-1]
@@ -212,7 +219,7 @@ def _pieces(strengths: Strengths, *runs: Array) -> Array:
 
 def random_words(width: int, keys: int, size: int) -> Array:
     """Room for the random words of a block of `size` numbers of `width` bits, for each of `keys` seeds."""
-    return np.zeros((keys, -(-(size + ROOM) * width // 32)), np.uint32)
+    return np.zeros((keys, -(-(size + ROOM) * width // 128) * 4), np.uint32)
 
 
 def blocks(size: int, chunk: int) -> list[tuple[int, int]]:

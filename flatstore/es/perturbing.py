@@ -16,15 +16,14 @@ from flatstore.es.groups import (
     Group,
     blocks,
     check_sign,
+    factors_of,
     noisy_groups,
     noisy_leaves,
     random_words,
     refuse_not_finite,
-    strengths_of,
-    table_of,
     tasks_of,
 )
-from flatstore.kernels.cpu import BITS, perturbation_loop
+from flatstore.kernels.cpu import BITS, WHOLE_NUMBERS, perturbation_loop
 from flatstore.layout import Array, Leaf
 from flatstore.memory import write
 from flatstore.noise import Noise, Seed, as_keys, seeds
@@ -104,14 +103,23 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
     groups = noisy_groups(store, noise)
     if exact:
         refuse_16_bit(groups)
-    table, units = table_of(noise, strengths_of(store.layout, noise).scales)
     key = key_of(seed)
-    draw = noise.kind, noise.width, key, table, units * noise.step
+    draw = noise.kind, key, *factors_of(store.layout, noise)
 
     def move(task: Task, end: int, sign: int, bound: float, scratch: Any, note: Any) -> None:
         group = task.group
-        loop, rows = perturbation_loop(group.dtype), (scratch[0], *scratch[1][group.dtype])
-        loop(task.start, end, group.raw, group.pieces, draw, group.real(sign), grid_of(group, bound), rows, note)
+        loop, rows = perturbation_loop(group.dtype, noise.width), (scratch[0], *scratch[1][group.dtype])
+        loop(
+            task.start,
+            end,
+            group.raw,
+            group.pieces,
+            draw,
+            group.real(sign * noise.step),
+            grid_of(group, bound),
+            rows,
+            note,
+        )
 
     def add(task: Task, scratch: Any, note: Any) -> None:
         move(task, task.stop, sign, noise.bound if exact else 0.0, scratch, note)
@@ -120,7 +128,7 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
         move(task, end, -sign, 0.0, scratch, scratch[2])
 
     def scratch() -> Any:
-        rows = {group.dtype: number_rows(group.real) for group in groups}
+        rows = {group.dtype: number_rows(noise, group.real) for group in groups}
         return random_words(noise.width, 1, WIDTH), rows, np.zeros(1, np.int64)
 
     def delta(leaf: Leaf, begin: int, end: int) -> Array:
@@ -153,9 +161,9 @@ def grid_of(group: Group, bound: float) -> tuple[Any, Any, Any]:
     return size, group.real(1) / size, group.real(bound).view(BITS[group.real])
 
 
-def number_rows(real: Any) -> tuple[Array, Array]:
-    """Scratch for one block: the magnitudes looked up for its draws, and a copy of its parameters before the move."""
-    return np.zeros(WIDTH + ROOM, np.int16), np.zeros(WIDTH, real)
+def number_rows(noise: Noise, real: Any) -> tuple[Array, Array]:
+    """Scratch for one block: the whole numbers of its draws, and a copy of its parameters before the move."""
+    return np.zeros(WIDTH + ROOM, WHOLE_NUMBERS[noise.width][1]), np.zeros(WIDTH, real)
 
 
 def refuse_16_bit(

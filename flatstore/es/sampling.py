@@ -13,16 +13,16 @@ from flatstore.es.groups import (
     WIDTH,
     check_sign,
     check_types,
+    factors_of,
     groups_of,
     random_words,
     refuse_not_finite,
     strengths_of,
-    table_of,
     tasks_of,
     trainable_groups,
     trainable_leaves,
 )
-from flatstore.kernels.cpu import sampling_loop
+from flatstore.kernels.cpu import WHOLE_NUMBERS, sampling_loop
 from flatstore.memory import reading, write
 from flatstore.noise import Noise, as_keys
 from flatstore.store import Population, Store
@@ -67,8 +67,7 @@ def sample(
     leaves = trainable_leaves(out)
     to_check = store.cached("trainable", lambda: trainable_groups([store], "add noise to"))
     strengths = strengths_of(out.layout, noise)
-    table, units = table_of(noise, strengths.scales)
-    draw = noise.kind, noise.width, keys, table, units * noise.step
+    draw = noise.kind, keys, factors_of(out.layout, noise).rows, noise.step
     signs = np.array([sign, -sign] if antithetic else [sign], np.float64)
     groups = groups_of(leaves, [out, store], strengths)
 
@@ -76,11 +75,12 @@ def sample(
         group, start, stop = task
         rows = scratch[0], scratch[1], scratch[2][group.real]
         centre = store.raw(group.raw.dtype)
-        sampling_loop(group.dtype)(start, stop, group.raw, centre, group.pieces, draw, signs, rows, note)
+        sampling_loop(group.dtype, noise.width)(start, stop, group.raw, centre, group.pieces, draw, signs, rows, note)
 
     def scratch() -> Any:
         words = random_words(noise.width, min(SEEDS_PER_DRAW, len(keys)), WIDTH)
-        return words, np.zeros(WIDTH + ROOM, np.int16), {x.real: np.zeros(WIDTH, x.real) for x in groups}
+        whole = np.zeros(WIDTH + ROOM, WHOLE_NUMBERS[noise.width][1])
+        return words, whole, {x.real: np.zeros(WIDTH, x.real) for x in groups}
 
     def fill_all() -> None:
         refuse_not_finite(store, to_check)

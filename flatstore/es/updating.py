@@ -11,16 +11,15 @@ from flatstore.es.groups import (
     ROOM,
     SEEDS_PER_DRAW,
     check_sign,
+    factors_of,
     noisy_groups,
     random_words,
     refuse_not_finite,
-    strengths_of,
-    table_of,
     tasks_of,
 )
 from flatstore.es.perturbing import grid_of, stopped_because
 from flatstore.es.weights import fixed_point
-from flatstore.kernels.cpu import SEEDS_AT_ONCE, update_loop
+from flatstore.kernels.cpu import SEEDS_AT_ONCE, WHOLE_NUMBERS, update_loop
 from flatstore.layout import Array, Leaf
 from flatstore.memory import write
 from flatstore.noise import Noise
@@ -86,8 +85,7 @@ def update(
             "expected the seed that the store is perturbed by, got none; fix: pass its seed first, or perturbed=0"
         )
     on_grid, off_grid = ([x for x in groups if bool(exact and x.grid) == wanted] for wanted in (True, False))
-    table, units = table_of(noise, strengths_of(store.layout, noise).scales)
-    draw = noise.kind, noise.width, keys, table, units
+    draw = noise.kind, keys, factors_of(store.layout, noise).rows
 
     def move(
         task: Task, end: int, whole: Array, sign: int, taken_back: int, checked: bool, scratch: Any, note: Any
@@ -101,7 +99,7 @@ def update(
         rounding = group.real(sign), drop, unit, fixed.key, group.real(taken_back), group.real(noise.step)
         grid = grid_of(group, noise.bound if gridded and checked else 0.0)
         rows = words, drawn, numbers[group.real], sums, dither
-        loop = update_loop(group.dtype, gridded)
+        loop = update_loop(group.dtype, noise.width, gridded)
         loop(start, end, group.raw, group.pieces, draw, whole, rounding, grid, rows, note)
 
     def add(task: Task, scratch: Any, note: Any) -> None:
@@ -116,7 +114,7 @@ def update(
     def scratch() -> Any:
         return (
             random_words(noise.width, min(SEEDS_PER_DRAW, max(1, len(keys))), WIDTH),
-            np.zeros((SEEDS_AT_ONCE, WIDTH + ROOM), np.int16),
+            np.zeros((SEEDS_AT_ONCE, WIDTH + ROOM), WHOLE_NUMBERS[noise.width][1]),
             random_words(32, 1, WIDTH),
             np.zeros(WIDTH, np.int64),
             {group.real: np.zeros(WIDTH, group.real) for group in groups},

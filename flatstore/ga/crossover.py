@@ -15,7 +15,7 @@ import numpy as np
 from flatstore.evaluation import real, whole
 from flatstore.ga.operators import GeneFunction, Operator
 from flatstore.kernels import compiled
-from flatstore.kernels.cpu import at_points, by_unit, crossover_loop
+from flatstore.kernels.cpu import at_points, by_unit, crossover_loop, from_either
 from flatstore.layout import Array, Layout
 from flatstore.noise import CROSSOVER, words
 from flatstore.trees import Glob, matcher, path_of, refuse_idle_glob
@@ -58,11 +58,6 @@ class PerGene(GeneFunction):
 
 
 @compiled
-def _either(a: Any, b: Any, draw: Any) -> Any:
-    return a if draw else b
-
-
-@compiled
 def _between(a: Any, b: Any, draw: Any) -> Any:
     return a + draw * (b - a)
 
@@ -76,7 +71,7 @@ class Uniform:
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
         """The operator. It draws one bit per gene: 1 takes the mother's."""
-        return PerGene(_either, bits=1).crossing(layout, keys, dtype)
+        return Operator(from_either, ())
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def _scratch(width: int, members: int, real: Any) -> Any:
     rows = np.zeros((members, width), real), np.zeros((CHILDREN, width), real), *np.zeros((3, width), real)
     room = -(-width // 8) * 8 + ROOM
     words, small, large = (np.zeros((CHILDREN, room), kind) for kind in (np.uint32, np.uint8, np.uint32))
-    return rows, ((words, small, large), np.zeros(room, real))
+    return rows, ((words, small, large), np.zeros(room, real), np.zeros(room, np.int16))
 
 
 def _bytes_of_scratch(width: int, members: int, reals: set[Any]) -> int:

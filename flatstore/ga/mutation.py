@@ -13,7 +13,7 @@ import numpy as np
 from flatstore.evaluation import real
 from flatstore.ga.operators import GeneFunction, Operator, finite
 from flatstore.kernels import compiled
-from flatstore.kernels.cpu import EVERY_GENE, NO_GENE, SEGMENT, SOME_GENES, mutation_loop
+from flatstore.kernels.cpu import EVERY_GENE, NO_GENE, SEGMENT, SOME_GENES, TABLE, WHOLE, mutation_loop
 from flatstore.layout import Array, Layout
 from flatstore.noise import MUTATION, SPARSE, Noise, Normal, spans
 
@@ -111,22 +111,24 @@ def mutating(mutation: Mutation | None, layout: Layout, dtype: Any) -> tuple[Ope
     """
     rate = mutation.rate if isinstance(mutation, (Sparse, Reset)) else None
     each = mutation.noise if isinstance(mutation, Sparse) else mutation
-    loop, kind, width, values, scaled = mutation_loop(_added, True), MUTATION, 16, np.empty(0, dtype), None
+    loop, kind, width, values, scaled = mutation_loop(_added, WHOLE), MUTATION, 16, np.empty(0, dtype), None
+    parts = 1.0
     if isinstance(each, Mutate):
         loop, values = each.within(mutation_loop, dtype)
         width, scaled = each.bits, Normal(each.scale)  # which knows what is a scale, and whose it is
         finite(spans(layout, scaled)[1], dtype, "scales")
     elif isinstance(each, Reset):
         even = (np.arange(1 << 16) + 0.5) / (1 << 16)
-        loop = mutation_loop(_drawn_anew, True)
+        loop = mutation_loop(_drawn_anew, TABLE)
         values = finite(each.low * (1 - even) + each.high * even, dtype, f"values of {each}")
     elif each is not None:
-        kind, width, values, scaled = each.kind, each.width, each.values.astype(dtype), each
-        finite(spans(layout, each)[1] * float(np.abs(each.values).max()), dtype, f"draws of {each}")
+        loop = mutation_loop(_added, WHOLE, each.width)
+        kind, width, values, scaled, parts = each.kind, each.width, (each.whole + 0.5).astype(dtype), each, each.parts
+        finite(spans(layout, each)[1] * each.largest, dtype, f"draws of {each}")
     which = NO_GENE if each is None else EVERY_GENE if rate is None else SOME_GENES
     data = (which, kind if rate is None else SPARSE, width, values, _distances(1.0 if rate is None else rate))
     ranges, scales = spans(layout, scaled)
-    return Operator(loop, data), (ranges, scales.astype(dtype))
+    return Operator(loop, data), (ranges, (scales / parts).astype(dtype))
 
 
 @lru_cache(maxsize=8)

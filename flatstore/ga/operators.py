@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from flatstore.kernels import compiled
+from flatstore.kernels.cpu import NUMBERS, TABLE
 from flatstore.layout import Array, as_array, is_numeric, refuse_mask
 from flatstore.trees import in_words
 
@@ -59,11 +60,11 @@ class GeneFunction:
                 "fix: pass one number for each value of the draw, in order"
             )
 
-    def within(self, loop: Callable[[Any, bool], Any], dtype: Any) -> tuple[Any, Array]:
-        """The function compiled into a loop, made by `loop(function, by_table)`, and its table in a dtype."""
-        by_table = self.table is not None
-        values = _real_numbers(self.table if by_table else [])
-        return loop(_compiled(self.function), by_table), finite(values, dtype, "numbers in a table")
+    def within(self, loop: Callable[[Any, int], Any], dtype: Any) -> tuple[Any, Array]:
+        """The function compiled into a loop, made by `loop(function, source of draws)`, and its table in a dtype."""
+        source = NUMBERS if self.table is None else TABLE
+        values = _real_numbers([] if self.table is None else self.table)
+        return loop(_compiled(self.function), source), finite(values, dtype, "numbers in a table")
 
 
 def _takes_three(function: Callable[..., Any]) -> bool:

@@ -9,6 +9,10 @@ from flatstore.noise.kinds import Noise as Noise
 from flatstore.noise.kinds import Normal as Normal
 from flatstore.noise.kinds import Rademacher as Rademacher
 from flatstore.noise.kinds import spans as spans
+from flatstore.noise.normal import BEND as BEND
+from flatstore.noise.normal import MIDDLE as MIDDLE
+from flatstore.noise.normal import RATE as RATE
+from flatstore.noise.normal import normals as normals
 from flatstore.noise.philox import ROUNDS as ROUNDS
 from flatstore.noise.philox import words as words
 from flatstore.noise.seeding import Seed as Seed

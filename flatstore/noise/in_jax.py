@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from flatstore.noise.kinds import Noise
+from flatstore.noise.normal import BEND, MIDDLE, RATE, high
 from flatstore.noise.philox import ROUNDS
 
 jnp: Any = jax.numpy
@@ -95,11 +97,28 @@ def numbers(kind: int, width: int, key: Words, index: Words) -> Any:
     return word if width == 32 else word >> (bit & _U(31)) & _U((1 << width) - 1)
 
 
-def look_up(table: Any, numbers: Any) -> Any:
-    """Look up each of `numbers`, all of which are places in the table."""
-    if table.size == 2:
-        return jnp.where(numbers != 0, table[1], table[0])
-    # A table of magnitudes, with the sign taken from the number, would be half as large. But then two operations need
-    # the number, and XLA on CPU computes it for each of them anew, which costs more than the smaller table saves.
-    # JAX's default mode would compare each with the size, and 'fill' add a select.
-    return jnp.take(table, numbers.astype(np.int32), mode="clip")
+def whole(noise: Noise, key: Words, index: Words) -> Any:
+    """The whole number that a noise draws at each index, int32: those of `noise.whole`."""
+    drawn = numbers(noise.kind, noise.width, key, index)
+    if noise.width == 1:
+        return -drawn.astype(np.int32)
+    return normals(drawn)
+
+
+def normals(numbers: Any) -> Any:
+    """The normal numbers of numbers of 16 bits, uint32: those of `normal.normals`, int32."""
+    u = numbers.astype(np.int32) - 32768
+    square = ((1 << 30) - u * (u + 1)) & -64
+    t = MIDDLE - (_lax.bitcast_convert_type(square.astype(np.float32), np.int32) >> 11)
+    middle = ((t & 4095) ^ 2048) - 2048 << 4
+    t = t - high(16384 - high(middle, middle), BEND[0] + high(middle, BEND[1]))
+    rate = jnp.full_like(t, RATE[-1])
+    for constant in RATE[-2::-1]:
+        rate = constant + high(rate, t)
+    return high(u | 1, rate)
+
+
+def steps(noise: Noise, scale: float, key: Words, index: Words) -> Any:
+    """The number of steps that a noise of a scale adds at each index, int32."""
+    multiplier, offset, shift = noise.factor(scale)
+    return whole(noise, key, index) * np.int32(multiplier) + np.int32(offset) >> shift

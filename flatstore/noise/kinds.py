@@ -8,10 +8,8 @@ normal    eight numbers of 16 bits to a block of words: parameter i takes number
 sign      128 numbers of one bit: parameter i takes bit i % 128 of block i // 128
 ```
 
-The highest bit of a number is the sign, set for minus. A normal draw looks its other 15 bits up among 32,768 equally
-likely magnitudes: the mean of N(0, 1) within each of 65,536 slices of equal probability. Range ±4.3875; none is 0; they
-are 3.8e-5 apart in the middle and 0.31 at the ends. Mean, third and fifth moment are 0, the variance is 0.9999985, the
-fourth moment 2.9998, the sixth 14.991. The distribution function is within 1e-5 of the normal one.
+A number of one bit is a sign, 1 for minus; one of 16 bits becomes a normal number (see `flatstore/noise/normal.py`).
+Either is a *whole* number, and a half more is the draw, in parts of its standard deviation: signs are 0 and -1.
 
 **The grid.** What an evolution strategy adds to a parameter is a multiple of a power of two, the noise's *step*, and so
 is every parameter once `es.snap` has rounded it to its dtype's *grid*. While no parameter reaches the noise's `bound`,
@@ -19,40 +17,35 @@ sums are such numbers, too: they are exact, and so is taking them back.
 
 ```
 step      bound (rounded up to a power of two) * 2 ** -24
-unit      the smallest power of two, 1 or more, in which the largest magnitude of a draw has 15 bits; signs: their scale
-delta     step * unit * rint(scale / (step * unit) * value)       what is added: a table for each scale
+factor    scale / (step * parts) as multiplier * 2 ** -shift
+delta     step * round((whole + 1/2) * factor)                    what is added, in integers of 32 bits
 grid      multiples of step in float32; of bound * 2 ** -53 in float64; 16-bit leaves have none
 ```
 
-What a draw adds is looked up in a table of 64 kB (128 kB inside `jit`, where it holds both signs). An exact addition is
-left, which no compiler can turn into another result. Beyond a scale of 7,468 steps (0.014 for the bound 32) a unit is
-0.7e-4 to 1.3e-4 of the scale.
+An exact addition is left, which no compiler can turn into another result. Half a multiplier is odd, of 16 bits: so no
+product lies half-way between two steps, and the opposite draw adds just the opposite.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
-from statistics import NormalDist
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from flatstore.layout import Array, Layout, Leaf, is_floating
+from flatstore.noise.normal import DEVIATION, normals
 from flatstore.noise.philox import numbers
-from flatstore.threads import rounded_to_nearest
 from flatstore.trees import matcher, refuse_idle_glob
 
 NORMAL, RADEMACHER, CROSSOVER, SPARSE, ROUNDING, MUTATION = range(6)
 """The kinds of draw. Each has a stream of random words of its own."""
 
-_NORMAL_DIGEST = "8d5f3ba0b1d5c5b04782cc9d863e40617a9b2e4f7f0d52c71255043afcac5566"
-"""SHA-256 of the table of normal numbers, in little-endian order."""
-
-_SIGNS = np.array([1, -1], np.float32)
+_SIGNS = np.array([0, -1], np.int16)
 _SIGNS.flags.writeable = False
 
 
@@ -60,28 +53,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
-@lru_cache(maxsize=1)
-def normal_table() -> Array:
-    """The positive conditional means of N(0, 1) over 65,536 slices of equal probability, ascending, then the negative.
+class Factor(NamedTuple):
+    """What turns whole numbers into steps: `(whole * multiplier + offset) >> shift`, within 32 bits."""
 
-    float32, read-only. Raises `RuntimeError` if they are not to the bit what they are elsewhere.
-    """
-    table = rounded_to_nearest(_normal_table)
-    if hashlib.sha256(table.astype("<f4").tobytes()).hexdigest() != _NORMAL_DIGEST:
-        raise RuntimeError(
-            "expected a table of normal numbers that is the same on every machine, got another one; "
-            "fix: report this as a bug, with the name of the processor and of the C library"
-        )
-    table.flags.writeable = False
-    return table
+    multiplier: int
+    offset: int
+    """Half a multiplier, and half of what is shifted out."""
+    shift: int
 
-
-def _normal_table() -> Array:
-    n, normal = 1 << 16, NormalDist()
-    edges = [normal.inv_cdf(i / n) for i in range(n // 2 + 1, n)]
-    density = [normal.pdf(0.0), *map(normal.pdf, edges), 0.0]
-    upper = n * -np.diff(np.array(density))
-    return np.concatenate([upper, -upper]).astype(np.float32)
+    def steps(self, whole: Array) -> Array:
+        """The number of steps that each whole number adds: int32, a copy."""
+        return (whole.astype(np.int64) * self.multiplier + self.offset >> self.shift).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -166,10 +148,18 @@ class Noise:
                     "fix: give it the scale 0, or leave it out of trainable="
                 )
 
+    parts: ClassVar[float]
+    """How many whole numbers a standard deviation of 1 has."""
+
+    @property
+    def whole(self) -> Array:
+        """The whole numbers that a draw can be, all equally likely: shape (2 ** width,), int16, read-only."""
+        raise NotImplementedError
+
     @property
     def values(self) -> Array:
-        """The values that a draw can take, all equally likely: shape (2 ** width,), float32, read-only."""
-        raise NotImplementedError
+        """The values that a draw can take, all equally likely: shape (2 ** width,), float32, a copy."""
+        return (self.whole + np.float32(0.5)) / np.float32(self.parts)
 
     def draw(self, keys: Array, start: int, stop: int) -> Array:
         """The draws for each seed of `keys` and each index in start .. stop - 1, not yet multiplied by the scale.
@@ -178,22 +168,14 @@ class Noise:
         """
         return self.values.take(numbers(self.kind, self.width, keys, start, stop))
 
-    def unit(self, scale: float) -> int:
-        """The number of steps in a unit, in which the `magnitudes` of a scale are counted."""
-        raise NotImplementedError
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of a draw."""
+        return float(self.whole.max() + 0.5) / self.parts
 
-    def magnitudes(self, scale: float) -> Array:
-        """The number of units that each of the positive half of `values` adds at a scale: int16, read-only."""
-        return _magnitudes(self, scale)
-
-    def units(self, scale: float) -> Array:
-        """The number of units that each of `values` adds at a scale: int16, in the shape of `values`."""
-        positive = self.magnitudes(scale)
-        return np.concatenate([positive, -positive])
-
-    def steps(self, scale: float) -> Array:
-        """The number of steps that each of `values` adds at a scale: int32, in the shape of `values`."""
-        return self.units(scale).astype(np.int32) * np.int32(self.unit(scale))
+    def factor(self, scale: float) -> Factor:
+        """What turns whole numbers into steps at a scale."""
+        return _factor(Fraction(scale) / Fraction(self.step) / int(self.parts))
 
     def multiples(self, leaf: Leaf, keys: Array, start: int, stop: int) -> Array:
         """The number of steps that are added for each seed to the elements start .. stop - 1 of a leaf.
@@ -201,7 +183,7 @@ class Noise:
         Shape (len(keys), stop - start), int32.
         """
         places = numbers(self.kind, self.width, keys, leaf.index + start, leaf.index + stop)
-        return self.steps(self.scale_of(leaf.path)).take(places)
+        return self.factor(self.scale_of(leaf.path)).steps(self.whole).take(places)
 
     def delta(self, leaf: Leaf, keys: Array, start: int, stop: int) -> Array:
         """What is added for each seed to the elements start .. stop - 1 of a leaf: float32, a row per seed."""
@@ -210,7 +192,7 @@ class Noise:
     def check_grid(self, layout: Layout) -> None:
         """Raise `ValueError` as `check` does, and unless scales are 16 steps or more, and no draw reaches the bound."""
         self.check(layout)
-        most = self.bound / float(np.abs(self.values).max())
+        most = self.bound / self.largest
         for leaf in (leaf for leaf in layout.homes if leaf.trainable):
             scale = self.scale_of(leaf.path)
             if scale and not 16 * self.step <= scale < most:
@@ -220,16 +202,12 @@ class Noise:
                 )
 
 
-@lru_cache(maxsize=32)
-def _magnitudes(noise: Noise, scale: float) -> Array:
-    positive = noise.values[: noise.values.size // 2]
-
-    def rounded() -> Array:
-        return np.rint(np.float32(scale / noise.step / noise.unit(scale)) * positive).astype(np.int16)
-
-    table = rounded_to_nearest(rounded)
-    table.flags.writeable = False
-    return table
+@lru_cache(maxsize=64)
+def _factor(exact: Fraction) -> Factor:
+    """An odd number of 16 bits, and a shift, next to a ratio below 2 ** 10."""
+    shift = 80 - int(exact * (1 << 64)).bit_length()
+    half = math.floor(exact * (1 << shift)) | 1
+    return Factor(2 * half, half + (1 << shift), shift + 1)
 
 
 class Normal(Noise):
@@ -240,16 +218,12 @@ class Normal(Noise):
     (0.0, 0.02)
     """
 
-    kind, width = NORMAL, 16
+    kind, width, parts = NORMAL, 16, DEVIATION
 
     @property
-    def values(self) -> Array:
-        """The table of 65,536 standard normal values."""
-        return normal_table()
-
-    def unit(self, scale: float) -> int:
-        """The smallest power of two in which the largest magnitude has 15 bits."""
-        return 1 << max(0, math.frexp(scale / self.step * float(self.values.max()) / np.iinfo(np.int16).max)[1])
+    def whole(self) -> Array:
+        """The normal numbers of all 16-bit numbers."""
+        return _normals()
 
 
 class Rademacher(Noise):
@@ -260,16 +234,24 @@ class Rademacher(Noise):
     [-1.0, 1.0]
     """
 
-    kind, width = RADEMACHER, 1
+    kind, width, parts = RADEMACHER, 1, 0.5
 
     @property
-    def values(self) -> Array:
-        """The two values of a draw: 1 and -1."""
+    def whole(self) -> Array:
+        """The two signs: 0 and -1."""
         return _SIGNS
 
-    def unit(self, scale: float) -> int:
-        """The scale itself: all magnitudes are 1."""
-        return round(scale / self.step)
+    def factor(self, scale: float) -> Factor:
+        """The scale in whole steps."""
+        steps = round(Fraction(scale) / Fraction(self.step))
+        return Factor(2 * steps, steps, 0)
+
+
+@lru_cache(maxsize=1)
+def _normals() -> Array:
+    table = normals(np.arange(1 << 16))
+    table.flags.writeable = False
+    return table
 
 
 @lru_cache(maxsize=8)

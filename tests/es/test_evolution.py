@@ -244,7 +244,7 @@ BAD = [
     ({"chunk": 0}, ValueError, "expected at_most >= 1, got 0; fix"),
     ({"seed": -1}, ValueError, "expected a seed of non-negative integers"),
     ({"noise": fs.Normal({"none": 1.0})}, ValueError, "expected globs that match a leaf, got 'none'; fix"),
-    ({"noise": fs.Normal(1e-6)}, ValueError, "'b': expected a scale of 3.05e-05 .. 7.29 for the bound 32, got 1e-06"),
+    ({"noise": fs.Normal(1e-6)}, ValueError, "'b': expected a scale of 3.05e-05 .. 7.28 for the bound 32, got 1e-06"),
     ({"rate": np.inf}, ValueError, "expected a finite rate, got inf; fix"),
     ({"rate": lambda n: "fast"}, ValueError, "expected a finite rate, got fast; fix"),
     ({"shape": 3}, TypeError, "expected a function of fitness to shape with, got 3; fix"),

@@ -6,6 +6,10 @@ import pytest
 
 import flatstore as fs
 from flatstore import es
+from flatstore.noise.kinds import NORMAL
+from flatstore.noise.normal import normals
+from flatstore.noise.philox import numbers
+from tests.steps import normal_steps
 
 TREE = {"a": {"bias": np.zeros(7, "f4"), "kernel": np.zeros((5, 9), "f4")}, "b": np.zeros((), "f4"), "n": np.int32(3)}
 
@@ -16,22 +20,14 @@ def a_store():
     return store
 
 
-def unit_of(scale, step):
-    """The steps of a unit: the largest normal number has 15 bits in it."""
-    unit = 1
-    while scale / step / unit * 4.3875113 >= 2**15 - 1:
-        unit *= 2
-    return unit
-
-
 def noise_of(layout, scale, key):
     """What `Normal(scale)` adds under one seed: a packed vector, zero where nothing trains."""
     vector = np.zeros(layout.size, "f4")
     for leaf in layout.homes:
         if leaf.trainable:
             at = slice(leaf.index, leaf.index + leaf.size)
-            step = 2.0**-19 * unit_of(scale, 2.0**-19)
-            vector[at] = np.rint(np.float32(scale / step) * fs.Normal(1.0).draw(key, at.start, at.stop)[0]) * step
+            whole = normals(numbers(NORMAL, 16, key, at.start, at.stop)[0])
+            vector[at] = normal_steps(scale, 2.0**-19, whole) * 2.0**-19
     return vector
 
 

@@ -92,7 +92,8 @@ def mutated(mutate, leaf, key, genes, index):
     if isinstance(mutate, ga.Mutate):
         draws = numbers(MUTATION, mutate.bits, keys, leaf.index, leaf.index + leaf.size)[0]
         return mutate.oracle(genes, real(scale), drawn(mutate, draws, real))
-    return genes + real(scale) * mutate.draw(keys, leaf.index, leaf.index + leaf.size)[0].astype(real)
+    places = numbers(mutate.kind, mutate.width, keys, leaf.index, leaf.index + leaf.size)[0]
+    return genes + real(scale / mutate.parts) * (mutate.whole[places] + real(0.5))
 
 
 def scale_of(mutate, leaf):
@@ -113,7 +114,8 @@ def touched(mutate, leaf, keys, genes, index):
     if own is not None:
         scale = scale_of(own, leaf)
     elif isinstance(mutate, ga.Sparse):
-        values, scale = mutate.noise.values, mutate.noise.scale_of(leaf.path)
+        values = mutate.noise.whole + 0.5
+        scale = mutate.noise.scale_of(leaf.path) / mutate.noise.parts
     else:
         values = mutate.low + (mutate.high - mutate.low) * (np.arange(65536) + 0.5) / 65536
         scale = 1.0

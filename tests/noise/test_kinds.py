@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flatstore as fs
-from flatstore.noise.kinds import CROSSOVER, NORMAL, normal_table
+from flatstore.noise.kinds import CROSSOVER, NORMAL
 from flatstore.noise.philox import numbers, philox4x32, words
 from flatstore.noise.seeding import as_keys
 
@@ -74,18 +74,6 @@ def test_seeds_of_different_integers_differ():
     different = [7, (7, 0), (7, 0, 0), (0, 7), 0, (0, 0), 2**32, (0, 1), (2**32 + 1, 2), (1, 2**32 + 2), (1, 2, 1)]
     assert len({fs.seeds(seed, 1)[0] for seed in different}) == len(different)
     assert fs.seeds(7, 3).tolist() == fs.seeds((7,), 3).tolist() == fs.seeds(np.int32(7), 3).tolist()
-
-
-def test_the_table_holds_the_conditional_means_of_the_normal_distribution():
-    table = normal_table().astype(np.float64)
-    assert table.size == 65536
-    positive, negative = np.split(table, 2)
-    assert (negative == -positive).all()
-    assert positive[0] > 0
-    assert (np.diff(positive) > 0).all()
-    moments = [np.mean(table**k) for k in (2, 4, 6)]
-    assert np.allclose(moments, [0.9999985196, 2.9998234, 14.9910908], rtol=1e-7)
-    assert np.isclose(positive[-1], 4.3875113)
 
 
 @pytest.mark.parametrize("scale", [0, -1, float("nan"), float("inf"), {"*": 0}, {}])

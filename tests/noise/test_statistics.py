@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import flatstore as fs
-from flatstore.noise.kinds import CROSSOVER, MUTATION, NORMAL, RADEMACHER, ROUNDING, SPARSE, normal_table
+from flatstore.noise.kinds import CROSSOVER, MUTATION, NORMAL, RADEMACHER, ROUNDING, SPARSE
 from flatstore.noise.philox import numbers
 
 CHANCE = 1e-6
@@ -30,11 +30,11 @@ SEEDS = {
     "rounds apart": MANY[:256] * 0x9E3779B9 % 2**32 | (MANY[:256] * 0xBB67AE85 % 2**32) << 32,
 }
 FAR = 2**35 - 2**19  # in the middle of 2 ** 20 indices from here on, the count of blocks comes to need a 33rd bit
-TABLE, SIGNS = normal_table(), fs.Rademacher(1.0).values
-ORDER = np.argsort(TABLE)
+TABLE, SIGNS = fs.Normal(1.0).values, fs.Rademacher(1.0).values
+DISTINCT, TIMES = np.unique(TABLE, return_counts=True)
 LEAVES = fs.Layout.from_tree(list(np.zeros((256, 8209), "f4"))).homes
 COARSE, FINE = fs.Normal(16 * fs.Normal(1.0).step), fs.Normal(2.0)  # 16 steps and a million
-normal, signs = fs.Normal(1.0).draw, fs.Rademacher(1.0).draw
+normal, signs, raw = fs.Normal(1.0).draw, fs.Rademacher(1.0).draw, partial(numbers, NORMAL, 16)
 
 
 def magnitude(keys, start, stop):
@@ -42,9 +42,9 @@ def magnitude(keys, start, stop):
     return np.where(np.abs(normal(keys, start, stop)) > NormalDist().inv_cdf(0.75), SIGNS[1], SIGNS[0])
 
 
-def bits(keys, start, stop, draw=normal):
-    """The 16 bits of each number that is looked up, as signs; start and stop count bits."""
-    code = codes(draw(keys, start // 16, stop // 16))
+def bits(keys, start, stop, draw=raw):
+    """The 16 bits of each number that a normal draw is made of, as signs; start and stop count bits."""
+    code = draw(keys, start // 16, stop // 16)
     return SIGNS.take(np.unpackbits(code.astype("<u2").view(np.uint8), axis=1, bitorder="little"))
 
 
@@ -70,10 +70,10 @@ def of_window(keys, start, stop, width=64):
 
 
 def codes(x):
-    """The 16 bits behind each normal draw; of signs, 16 in a row are one number."""
+    """The number of each normal draw among the distinct ones; of signs, 16 in a row are one number."""
     if np.abs(x).max() == 1:
         return np.packbits(x < 0, axis=1, bitorder="little").view("<u2")
-    return ORDER[np.searchsorted(TABLE, x, sorter=ORDER)].astype(np.uint16)
+    return np.searchsorted(DISTINCT, x).astype(np.uint16)
 
 
 def small(z, name):
@@ -130,10 +130,15 @@ def has_distribution_of(values, draw):
 
 
 def draws_every_number_as_often(draw):
-    """Chi-square over the 65,536 numbers of 16 bits: each is expected 32 times (16 signs in a row: twice)."""
+    """Chi-square over the 65,536 numbers of 16 bits: each is expected 32 times (16 signs in a row: twice).
+
+    Some normal draws are those of several numbers.
+    """
     for name, x in samples(draw).items():
-        count = np.bincount(codes(x).ravel(), minlength=1 << 16)
-        chi_square(np.square(count - count.mean()).sum() / count.mean(), count.size - 1, f"{name}, frequencies")
+        times = np.ones(1 << 16) if np.abs(x).max() == 1 else TIMES
+        count = np.bincount(codes(x).ravel(), minlength=times.size)
+        expected = times * count.sum() / 2**16
+        chi_square((np.square(count - expected) / expected).sum(), count.size - 1, f"{name}, frequencies")
 
 
 def has_independent_places(draw):
@@ -171,19 +176,18 @@ def has_independent_rows(draw, keys):
     assert (chunks[1:] != chunks[:-1]).all(), "numbers in common"
 
 
-def rounds_fairly(steps, scale, unit=1):
-    """Errors as if independent and uniform within half a unit in the first half of the table, mirrored in the other.
-
-    So the mean stays 0, and the variance in units is (scale / unit) ** 2 times the table's, and 1/12.
-    """
-    table, n = TABLE.astype(np.float64), TABLE.size // 2
-    assert (steps[n:] == -steps[:n]).all()
-    error = (steps - scale * table) / unit
-    small((np.mean(error**2) - 1 / 12) / math.sqrt(1 / 180 / n), "variance of the error")
-    small(np.mean(error * table) / math.sqrt(1 / 12 / n), "correlation of error and value")
+def rounds_to_the_nearest(steps, scale):
+    """As many steps as are nearest to a scale, which is known to 15 bits; the opposite draw has the opposite number."""
+    exact = scale * TABLE.astype(np.float64)
+    assert (np.abs(steps - exact) <= 0.5 + 2.0**-15 * np.abs(exact) + 1e-6 * scale).all(), "error"
+    assert (steps == -steps[::-1]).all(), "not odd"
 
 
-LAWS = {"normal": (normal, TABLE), "signs": (signs, SIGNS), "deltas": (deltas, COARSE.steps(COARSE.scale) / 16)}
+LAWS = {
+    "normal": (normal, TABLE),
+    "signs": (signs, SIGNS),
+    "deltas": (deltas, COARSE.factor(COARSE.scale).steps(COARSE.whole) / 16),
+}
 
 
 @pytest.mark.parametrize(("draw", "values"), LAWS.values(), ids=LAWS)
@@ -193,37 +197,25 @@ def test_draws_have_six_moments_and_the_distribution_of_their_values(draw, value
 
 
 def test_the_table_has_the_moments_and_the_distribution_of_the_normal_law():
-    table, cdf = TABLE.astype(np.float64), NormalDist().cdf
-    assert (table[2**15 :] == -table[: 2**15]).all()  # the odd moments are 0
-    table = np.sort(table)
-    assert np.allclose([np.mean(table**k) for k in (2, 4, 6)], [0.9999985, 2.9998234, 14.9910908], rtol=1e-7)
-    below, slices = np.array([cdf(value) for value in table]) * 2**16, np.arange(2**16)
-    assert ((slices < below) & (below < slices + 1)).all()
-    assert table[-1] == np.float32(4.3875113)
+    table, cdf = (fs.Normal(1.0).whole + 0.5) / 3686, NormalDist().cdf
+    assert (table == -table[::-1]).all()  # the odd moments are 0
+    assert (np.diff(table) >= 0).all()
+    assert np.allclose([np.mean(table**k) for k in (2, 4, 6)], [0.9999998, 2.9999997, 14.9934828], rtol=1e-7)
+    below, slices = np.array([cdf(value) for value in table]), np.arange(2**16) / 2**16
+    assert np.abs(below - (slices + 2.0**-17)).max() < 1.2e-4
+    assert np.isclose(table[-1], 4.3959577)
 
 
-@pytest.mark.parametrize(
-    ("scale", "unit"),
-    [
-        (16, 1),
-        (17.3, 1),
-        (20, 1),
-        (31.7, 1),
-        (64, 1),
-        (100, 1),
-        (333.3, 1),
-        (1000.7, 1),
-        (7468, 1),
-        (7469, 2),
-        (1e5, 16),
-    ],
-)
-def test_steps_have_mean_0_and_a_twelfth_more_variance_in_units(scale, unit):
-    noise = fs.Normal(1.0)
-    assert noise.unit(scale * COARSE.step) == unit
-    assert noise.magnitudes(scale * COARSE.step).max() <= 2**15 - 1
-    rounds_fairly(noise.steps(scale * COARSE.step), scale, unit)
-    assert fs.Rademacher(1.0).steps(scale * COARSE.step).tolist() == [round(scale), -round(scale)]
+@pytest.mark.parametrize("scale", [16, 17.3, 20, 31.7, 64, 100, 333.3, 1000.7, 7372, 7373, 1e5, 3.8e6])
+def test_steps_are_the_nearest_whole_numbers_and_opposite_draws_add_the_opposite(scale):
+    factor = fs.Normal(1.0).factor(scale * COARSE.step)
+    rounds_to_the_nearest(factor.steps(fs.Normal(1.0).whole), scale)
+    ends = [int(end) * factor.multiplier + factor.offset for end in fs.Normal(1.0).whole[[0, -1]]]
+    assert -(2**31) <= min(ends) < max(ends) < 2**31
+    assert fs.Rademacher(1.0).factor(scale * COARSE.step).steps(np.array([0, -1])).tolist() == [
+        round(scale),
+        -round(scale),
+    ]
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
@@ -252,7 +244,7 @@ def test_places_far_apart_and_kinds_of_draw_are_independent():
 
 
 def philox(rounds, keys, start, stop):
-    """The normal draw of whole blocks, in as many rounds."""
+    """The numbers that the normal draw of whole blocks is made of, in as many rounds."""
     block, half, mask = np.arange(start // 8, stop // 8, dtype=np.uint64), np.uint64(32), np.uint64(2**32 - 1)
     a, b, c, d = block & mask, block >> half, np.uint64(NORMAL), np.uint64(0)
     low, high = keys[:, None] & mask, keys[:, None] >> half
@@ -260,7 +252,12 @@ def philox(rounds, keys, start, stop):
         one, two = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
         a, b, c, d = two >> half ^ b ^ low, two & mask, one >> half ^ d ^ high, one & mask
         low, high = low + np.uint64(0x9E3779B9) & mask, high + np.uint64(0xBB67AE85) & mask
-    return TABLE.take(np.stack([a, b, c, d], axis=-1).astype("<u4").view("<u2").reshape(len(keys), -1))
+    return np.stack([a, b, c, d], axis=-1).astype("<u4").view("<u2").reshape(len(keys), -1)
+
+
+def normal_of(rounds, keys, start, stop):
+    """The normal draw of whole blocks, in as many rounds."""
+    return TABLE.take(philox(rounds, keys, start, stop))
 
 
 def congruential(shift, keys, start, stop):
@@ -296,16 +293,16 @@ BAD = [
     (seeds, partial(congruential, 16), "sums over rows"),
     (places, twice, "correlation of 16 places"),
     (partial(has_no_autocorrelation, start=FAR), coarse, "lag"),
-    (seeds, partial(of_one_stream, lambda i, seed: i ^ 8 * seed), "sums over rows"),
-    (seeds, partial(of_one_stream, lambda i, seed: i + seed), "correlation of rows"),
+    (seeds, partial(of_one_stream, lambda i, seed: i ^ 8 * seed), "sums of rows"),
+    (seeds, partial(of_one_stream, lambda i, seed: i + seed), "sums of rows"),
     (seeds, partial(of_one_stream, lambda i, seed: i + 4096 * (seed % 255)), "correlation of rows"),
     (high, lambda keys, *at: normal(keys & 2**32 - 1, *at), "sums of rows"),
     (windows, partial(of_window, width=32), "sums over rows"),
-    (seeds, partial(of_leaf, index=0), "sums over rows"),
-    *[(check, partial(philox, 2), "deviations|Kolmogorov") for check in (moments, distribution, places, seeds)],
-    (has_no_autocorrelation, partial(philox, 4), "lag"),
+    (seeds, partial(of_leaf, index=0), "sums of rows"),
+    *[(check, partial(normal_of, 2), "deviations|Kolmogorov") for check in (moments, distribution, places, seeds)],
+    (has_no_autocorrelation, partial(normal_of, 4), "lag"),
     (places, partial(bits, draw=partial(philox, 5)), "correlation of 256 places"),
-    (high, partial(philox, 5), "numbers in common"),
+    (high, partial(normal_of, 5), "numbers in common"),
 ]
 
 
@@ -317,6 +314,8 @@ def test_a_bad_generator_is_found_out(check, draw, found):
 
 def test_what_makes_the_bad_generators_bad_is_what_they_leave_out():
     keys = SEEDS["one bit apart"]
-    assert (philox(7, keys, 0, 256) == normal(keys, 0, 256)).all()
+    assert (normal_of(7, keys, 0, 256) == normal(keys, 0, 256)).all()
     with pytest.raises(AssertionError, match="error"):
-        rounds_fairly(np.trunc(16 * TABLE), 16)
+        rounds_to_the_nearest(np.trunc(16 * TABLE), 16)
+    with pytest.raises(AssertionError, match="not odd"):
+        rounds_to_the_nearest(fs.Normal(1.0).whole.astype(int), 3686)  # rounded down from half-way

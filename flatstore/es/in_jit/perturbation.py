@@ -98,17 +98,12 @@ def virtual(
     if not (is_array(sign) and sign.ndim == 0):
         check_sign(sign, IN_NOISE, SIGNS_ACROSS)
     key, times = key_words(seed), jnp.asarray(sign, np.float32)
-    tables: dict[float, Any] = {}
     begun = () if after is None else (jnp.ravel(after)[0],)
 
     def move(x: Any, block: Block) -> Any:
-        scale = block.scale(noise)
-        if scale not in tables:  # one constant for all leaves
-            tables[scale] = jnp.asarray(noise.units(scale))
-        unit = np.float32(noise.unit(scale) * noise.step)
         zero = in_jax.opaque_zero(*filter(is_array, (key[0], *begun, *block.at)))
-        units = in_jax.look_up(tables[scale], in_jax.numbers(noise.kind, noise.width, key, block.indices(zero)))
-        return _perturbed(x, times * (units.astype(np.float32) * unit), zero)
+        steps = in_jax.steps(noise, block.scale(noise), key, block.indices(zero))
+        return _perturbed(x, times * (steps.astype(np.float32) * np.float32(noise.step)), zero)
 
     return map_blocks(move, params, noise, layout, within, at)
 

@@ -69,7 +69,6 @@ def updated(
     """
     _check(weighted)
     check_sign(sign, IN_WEIGHTS)
-    tables: dict[float, Any] = {}
     before: list[Any] = []  # one leaf after the other, in the same memory
 
     def move(x: Any, block: Block) -> Any:
@@ -84,18 +83,14 @@ def updated(
                 f"{block.leaf.path!r}: expected fewer than 2**31 parameters, got {x.size}; "
                 "fix: split the leaf, and pass each part with at="
             )
-        scale = block.scale(noise)
-        if scale not in tables:  # one constant for all leaves
-            tables[scale] = jnp.asarray(noise.units(scale))
-        table = tables[scale], np.int32(noise.unit(scale))
-        moved, before[:] = _moved(x, block, noise, weighted, table, sign, on_grid, in_jax.opaque_zero(*before))
+        moved, before[:] = _moved(x, block, noise, weighted, sign, on_grid, in_jax.opaque_zero(*before))
         return moved
 
     return map_blocks(move, params, noise, layout, within, at)
 
 
 def _moved(
-    x: Any, block: Block, noise: Noise, weighted: WeightedSeeds, table: Any, sign: int, on_grid: bool, zero: Any
+    x: Any, block: Block, noise: Noise, weighted: WeightedSeeds, sign: int, on_grid: bool, zero: Any
 ) -> tuple[Any, list[Any]]:
     """One leaf, moved chunk by chunk: the sums of a chunk stay in the cache, and no memory grows with the leaf.
 
@@ -116,7 +111,7 @@ def _moved(
         first = jnp.minimum(start, x.size - size)
         position = first.astype(_U) + zero + _lax.iota(_U, size)
         index = block.indices_of(position)
-        total = _weighted_sum(noise, weighted, table, index, zero)
+        total = _weighted_sum(noise, weighted, block.scale(noise), index, zero)
         last = total[0][0]
         word = in_jax.numbers(ROUNDING, 32, (weighted.key[0], weighted.key[1]), index)
         if on_grid:
@@ -133,15 +128,13 @@ def _moved(
     return flat.reshape(x.shape), [last]
 
 
-def _weighted_sum(noise: Noise, weighted: WeightedSeeds, table: Any, index: in_jax.Words, zero: Any) -> in_jax.Words:
+def _weighted_sum(noise: Noise, weighted: WeightedSeeds, scale: float, index: in_jax.Words, zero: Any) -> in_jax.Words:
     """The sum of weights times steps, an integer below 2**62 in magnitude, for each index."""
-    units, unit = table
 
     def one(total: in_jax.Words, term: Any) -> tuple[in_jax.Words, None]:
         seed, weight = term
         # Kept from fusing into both words of the product, which would draw twice.
-        drawn = in_jax.look_up(units, in_jax.numbers(noise.kind, noise.width, (seed[0], seed[1]), index))
-        step = _lax.optimization_barrier(drawn.astype(np.int32) * unit)
+        step = _lax.optimization_barrier(in_jax.steps(noise, scale, (seed[0], seed[1]), index))
         return in_jax.plus(total, product(jnp.broadcast_to(weight, step.shape), step)), None
 
     start = jnp.broadcast_to(zero, index[0].shape)

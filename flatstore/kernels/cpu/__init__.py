@@ -7,6 +7,11 @@ from flatstore.kernels.cpu.copies import copy_parts as copy_parts
 from flatstore.kernels.cpu.crossover import at_points as at_points
 from flatstore.kernels.cpu.crossover import by_unit as by_unit
 from flatstore.kernels.cpu.crossover import crossover_loop as crossover_loop
+from flatstore.kernels.cpu.crossover import from_either as from_either
+from flatstore.kernels.cpu.draws import NUMBERS as NUMBERS
+from flatstore.kernels.cpu.draws import TABLE as TABLE
+from flatstore.kernels.cpu.draws import WHOLE as WHOLE
+from flatstore.kernels.cpu.draws import WHOLE_NUMBERS as WHOLE_NUMBERS
 from flatstore.kernels.cpu.draws import xor_of_blocks as xor_of_blocks
 from flatstore.kernels.cpu.generation import CHILDREN as CHILDREN
 from flatstore.kernels.cpu.generation import first_run as first_run

@@ -13,28 +13,27 @@ from typing import Any
 import numpy as np
 
 from flatstore.kernels.compiler import compiled
-from flatstore.kernels.cpu.draws import draws, looked_up, numbers, philox_block
+from flatstore.kernels.cpu.draws import TABLE, draw_words, looked_up, numbers, philox_block, whole_signs
 from flatstore.noise import CROSSOVER
 
 
 @cache
-def crossover_loop(function: Any, by_table: bool) -> Any:
+def crossover_loop(function: Any, source: int) -> Any:
     """The crossover of a compiled `function(a, b, draw) -> gene`; its data are (width, table).
 
-    A draw is a number of `width` bits or, by table, what stands in the table at that number.
+    A draw is a number of `width` bits (`NUMBERS`), or what stands in the table at that number (`TABLE`).
     """
+    by_table = source == TABLE
 
     @compiled
     def cross(
         start: int, first: int, mothers: Any, fathers: Any, keys: Any, genes: Any, data: Any, scratch: Any, out: Any
     ) -> None:
         width, table = data
-        random, drawn = scratch
+        random, drawn, _ = scratch
         _, small, large = random
         skip = 0
-        if by_table:
-            skip = draws(CROSSOVER, width, keys, start, out.shape[1], random)
-        elif width:
+        if width:
             skip = numbers(CROSSOVER, width, keys, start, out.shape[1], random)
         for row in range(keys.size):
             a, b = np.uint64(mothers[first + row]), np.uint64(fathers[first + row])
@@ -50,6 +49,21 @@ def crossover_loop(function: Any, by_table: bool) -> Any:
                     out[row, i] = function(genes[a, i], genes[b, i], large[row, np.uint64(skip + i)])
 
     return cross
+
+
+@compiled
+def from_either(
+    start: int, first: int, mothers: Any, fathers: Any, keys: Any, genes: Any, data: Any, scratch: Any, out: Any
+) -> None:
+    """Each gene from the mother or the father, by a bit that is set or not; there are no data."""
+    words, small, _ = scratch[0]
+    signs = small.view(np.int8)[0]
+    skip = draw_words(CROSSOVER, 1, keys, start, out.shape[1], words)
+    for row in range(keys.size):
+        a, b = np.uint64(mothers[first + row]), np.uint64(fathers[first + row])
+        column = np.uint64(whole_signs(words, row, skip, out.shape[1], signs, None))
+        for i in range(np.uint64(out.shape[1])):
+            out[row, i] = genes[a, i] if signs[column + i] else genes[b, i]
 
 
 @compiled

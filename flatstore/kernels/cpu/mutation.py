@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.kernels.compiler import compiled
-from flatstore.kernels.cpu.draws import draws, looked_up, numbers, philox_block
+from flatstore.kernels.cpu.draws import NUMBERS, WHOLE, WHOLE_NUMBERS, draw_words, looked_up, numbers, philox_block
 
 NO_GENE, EVERY_GENE, SOME_GENES = range(3)
 """Which genes are changed."""
@@ -18,14 +18,16 @@ SEGMENT = 256
 
 
 @cache
-def mutation_loop(function: Any, by_table: bool) -> Any:
+def mutation_loop(function: Any, source: int, width: int = 16) -> Any:
     """The mutation of a compiled `function(gene, scale, draw) -> gene`: a compiled loop.
 
     The generation calls it as `mutate(start, keys, data, scales, scratch, out)`: the genes from index `start` on of a
     few children, a seed each in `keys`, in rows of `out`. `scales` are the genes' own; where that is 0 a gene is left
-    alone. `data` are (which genes, kind of draw, its width in bits, table, distances between some genes). A
-    draw is a number of that width or, by table, what stands in the table at that number.
+    alone. `data` are (which genes, kind of draw, its width in bits, table, distances between some genes). `source` says
+    what a draw is, and `width` how many bits it has if it is a whole number of a noise.
     """
+    whole_numbers, whole_type = WHOLE_NUMBERS[width]
+    by_table, whole = source != NUMBERS, source == WHOLE
 
     @compiled
     def unless_zero(gene: Any, scale: Any, draw: Any) -> Any:
@@ -61,15 +63,21 @@ def mutation_loop(function: Any, by_table: bool) -> Any:
     def mutate(start: int, keys: Any, data: Any, scales: Any, scratch: Any, out: Any) -> None:
         which, kind, width, table, distances = data
         if which == EVERY_GENE:
-            random, drawn = scratch
-            _, small, large = random
+            random, drawn, rooms = scratch
+            wholes = rooms.view(whole_type)
+            words, small, large = random
             skip = 0
-            if by_table:
-                skip = draws(kind, width, keys, start, out.shape[1], random)
+            if whole:
+                skip = draw_words(kind, width, keys, start, out.shape[1], words)
             elif width:
                 skip = numbers(kind, width, keys, start, out.shape[1], random)
             for row in range(keys.size):
-                if by_table:
+                if whole:
+                    column = whole_numbers(words, row, skip, out.shape[1], wholes, None)
+                    for i in range(out.shape[1]):
+                        drawn[i] = wholes[np.uint64(column + i)]  # as a number of the genes' dtype
+                        out[row, i] = unless_zero(out[row, i], scales[i], drawn[i] + np.float32(0.5))
+                elif by_table:
                     looked_up(row, skip + out.shape[1], width, table, random, drawn)
                     for i in range(out.shape[1]):
                         out[row, i] = unless_zero(out[row, i], scales[i], drawn[np.uint64(skip + i)])

@@ -1,11 +1,11 @@
 """Evolution strategies in compiled loops: parameters moved along noise that is made again from its seeds.
 
 All loops run over blocks of the packed index. The random words of a block are drawn first; then come its *pieces*,
-neighbours in the index that are neighbours in memory and take noise of one strength. What a number adds is looked up in
-the row of a table that belongs to that strength, as a multiple of that row's *unit*:
+neighbours in the index that are neighbours in memory and take noise of one strength. The whole numbers of a piece are
+made from its words, and turned into steps of the grid by the factor that belongs to that strength:
 
 ```
-piece     first index | end | row of the table | place of the first in memory | places from one member to the next
+piece     first index | end | row of the factors | place of the first in memory | places from one member to the next
 ```
 """
 
@@ -17,48 +17,14 @@ from typing import Any
 import numpy as np
 
 from flatstore.kernels.compiler import compiled
-from flatstore.kernels.cpu.draws import draw_words
+from flatstore.kernels.cpu.draws import WHOLE_NUMBERS, draw_words
 from flatstore.kernels.cpu.generation import first_run
-from flatstore.kernels.cpu.prefetch import fetch
+from flatstore.kernels.cpu.normal import steps_of
 from flatstore.kernels.cpu.storage import BITS, DITHERED, STORAGE
 from flatstore.noise import ROUNDING
 
 SEEDS_AT_ONCE = 4
 """How many seeds' noise is added to a sum at a time."""
-
-
-@compiled
-def look_up(
-    words: Any, seed: int, first: int, count: int, width: int, table: Any, row: int, multiples: Any, ahead: Any
-) -> int:
-    """Look up `count` numbers of `width` bits (16 or 1) in a row of the table, and write their multiples.
-
-    They are the numbers from `first` on in row `seed` of `words`: the highest bit is the sign, the others say where the
-    magnitude stands. Single bits are looked up by whole words. Returns the column of `multiples` that belongs to number
-    `first`. `ahead` is None, or (array, place, place): the `count` elements from each place on, which will be written
-    soon, are fetched meanwhile.
-    """
-    if width == 16:
-        numbers, begin = words.view(np.int16), np.uint64(first)
-        for i in range(np.uint64(count)):
-            if ahead is not None and i & np.uint64(15) == 0:
-                fetch(ahead[0], np.uint64(ahead[1]) + i)
-                fetch(ahead[0], np.uint64(ahead[2]) + i)
-            multiples[i] = table[row, np.uint32(numbers[seed, begin + i]) & np.uint32(0x7FFF)]
-        for i in range(np.uint64(count)):  # apart, for this loop becomes vector instructions
-            minus = numbers[seed, begin + i] >> np.int16(15)
-            multiples[i] = np.int16((multiples[i] ^ minus) - minus)
-        return 0
-    plus, minus, begin = table[row, 0], -table[row, 0], first // 32
-    for w in range(np.uint64((first + count + 31) // 32 - begin)):
-        word = words[seed, np.uint64(begin) + w]
-        for at in range(np.uint64(32) * w, np.uint64(32) * w + np.uint64(32), np.uint64(16)):
-            if ahead is not None:
-                fetch(ahead[0], np.uint64(ahead[1]) + at)
-                fetch(ahead[0], np.uint64(ahead[2]) + at)
-        for bit in range(np.uint32(32 // width)):  # a constant 32 would be unrolled, not turned into vectors
-            multiples[np.uint64(32) * w + np.uint64(bit)] = minus if (word >> bit) & np.uint32(1) else plus
-    return first - 32 * begin
 
 
 @cache
@@ -85,22 +51,51 @@ def grid_check(dtype: str) -> Any:
 
 
 @cache
-def perturbation_loop(dtype: str) -> Any:
-    """The compiled loop that adds the noise of one seed in place, or takes it back."""
+def perturbation_loop(dtype: str, width: int) -> Any:
+    """The compiled loop that adds the noise of one seed in place, or takes it back. Its draws have `width` bits."""
+    whole_numbers, _ = WHOLE_NUMBERS[width]
     _, real, load, store = STORAGE[dtype]
     violation, bits = grid_check(dtype), BITS[real]
+    unsigned = np.uint32 if real is np.float32 else np.uint64
+    middle = real(1.5 * 2.0 ** np.finfo(real).nmant)
+
+    @compiled
+    def move(
+        raw: Any, place: int, count: int, whole: Any, column: int, factor: Any, step: Any, size: Any, old: Any
+    ) -> Any:
+        """Add steps to `count` parameters, keep what they were in `old`, and look for what may break the grid.
+
+        Returns bits that are 0 if all were on the grid, and twice the bits of the largest magnitude afterwards. Next to
+        `middle * size` numbers are as far apart as on the grid: an addition rounds to it. This fails from a quarter of
+        the bound on, where numbers on the grid may seem to be off it.
+        """
+        multiplier, offset, shift = factor
+        off, largest, near = unsigned(0), unsigned(0), real(middle * size)
+        for i in range(np.uint64(count)):
+            before = load(raw[np.uint64(place) + i])
+            steps = steps_of(whole[np.uint64(column) + i], multiplier, offset, shift)
+            after = real(before + step * real(steps))
+            snapped = real(real(before + near) - near)
+            off = unsigned(off | unsigned(snapped.view(unsigned) ^ real(before).view(unsigned)))
+            largest = unsigned(max(largest, unsigned(after.view(unsigned) << unsigned(1))))
+            old[i] = before
+            raw[np.uint64(place) + i] = store(after)
+        return off, largest
 
     @compiled
     def perturb(
-        begin: int, end: int, raw: Any, pieces: Any, noise: Any, sign: Any, grid: Any, scratch: Any, note: Any
+        begin: int, end: int, raw: Any, pieces: Any, noise: Any, step: Any, grid: Any, scratch: Any, note: Any
     ) -> None:
-        """Add `sign` times the noise to the parameters begin .. end - 1, and note where it stopped in `note[0]`.
+        """Add the noise to the parameters begin .. end - 1, and note where it stopped in `note[0]`.
 
-        `noise` is (kind, width, keys, table, what a unit of each row adds). It stops before a piece in which a
-        parameter is off the grid, or reaches the bound before or after the move. A bound of 0 checks nothing.
+        `noise` is (kind, keys, factors, the most steps of each), and `step` what one step adds. It stops before a
+        piece in which a parameter is off the grid, or reaches the bound before or after the move. A bound of 0
+        checks nothing.
         """
-        kind, width, keys, table, units = noise
-        words, multiples, old = scratch
+        kind, keys, factors, most = noise
+        words, whole, old = scratch
+        size, _, bound = grid
+        limit = bits(bound).view(real)
         for start in range(begin, end, old.size):
             stop, k = min(start + old.size, end), first_run(pieces, start)
             if k == pieces.shape[0] or pieces[k, 0] >= stop:
@@ -109,19 +104,22 @@ def perturbation_loop(dtype: str) -> Any:
             while k < pieces.shape[0] and pieces[k, 0] < stop:
                 low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
                 place, count, row = pieces[k, 3] + low - pieces[k, 0], high - low, pieces[k, 2]
-                ahead = raw, place + old.size, place + old.size + 8  # a cache line of float64 has 8
-                column = look_up(words, 0, first + low - start, count, width, table, row, multiples, ahead)
-                violations, unit = bits(0), sign * real(units[row])
-                for i in range(count):
-                    old[i] = load(raw[np.uint64(place + i)])
-                    new = old[i] + unit * real(multiples[np.uint64(column + i)])
-                    violations = bits(violations | violation(old[i], new, grid))
-                    raw[np.uint64(place + i)] = store(new)
-                if grid[2] > 0 and violations != 0:
+                ahead = raw, (place + old.size,)
+                column = whole_numbers(words, 0, first + low - start, count, whole, ahead)
+                factor = factors[row, 0], factors[row, 1], factors[row, 2]
+                off, largest = move(raw, place, count, whole, column, factor, step, size, old)
+                # What is below this now has been below the bound before.
+                safe = real(max(limit - abs(step) * most[row], 0.0))
+                if bound > 0 and (off != 0 or largest >= unsigned(safe.view(unsigned) << unsigned(1))):
+                    violations = bits(0)
                     for i in range(count):
-                        raw[np.uint64(place + i)] = store(old[i])
-                    note[0] = low
-                    return
+                        new = load(raw[np.uint64(place + i)])
+                        violations = bits(violations | violation(old[i], new, grid))
+                    if violations != 0:
+                        for i in range(count):
+                            raw[np.uint64(place + i)] = store(old[i])
+                        note[0] = low
+                        return
                 k += 1
         note[0] = end
 
@@ -129,8 +127,9 @@ def perturbation_loop(dtype: str) -> Any:
 
 
 @cache
-def sampling_loop(dtype: str) -> Any:
-    """The compiled loop that writes a store plus noise into the members of a population."""
+def sampling_loop(dtype: str, width: int) -> Any:
+    """The compiled loop that writes a store plus noise into members of a population, from draws of `width` bits."""
+    whole_numbers, _ = WHOLE_NUMBERS[width]
     _, real, load, store = STORAGE[dtype]
 
     @compiled
@@ -143,8 +142,8 @@ def sampling_loop(dtype: str) -> Any:
 
         The first place in a piece is that in `out`, the second that in `centre`; a row of -1 means no noise.
         """
-        kind, width, keys, table, units = noise
-        words, multiples, block = scratch
+        kind, keys, factors, step = noise
+        words, whole, block = scratch
         for start in range(begin, end, block.size):
             stop, first_piece = min(start + block.size, end), first_run(pieces, start)
             k = first_piece
@@ -163,22 +162,23 @@ def sampling_loop(dtype: str) -> Any:
                     k = first_piece
                     while k < pieces.shape[0] and pieces[k, 0] < stop:
                         low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
-                        offset, count, row, step, column = low - start, high - low, pieces[k, 2], pieces[k, 4], 0
-                        home = pieces[k, 3] + low - pieces[k, 0] + (batch + seed) * signs.size * step
+                        offset, count, row, apart, column = low - start, high - low, pieces[k, 2], pieces[k, 4], 0
+                        home = pieces[k, 3] + low - pieces[k, 0] + (batch + seed) * signs.size * apart
                         if row >= 0:
-                            ahead = out, home, home + (signs.size - 1) * step
-                            column = look_up(words, seed, first + offset, count, width, table, row, multiples, ahead)
+                            ahead = out, (home, home + (signs.size - 1) * apart)
+                            column = whole_numbers(words, seed, first + offset, count, whole, ahead)
                         for j in range(signs.size):
-                            place = home + j * step
+                            place = home + j * apart
                             if row < 0:  # minus zero plus zero would be zero
                                 for i in range(count):
                                     out[np.uint64(place + i)] = store(block[np.uint64(offset + i)])
                                 continue
-                            unit = real(signs[j] * units[row])
-                            for i in range(count):
-                                out[np.uint64(place + i)] = store(
-                                    block[np.uint64(offset + i)] + unit * real(multiples[np.uint64(column + i)])
-                                )
+                            multiplier, plus, shift = factors[row, 0], factors[row, 1], factors[row, 2]
+                            signed = real(signs[j] * step)
+                            for i in range(np.uint64(count)):
+                                steps = steps_of(whole[np.uint64(column) + i], multiplier, plus, shift)
+                                new = block[np.uint64(offset) + i] + signed * real(steps)
+                                out[np.uint64(place) + i] = store(new)
                         k += 1
         note[0] = end
 
@@ -186,8 +186,12 @@ def sampling_loop(dtype: str) -> Any:
 
 
 @cache
-def update_loop(dtype: str, exact: bool) -> Any:
-    """The compiled loop that adds the weighted noise of many seeds, rounded once: to the grid, or to the dtype."""
+def update_loop(dtype: str, width: int, exact: bool) -> Any:
+    """The compiled loop that adds the weighted noise of many seeds, rounded once: to the grid, or to the dtype.
+
+    The draws have `width` bits.
+    """
+    whole_numbers, _ = WHOLE_NUMBERS[width]
     _, real, load, _ = STORAGE[dtype]
     violation, bits, rounded = grid_check(dtype), BITS[real], DITHERED[dtype]
 
@@ -207,12 +211,12 @@ def update_loop(dtype: str, exact: bool) -> Any:
         """Move the parameters begin .. end - 1; stops before a piece that breaks `grid`, and notes where in `note[0]`.
 
         `weights` are whole numbers (int32). `settings` are (sign, bits to round off the sum, unit of what is left, key
-        of the rounding, how many times the first seed's noise is taken back first, a step of it). `noise` ends with
-        how many steps a unit of each row has. The sum of weights times steps is one of integers: the same in any order.
+        of the rounding, how many times the first seed's noise is taken back first, a step of it). The sum of weights
+        times steps is one of integers: the same in any order.
         """
-        kind, width, keys, table, units = noise
+        kind, keys, factors = noise
         sign, drop, unit, key, back, step = settings
-        words, multiples, new, total, dither = scratch
+        words, whole, new, total, dither = scratch
         for start in range(begin, end, new.size):
             stop, first_piece = min(start + new.size, end), first_run(pieces, start)
             if first_piece == pieces.shape[0] or pieces[first_piece, 0] >= stop:
@@ -230,14 +234,15 @@ def update_loop(dtype: str, exact: bool) -> Any:
                         low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
                         offset, count, row, column = low - start, high - low, pieces[k, 2], 0
                         for j in range(min(SEEDS_AT_ONCE, left)):
-                            column = look_up(
-                                words, seed + j, first + offset, count, width, table, row, multiples[j], None
-                            )
-                        for i in range(count):
-                            x = np.uint64(column + i)
-                            one = np.int64(a) * np.int64(multiples[0, x]) + np.int64(b) * np.int64(multiples[1, x])
-                            two = np.int64(c) * np.int64(multiples[2, x]) + np.int64(d) * np.int64(multiples[3, x])
-                            total[np.uint64(offset + i)] += one + two
+                            column = whole_numbers(words, seed + j, first + offset, count, whole[j], None)
+                        multiplier, plus, shift = factors[row, 0], factors[row, 1], factors[row, 2]
+                        for i in range(np.uint64(count)):
+                            x = np.uint64(column) + i
+                            one = np.int64(a) * np.int64(steps_of(whole[0, x], multiplier, plus, shift))
+                            two = np.int64(b) * np.int64(steps_of(whole[1, x], multiplier, plus, shift))
+                            three = np.int64(c) * np.int64(steps_of(whole[2, x], multiplier, plus, shift))
+                            four = np.int64(d) * np.int64(steps_of(whole[3, x], multiplier, plus, shift))
+                            total[np.uint64(offset) + i] += (one + two) + (three + four)
                         k += 1
             first_dither = draw_words(ROUNDING, 32, key, start, stop - start, dither)
             if back != 0:
@@ -247,9 +252,6 @@ def update_loop(dtype: str, exact: bool) -> Any:
                 low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
                 offset, place, count = low - start, pieces[k, 3] + low - pieces[k, 0], high - low
                 row = pieces[k, 2]
-                steps = units[row]
-                for i in range(count):
-                    total[np.uint64(offset + i)] *= steps
                 if exact:
                     for i in range(count):
                         word = np.uint64(dither[0, np.uint64(first_dither + offset + i)])
@@ -262,11 +264,12 @@ def update_loop(dtype: str, exact: bool) -> Any:
                 for i in range(count):
                     new[i] = load(raw[np.uint64(place + i)])
                 if back != 0:
-                    column = look_up(words, 0, first + offset, count, width, table, row, multiples[0], None)
-                    delta = back * (real(steps) * step)
+                    column = whole_numbers(words, 0, first + offset, count, whole[0], None)
+                    multiplier, plus, shift = factors[row, 0], factors[row, 1], factors[row, 2]
                     for i in range(count):
+                        steps = steps_of(whole[0, np.uint64(column + i)], multiplier, plus, shift)
                         before = new[i]
-                        new[i] = before - delta * real(multiples[0, np.uint64(column + i)])
+                        new[i] = before - back * step * real(steps)
                         violations = bits(violations | violation(before, new[i], grid))
                 for i in range(count):
                     before, change = new[i], real(total[np.uint64(offset + i)]) * unit
