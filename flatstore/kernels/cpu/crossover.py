@@ -63,7 +63,8 @@ def from_either(
         a, b = np.uint64(mothers[first + row]), np.uint64(fathers[first + row])
         column = np.uint64(whole_signs(words, row, skip, out.shape[1], signs, None))
         for i in range(np.uint64(out.shape[1])):
-            out[row, i] = genes[a, i] if signs[column + i] else genes[b, i]
+            mother, father = genes[a, i], genes[b, i]  # both are loaded, so that this becomes vector instructions
+            out[row, i] = mother if signs[column + i] else father
 
 
 @compiled
