@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from flatstore.evaluation import real
+from flatstore.checks import real
 from flatstore.ga.operators import GeneFunction, Operator, finite
 from flatstore.kernels import compiled
 from flatstore.kernels.cpu import EVERY_GENE, NO_GENE, SEGMENT, SOME_GENES, mutation_loop
@@ -109,7 +109,7 @@ def mutating(mutation: Mutation | None, layout: Layout, dtype: Any) -> tuple[Ope
 
     Raises `ValueError` for scales or values that do not fit the layout or the dtype.
     """
-    rate = mutation.rate if isinstance(mutation, (Sparse, Reset)) else None
+    rate = real(mutation.rate) if isinstance(mutation, (Sparse, Reset)) else None
     each = mutation.noise if isinstance(mutation, Sparse) else mutation
     loop, kind, width, values, scaled = mutation_loop(_added, True), MUTATION, 16, np.empty(0, dtype), None
     if isinstance(each, Mutate):
@@ -119,7 +119,7 @@ def mutating(mutation: Mutation | None, layout: Layout, dtype: Any) -> tuple[Ope
     elif isinstance(each, Reset):
         even = (np.arange(1 << 16) + 0.5) / (1 << 16)
         loop = mutation_loop(_drawn_anew, True)
-        values = finite(each.low * (1 - even) + each.high * even, dtype, f"values of {each}")
+        values = finite(real(each.low) * (1 - even) + real(each.high) * even, dtype, f"values of {each}")
     elif each is not None:
         kind, width, values, scaled = each.kind, each.width, each.values.astype(dtype), each
         finite(spans(layout, each)[1] * float(np.abs(each.values).max()), dtype, f"draws of {each}")

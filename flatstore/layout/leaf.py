@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flatstore.checks import whole
 from flatstore.layout.numeric import Spec
 from flatstore.trees import KeyPath
 
@@ -65,7 +66,7 @@ def place(rows: Sequence[Leaf], align: int) -> tuple[Leaf, ...]:
     Trainable homes come first in memory, then the others; within each, the dtypes in the order in which they first
     appear, and within a dtype JAX's order. A start is a multiple of `align` and of the item size.
     """
-    if not isinstance(align, (int, np.integer)):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if math.isnan(whole(align)):
         fix = "pass 64 to lend every leaf to JAX, or 1 to pack"
         raise TypeError(f"align: expected a power of two in bytes, got {align!r}; fix: {fix}")
     groups: dict[tuple[bool, np.dtype[Any]], list[Leaf]] = {}

@@ -41,6 +41,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from flatstore.checks import real
 from flatstore.layout import Array, Layout, Leaf, is_floating
 from flatstore.noise.philox import numbers
 from flatstore.threads import rounded_to_nearest
@@ -54,10 +55,6 @@ _NORMAL_DIGEST = "8d5f3ba0b1d5c5b04782cc9d863e40617a9b2e4f7f0d52c71255043afcac55
 
 _SIGNS = np.array([1, -1], np.float32)
 _SIGNS.flags.writeable = False
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
 @lru_cache(maxsize=1)
@@ -103,21 +100,20 @@ class Noise:
     """The number of bits of a draw."""
 
     def __post_init__(self) -> None:
-        """Check the scales, and freeze a mapping as (glob, number) pairs: their order counts."""
+        """Check the numbers, and freeze a mapping of scales as (glob, number) pairs: their order counts."""
         rules = self.scale.items() if isinstance(self.scale, Mapping) else self.rules
-        values = [value for _, value in rules]
-        numbers = all(_is_number(value) for value in values)
-        if not numbers or not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
+        pairs = tuple((glob, real(value)) for glob, value in rules)
+        if not all(0 <= value < math.inf for _, value in pairs) or not any(value for _, value in pairs):
             raise ValueError(
                 f"expected a scale > 0 (0 for leaves to leave alone), got {self.scale}; "
                 "fix: pass a positive standard deviation, such as fs.Normal(0.02)"
             )
-        if isinstance(self.scale, Mapping):
-            object.__setattr__(self, "scale", tuple(rules))
-        if not _is_number(self.bound) or not 2.0**-64 <= self.bound <= 2.0**64:
+        object.__setattr__(self, "scale", pairs if isinstance(self.scale, (Mapping, tuple)) else pairs[0][1])
+        if not 2.0**-64 <= real(self.bound) <= 2.0**64:
             raise ValueError(
                 f"expected a bound in 2 ** -64 .. 2 ** 64, got {self.bound}; fix: pass 32, which suits most networks"
             )
+        object.__setattr__(self, "bound", real(self.bound))
 
     @property
     def step(self) -> float:
