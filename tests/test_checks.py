@@ -39,7 +39,7 @@ def test_infinities_are_real_and_integers_beyond_floats_are_whole_alone():
     assert math.isnan(real(10**400)) and whole(10**400) == 10**400
 
 
-@pytest.mark.parametrize("value", [*TRUTH_VALUES, *NEITHER, *SEVERAL], ids=repr)
+@pytest.mark.parametrize("value", [*TRUTH_VALUES, *NEITHER, *SEVERAL], ids=lambda x: type(x).__name__)
 def test_truth_values_texts_masks_and_arrays_with_axes_are_no_numbers(value):
     assert math.isnan(real(value)) and math.isnan(whole(value))
 
@@ -111,10 +111,10 @@ REAL = {
         lambda x: es.replay(store := a_store(), NOISE, [(1, 0.5, x)], optimiser=es.Adam(store)),
         "entry 0: expected a finite rate beside its seeds and weights, got the rate {}",
     ),
-    "beta1": (lambda x: es.Adam(a_store(), beta1=x), "expected beta1 in 0 .. 1, got {}"),
-    "beta2": (lambda x: es.Adam(a_store(), beta2=x), "expected beta2 in 0 .. 1, got {}"),
-    "epsilon": (lambda x: es.Adam(a_store(), epsilon=x), "expected epsilon in 0 .. inf, got {}"),
-    "beta": (lambda x: es.Momentum(a_store(), beta=x), "expected beta in 0 .. 1, got {}"),
+    "beta1": (lambda x: es.Adam(a_store(), beta1=x), "expected 0 <= beta1 < 1, got {}"),
+    "beta2": (lambda x: es.Adam(a_store(), beta2=x), "expected 0 <= beta2 < 1, got {}"),
+    "epsilon": (lambda x: es.Adam(a_store(), epsilon=x), "expected 0 < epsilon < inf, got {}"),
+    "beta": (lambda x: es.Momentum(a_store(), beta=x), "expected 0 <= beta < 1, got {}"),
     "sign": (lambda x: es.perturb(a_store(), NOISE, 1, sign=x), "expected sign 1, -1, 2 or -2, got {}"),
     "sign of a sample": (lambda x: es.sample(a_store(), a_store(), NOISE, 1, sign=x), "expected sign 1 or -1, got {}"),
     "sign of a context": (lambda x: es.perturbed(a_store(), NOISE, 1, sign=x), "expected sign 1, -1, 2 or -2, got {}"),
@@ -142,6 +142,20 @@ def test_a_float_is_no_integer_for_any_setting(name):
     words = re.escape(message).replace(r"\{\}", "1.0") + ".*; fix"
     with pytest.raises((TypeError, ValueError, IndexError), match=words):
         call(1.0)
+
+
+def test_an_integer_beyond_floats_is_out_of_range_and_no_other_error():
+    huge = 10**400
+    for call, message in (
+        (lambda: fs.Layout.from_tree([1.0], align=huge), "align: expected a power of two in bytes, got 1000"),
+        (lambda: a_population()[huge], "expected a member in 0 .. 3, got 1000"),
+        (lambda: a_step(elite=huge), "expected elite in 0 .. 3, got 1000"),
+        (lambda: a_store().layout.locate(huge), "expected an index in 0 .. 2, got 1000"),
+        (lambda: fs.Normal(huge), "expected a scale > 0"),
+        (lambda: es.Adam(a_store()).step(a_store(), huge), "expected a finite rate, got 1000"),
+    ):
+        with pytest.raises((ValueError, IndexError), match=message):
+            call()
 
 
 def test_numbers_of_other_types_are_taken_for_what_they_are():

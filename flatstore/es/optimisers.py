@@ -32,10 +32,11 @@ class Compiled:
 
     def __init__(self, store: Store, states: int, **settings: float) -> None:
         for name, value in settings.items():
-            low = name.startswith("beta")
-            if not (0 <= real(value) < 1 if low else 0 < real(value) < math.inf):
+            below_one = name.startswith("beta")
+            if not (0 <= real(value) < 1 if below_one else 0 < real(value) < math.inf):
                 raise ValueError(
-                    f"expected {name} in {'0 .. 1' if low else '0 .. inf'}, got {value}; fix: leave {name}= out"
+                    f"expected {f'0 <= {name} < 1' if below_one else f'0 < {name} < inf'}, got {value}; "
+                    f"fix: leave {name}= out, for the default"
                 )
         if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(

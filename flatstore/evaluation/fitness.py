@@ -49,10 +49,8 @@ def refuse_rounded(fitness: Iterable[Any]) -> None:
             got = f"integers of up to {max(rounded, key=abs)}"
             fix = "subtract a constant, so that they are below 2**53"
         else:
-            got, fix = (
-                f"longer floats such as {rounded[0]!r}",
-                "round them by .astype(np.float64), some to equals",
-            )
+            got = f"longer floats such as {rounded[0]!r}"
+            fix = "round them by .astype(np.float64), which may make some of them equal"
         raise ValueError(f"expected fitness that float64 holds exactly, got {got}; fix: {fix}")
 
 

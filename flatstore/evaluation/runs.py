@@ -23,7 +23,8 @@ def check_run(evaluate: Any, seed: Seed, first: int, most: int | None, unit: str
     """
     if not callable(evaluate):
         raise TypeError(
-            f"expected a function to evaluate with, got {type(evaluate).__name__}; fix: pass one (tree, n) -> fitness"
+            f"expected a function to evaluate with, got {type(evaluate).__name__}; "
+            "fix: pass a function (tree, number) -> fitness"
         )
     if most is not None and not whole(most) >= 1:
         raise ValueError(
@@ -49,5 +50,8 @@ def rate_at(rate: Rate, number: int) -> float:
     """The rate of generation or step `number`. Raises `ValueError` unless it is finite."""
     value: Any = rate(number) if callable(rate) else rate
     if not math.isfinite(real(value)):
-        raise ValueError(f"expected a finite rate, got {value}; fix: pass a number, or a function of the move's number")
+        raise ValueError(
+            f"expected a finite rate, got {value}; "
+            "fix: pass a number, or a function of the number of the generation or step"
+        )
     return real(value)

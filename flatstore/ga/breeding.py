@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -172,7 +171,7 @@ def check_operators(mutate: Any, select: Any, crossover: Any, bounds: Any) -> No
 
 def check_elite(pop: Population, elite: int) -> None:
     """Raise `ValueError` unless at least one slot is left for a child, `TypeError` unless `elite` is an integer."""
-    if math.isnan(whole(elite)):
+    if not isinstance(whole(elite), int):
         raise TypeError(
             f"expected an integer as elite, got {type(elite).__name__} {elite!r}; fix: pass a number of members"
         )

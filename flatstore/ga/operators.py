@@ -84,7 +84,7 @@ def _takes_three(function: Callable[..., Any]) -> bool:
 
 
 def _real_numbers(table: Any) -> Array:
-    """A table as float64: a copy. Raises `ValueError` for what are no real numbers, `TypeError` for a mask."""
+    """A table as float64: a copy. Raises `ValueError` unless its entries are real numbers, `TypeError` for a mask."""
     refuse_mask(table, "table")
     try:
         given = as_array(table, "table")
@@ -92,7 +92,7 @@ def _real_numbers(table: Any) -> Array:
         if is_real or given.dtype == object and all(isinstance(x, numbers.Real) for x in given.flat):
             return given.astype(np.float64)
         got, reason = str(given.dtype), None
-    except (TypeError, ValueError, OverflowError) as error:  # rows of several lengths, or objects that are no numbers
+    except (TypeError, ValueError, OverflowError) as error:  # rows of several lengths, or objects of other kinds
         got, reason = in_words(error), error
     raise ValueError(f"expected a table of real numbers, got {got}; fix: pass an array of floats") from reason
 

@@ -272,8 +272,8 @@ class Rademacher(Noise):
 def spans(layout: Layout, noise: Noise | None) -> tuple[Array, Array]:
     """The scale of every parameter that trains: first indices and ends, shape (n, 2), and the scale in each span.
 
-    Neighbouring leaves of the same scale share a span; without noise every scale is 1. Raises
-    `ValueError` as `Noise.check` does.
+    Neighbouring leaves of the same scale share a span; without noise every scale is 1. Raises `ValueError` as
+    `Noise.check` does.
     """
     if noise is not None:
         noise.check(layout)

@@ -124,14 +124,14 @@ class Population(Verbs):
                     "fix: take the members one by one"
                 )
             return self._over(self.layout, self._memory, self._placement, self._first + start, stop - start)
-        if math.isnan(i := whole(key)):
+        if not isinstance(i := whole(key), int):
             raise TypeError(
                 f"expected a member's number, a slice or a path, got {type(key).__name__}; "
                 "fix: use pop[0], pop[0:2] or pop[path]"
             )
         if not -size <= i < size:
             raise IndexError(f"expected a member in 0 .. {size - 1}, got {i}; fix: index below len(pop)")
-        return Store._over(self.layout, self._memory, self._placement, self._first + int(i) % size)  # pyright: ignore[reportPrivateUsage]
+        return Store._over(self.layout, self._memory, self._placement, self._first + i % size)  # pyright: ignore[reportPrivateUsage]
 
     def chunks(self, at_most: int) -> Iterator[Self]:
         """Iterate over consecutive slices of at most `at_most` members that JAX can take: views.

@@ -114,7 +114,7 @@ def map_blocks(
 def _coordinates(at: Any) -> tuple[Any, ...]:
     starts: tuple[Any, ...] = at if isinstance(at, tuple) else (at,)  # pyright: ignore[reportUnknownVariableType]
     for start in starts:
-        if start.dtype.kind not in "iu" or start.ndim if is_array(start) else math.isnan(whole(start)):
+        if start.dtype.kind not in "iu" or start.ndim if is_array(start) else not isinstance(whole(start), int):
             raise TypeError(
                 f"at: expected integers, got {start!r}; fix: pass one for each of the first axes, as in at=(layer,)"
             )
