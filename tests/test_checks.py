@@ -65,6 +65,10 @@ WHOLE = {  # a call with an integer in the place of {}, and what its error says
     "member": (lambda x: a_population()[x], "expected a member's number, a slice or a path, got "),
     "at_most": (lambda x: a_population().chunks(x), "expected at_most >= 1, got {}"),
     "seed": (lambda x: fs.seeds(x, 2), "expected a seed of non-negative integers, got {}"),
+    "seed of noise": (
+        lambda x: es.perturb(a_store(), NOISE, x),
+        "expected a seed of non-negative integers, got {}",
+    ),
     "seeds": (lambda x: es.words([2, x]), "expected a vector of seeds in 0 .. 2**64 - 1, got "),
     "number of seeds": (lambda x: fs.seeds(1, x), "expected a number of seeds, 0 or more, got {}"),
     "generations": (
