@@ -30,6 +30,17 @@ FILES = [f"{room}/{file}".lstrip("/") for room, files in HOUSE.items() for file 
 DOORS = [f"{room}/__init__" for room in HOUSE if room]
 
 
+def listed_tests() -> dict[str, list[str]]:
+    """The files without tests of their own, and the tests of what is made of them, from the second list."""
+    text = (ROOT / "docs/design.md").read_text().partition("**Where the tests are.**")[2]
+    block = re.search(r"```\n(.*?)```", text, re.DOTALL)[1]
+    rows = (line.replace(",", "").split() for line in block.splitlines())
+    return {file: tests for file, *tests in rows}
+
+
+ELSEWHERE = listed_tests()
+
+
 def tree_of(name: str) -> ast.Module:
     return ast.parse((PACKAGE / f"{name}.py").read_text())
 
@@ -170,6 +181,19 @@ def test_the_door_of_a_room_only_hands_out_and_no_name_is_a_function_and_a_file(
 @pytest.mark.parametrize("room", [room for room in HOUSE if room])
 def test_every_room_has_a_folder_of_tests(room):
     assert list((ROOT / "tests" / room).glob("test_*.py"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_tests_of_a_file_are_at_its_path_or_where_the_list_says(name):
+    room, _, file = name.rpartition("/")
+    own = (ROOT / "tests" / room / f"test_{file}.py").exists()
+    assert own != (name in ELSEWHERE)
+    for test in ELSEWHERE.get(name, ()):
+        assert (ROOT / "tests" / f"{test}.py").exists()
+
+
+def test_the_list_of_tests_names_files_of_the_house():
+    assert set(ELSEWHERE) <= set(FILES) and all(ELSEWHERE.values())
 
 
 def test_nothing_that_the_package_hands_out_is_a_file_of_the_same_name():

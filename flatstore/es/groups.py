@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flatstore.checks import real
 from flatstore.kernels.cpu import STORAGE, finite_check, ranges, refuse_other_dtypes
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.noise import Noise, spans
@@ -122,7 +123,7 @@ def check_types(store: Any, noise: Any) -> None:
 
 def check_sign(sign: Any, strength: str, allowed: tuple[int, ...] = (1, -1)) -> None:
     """Raise `ValueError` unless a sign is one of those allowed; `strength` says where a strength belongs instead."""
-    if sign not in allowed:
+    if real(sign) not in allowed:
         *most, last = map(str, allowed)
         raise ValueError(f"expected sign {', '.join(most)} or {last}, got {sign}; fix: give the strength to {strength}")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flatstore.checks import real
 from flatstore.es.groups import refuse_not_finite, trainable_groups
 from flatstore.es.optimisers import Adam, Compiled, Momentum, Optimiser
 from flatstore.es.updating import update
@@ -39,8 +40,11 @@ class Move:
     """The rate that the optimiser was given; None without one."""
 
     def __post_init__(self) -> None:
-        for name, dtype in (("fitness", np.float64), ("seeds", np.uint64), ("weights", np.float64)):
-            array = np.array(getattr(self, name), dtype)
+        for name, array in (
+            ("fitness", np.array(self.fitness, np.float64)),
+            ("seeds", as_keys(self.seeds)),
+            ("weights", np.array(self.weights, np.float64)),
+        ):
             array.flags.writeable = False
             object.__setattr__(self, name, array)
 
@@ -161,7 +165,7 @@ def _entry(noise: Noise, number: int, entry: Any, optimised: bool) -> tuple[Arra
         )
     entries: Any = (*parts, None)
     seeds, weights, found = entries[:3]
-    if optimised != isinstance(found, (int, float)) or not math.isfinite(found or 0):
+    if not math.isfinite(real(found)) if optimised else found is not None:
         want = "a finite rate beside its seeds and weights" if optimised else "seeds and weights alone"
         fix = "pass a journal that was made with an optimiser" if optimised else "pass optimiser=, the one of the run"
         raise ValueError(f"entry {number}: expected {want}, got the rate {found!r}; fix: {fix}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol
 
-import numpy as np
-
+from flatstore.checks import real
 from flatstore.es.groups import WIDTH, random_words, refuse_not_finite, tasks_of, trainable_groups, trainable_leaves
 from flatstore.es.sampling import layouts_differ
 from flatstore.kernels.cpu import adam, momentum, optimiser_loop
@@ -33,11 +32,11 @@ class Compiled:
 
     def __init__(self, store: Store, states: int, **settings: float) -> None:
         for name, value in settings.items():
-            low = name.startswith("beta")
-            number: Any = value
-            if not isinstance(number, (int, float, np.number)) or not (0 <= value < 1 if low else 0 < value < math.inf):
+            below_one = name.startswith("beta")
+            if not (0 <= real(value) < 1 if below_one else 0 < real(value) < math.inf):
                 raise ValueError(
-                    f"expected {name} in {'0 .. 1' if low else '0 .. inf'}, got {value}; fix: leave {name}= out"
+                    f"expected {f'0 <= {name} < 1' if below_one else f'0 < {name} < inf'}, got {value}; "
+                    f"fix: leave {name}= out, for the default"
                 )
         if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
@@ -50,11 +49,13 @@ class Compiled:
         self._states = [Store.zeros(store.layout) for _ in range(states)]
         trainable_leaves(store, "optimise", "leave it out of trainable=")
 
-    def _step(self, rule: Any, gradient: Store, settings: tuple[float, ...]) -> None:
+    def _step(self, rule: Any, gradient: Store, rate: float, unbias: float, *settings: float) -> None:
+        """Move along a gradient at `unbias` times the rate; `settings` are what the rule takes after the rate."""
         if gradient.layout != self.store.layout:
             raise layouts_differ("the gradient", gradient, self.store)
-        if not math.isfinite(settings[0]):
-            raise ValueError(f"expected a finite rate, got {settings[0]}; fix: pass a number, such as 0.01")
+        unbiased = real(rate) * unbias
+        if not math.isfinite(unbiased):
+            raise ValueError(f"expected a finite rate, got {rate!r}; fix: pass a number, such as 0.01")
         stores = self.store, gradient, self._states[0], self._states[-1]
         check = gradient.cached("trainable", lambda: trainable_groups([gradient]))
         groups = gradient.cached(stores, lambda: trainable_groups(stores))
@@ -63,7 +64,7 @@ class Compiled:
         def move(task: Task, words: Array, note: Any) -> None:
             group, start, stop = task
             raws = tuple(store.raw(group.raw.dtype) for store in stores)
-            constants = tuple([group.real(x) for x in settings])
+            constants = tuple([group.real(x) for x in (unbiased, *settings)])
             loop = optimiser_loop(rule, len(self._states), group.dtype)
             loop(start, stop, WIDTH, group.pieces, raws, constants, keys, words, note)
 
@@ -95,7 +96,7 @@ class Adam(Compiled):
 
     def __init__(self, store: Store, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
         super().__init__(store, 2, beta1=beta1, beta2=beta2, epsilon=epsilon)
-        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+        self.beta1, self.beta2, self.epsilon = map(real, (beta1, beta2, epsilon))
 
     @property
     def mean(self) -> Store:
@@ -116,7 +117,7 @@ class Adam(Compiled):
         """
         unbias1, unbias2 = (1 / (1 - _power(beta, self.count + 1)) for beta in (self.beta1, self.beta2))
         betas = self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2
-        self._step(adam, gradient, (rate * unbias1, unbias2, self.epsilon, *betas))
+        self._step(adam, gradient, rate, unbias1, unbias2, self.epsilon, *betas)
 
 
 class Momentum(Compiled):
@@ -136,7 +137,7 @@ class Momentum(Compiled):
 
     def __init__(self, store: Store, *, beta: float = 0.9) -> None:
         super().__init__(store, 1, beta=beta)
-        self.beta = beta
+        self.beta = real(beta)
 
     @property
     def velocity(self) -> Store:
@@ -145,7 +146,7 @@ class Momentum(Compiled):
 
     def step(self, gradient: Store, rate: float) -> None:
         """Move the store up along `gradient`, in place. Raises the same errors as `Adam.step`."""
-        self._step(momentum, gradient, (rate, self.beta))
+        self._step(momentum, gradient, rate, 1.0, self.beta)
 
 
 def _power(base: float, exponent: int) -> float:

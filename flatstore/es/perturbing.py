@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flatstore.checks import whole
 from flatstore.es.groups import (
     IN_NOISE,
     ROOM,
@@ -146,13 +147,12 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
 
 def key_of(seed: Seed) -> Array:
     """A seed as a Philox key, shape (1,): an integer as it is, several integers hashed to one."""
-    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
-        if not 0 <= seed < 1 << 64:
-            raise ValueError(
-                f"expected a seed in 0 .. 2**64 - 1, got {seed}; fix: fs.seeds(seed, 1) hashes larger ones"
-            )
-        return np.array([seed], np.uint64)
-    return as_keys(seeds(seed, 1))
+    number = whole(seed)
+    if not isinstance(number, int):
+        return as_keys(seeds(seed, 1))
+    if not 0 <= number < 1 << 64:
+        raise ValueError(f"expected a seed in 0 .. 2**64 - 1, got {seed}; fix: fs.seeds(seed, 1) hashes larger ones")
+    return np.array([number], np.uint64)
 
 
 def grid_of(group: Group, bound: float) -> tuple[Any, Any, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.evaluation import as_fitness, refuse_all_nan
-from flatstore.layout import Array, as_array, as_numpy
+from flatstore.layout import Array
 
 
 def centred_ranks(fitness: Any) -> Array:
@@ -21,8 +21,7 @@ def centred_ranks(fitness: Any) -> Array:
     Source: Salimans, Ho, Chen, Sidor and Sutskever, *Evolution Strategies as a Scalable Alternative to Reinforcement
     Learning*, 2017. Raises `ValueError` unless `fitness` is a vector of real numbers of which at least one is not NaN.
     """
-    given = as_numpy(fitness if hasattr(fitness, "shape") else as_array(fitness, "fitness"), "fitness")
-    scores = as_fitness(given, max(1, given.size))
+    scores = as_fitness(fitness)
     refuse_all_nan(scores)
     # The order is that of the distinct numbers; all NaNs are one more, below them.
     _, group, count = np.unique(scores, return_inverse=True, return_counts=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from flatstore.checks import real
 from flatstore.es.groups import (
     IN_WEIGHTS,
     ROOM,
@@ -71,7 +72,7 @@ def update(
     """
     keys, fixed = fixed_point(noise, seeds, weights)
     check_sign(sign, IN_WEIGHTS)
-    if perturbed not in (0, 1, -1):
+    if real(perturbed) not in (0, 1, -1):
         raise ValueError(f"expected perturbed in (0, 1, -1), got {perturbed}; fix: pass the sign of the perturbation")
     groups = noisy_groups(store, noise)
     gridless = [group.dtype for group in groups if not group.grid]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from flatstore.layout import Array, Spec, as_array, is_floating, is_integer
+from flatstore.layout import Array, Spec, as_array, as_numpy, is_floating, is_integer
 from flatstore.store import Population
 
 
@@ -22,25 +22,36 @@ def is_real(dtype: np.dtype[Any]) -> bool:
     return is_floating(dtype) or is_integer(dtype) or dtype == np.bool_
 
 
-def as_fitness(fitness: Any, size: int, members: str = "") -> Array:
-    """Fitness as float64, shape (size,): a copy.
+def as_fitness(fitness: Any, size: int | None = None, members: str = "") -> Array:
+    """Fitness as float64, shape (size,), or a vector of any size: a copy.
 
-    Raises `ValueError` for another shape or values that are not real, `TypeError` for masked ones.
+    Raises `ValueError` for another shape, for values that are not real and for numbers that float64 would round;
+    `TypeError` for masked ones.
     """
-    given = as_array(fitness, "fitness")
-    spec = Spec(given.shape, given.dtype)
-    if spec.shape != (size,) or not is_real(spec.dtype):
+    given = as_numpy(fitness, "fitness") if hasattr(fitness, "shape") else as_array(fitness, "fitness")
+    spec, expected = Spec(given.shape, given.dtype), max(1, given.size) if size is None else size
+    if spec.shape != (expected,) or not is_real(spec.dtype):
         raise ValueError(
-            f"expected fitness of shape ({size},), real{members}, got {spec}; "
+            f"expected fitness of shape ({expected},), real{members}, got {spec}; "
             "fix: return one real number for each member"
         )
-    scores = given.astype(np.float64)
-    if is_integer(spec.dtype) and not all(int(x) == y for x, y in zip(scores, given.tolist(), strict=True)):
-        raise ValueError(
-            f"expected fitness that float64 holds exactly, got integers of up to {max(given.tolist(), key=abs)}; "
-            "fix: subtract a constant, so that they are below 2**53"
-        )
-    return scores
+    refuse_rounded(fitness if type(fitness) in (list, tuple) else [given])
+    return given.astype(np.float64)
+
+
+def refuse_rounded(fitness: Iterable[Any]) -> None:
+    """Raise `ValueError` if float64 would round any of these numbers or arrays: members that differ would be equals."""
+    arrays = map(np.asarray, fitness)  # one by one, since NumPy makes floats of integers that stand beside floats
+    wide = [array for array in arrays if array.dtype.kind in "iu" or array.dtype.char in "gG"]
+    rounded = [x for array in wide for x in array.ravel().tolist() if x == x and x != float(x)]
+    if rounded:
+        if isinstance(rounded[0], int):
+            got = f"integers of up to {max(rounded, key=abs)}"
+            fix = "subtract a constant, so that they are below 2**53"
+        else:
+            got = f"longer floats such as {rounded[0]!r}"
+            fix = "round them by .astype(np.float64), which may make some of them equal"
+        raise ValueError(f"expected fitness that float64 holds exactly, got {got}; fix: {fix}")
 
 
 def refuse_all_nan(scores: Array) -> None:

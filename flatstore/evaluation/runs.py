@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from flatstore.checks import real, whole
 from flatstore.noise import Seed, seeds
 
 Rate = float | Callable[[int], float]
@@ -23,10 +23,10 @@ def check_run(evaluate: Any, seed: Seed, first: int, most: int | None, unit: str
     """
     if not callable(evaluate):
         raise TypeError(
-            f"expected a function to evaluate with, got {type(evaluate).__name__}; fix: pass one (tree, n) -> fitness"
+            f"expected a function to evaluate with, got {type(evaluate).__name__}; "
+            "fix: pass a function (tree, number) -> fitness"
         )
-    number: Any = most
-    if most is not None and (not isinstance(number, (int, np.integer)) or most < 1):
+    if most is not None and not whole(most) >= 1:
         raise ValueError(
             f"expected a whole number of {unit} >= 1, got {most}; fix: pass a number, or None to go on until you stop"
         )
@@ -40,34 +40,18 @@ def resumed_number(resume: Any) -> int:
     """The number to begin with: 0, or `resume`. Raises `ValueError` unless it is a whole number of 0 or more."""
     if resume is None:
         return 0
-    whole: tuple[Any, ...] = int, np.integer
-    if isinstance(resume, bool) or not isinstance(resume, whole) or resume < 0:
+    number = whole(resume)
+    if not number >= 0:
         raise ValueError(f"expected resume >= 0, got {resume}; fix: pass a record, or the number of a generation")
-    return int(resume)
+    return int(number)
 
 
 def rate_at(rate: Rate, number: int) -> float:
     """The rate of generation or step `number`. Raises `ValueError` unless it is finite."""
     value: Any = rate(number) if callable(rate) else rate
-    real: tuple[Any, ...] = int, float, np.number
-    if not isinstance(value, real) or not math.isfinite(value):
-        raise ValueError(f"expected a finite rate, got {value}; fix: pass a number, or a function of the move's number")
-    return float(value)
-
-
-def real(value: Any) -> float:
-    """A number as a float. NaN, which is in no range, for what is no real number."""
-    if isinstance(value, (str, bytes, bytearray)) or np.iscomplexobj(value):
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-
-
-def whole(value: Any) -> int:
-    """An integer as one of Python's. -1 for what is none."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        return -1
+    if not math.isfinite(real(value)):
+        raise ValueError(
+            f"expected a finite rate, got {value}; "
+            "fix: pass a number, or a function of the number of the generation or step"
+        )
+    return real(value)

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
+from flatstore.checks import real
 from flatstore.kernels.cpu import CLIP, REFLECT, STORAGE, UNBOUNDED
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.trees import matcher, refuse_idle_glob
@@ -70,14 +71,12 @@ def _has_glob(pair: Any) -> bool:
 
 
 def _pair(glob: str, pair: Any) -> tuple[float, float]:
-    try:
-        if any(isinstance(number, (str, bytes)) for number in pair):
-            raise TypeError
-        low, high = map(float, pair)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"{glob!r}: expected bounds (low, high), got {pair!r}; fix: pass a pair such as (-1, 1)"
-        ) from None
+    given: list[Any] = list(pair) if hasattr(pair, "__iter__") else []
+    numbers = [real(number) for number in given]
+    odd = any(math.isnan(number) and not isinstance(x, float) for number, x in zip(numbers, given, strict=True))
+    if len(numbers) != 2 or odd:
+        raise ValueError(f"{glob!r}: expected bounds (low, high), got {pair!r}; fix: pass a pair such as (-1, 1)")
+    low, high = numbers
     if not low <= high or low == math.inf or high == -math.inf:  # NaN is in no order
         raise ValueError(
             f"{glob!r}: expected bounds low <= high, got {low} and {high}; fix: pass a pair such as (-1, 1)"

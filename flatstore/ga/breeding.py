@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from flatstore.checks import whole
 from flatstore.evaluation import as_fitness, best_first, refuse_all_nan
 from flatstore.ga.bounds import Bounds
 from flatstore.ga.crossover import Crossover, Uniform
@@ -171,7 +171,11 @@ def check_operators(mutate: Any, select: Any, crossover: Any, bounds: Any) -> No
 
 def check_elite(pop: Population, elite: int) -> None:
     """Raise `ValueError` unless at least one slot is left for a child, `TypeError` unless `elite` is an integer."""
-    if not 0 <= operator.index(elite) < pop.size:
+    if not isinstance(whole(elite), int):
+        raise TypeError(
+            f"expected an integer as elite, got {type(elite).__name__} {elite!r}; fix: pass a number of members"
+        )
+    if not 0 <= elite < pop.size:
         raise ValueError(
             f"expected elite in 0 .. {pop.size - 1}, got {elite}; fix: keep fewer members, to leave a slot for a child"
         )

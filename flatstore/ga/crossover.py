@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from flatstore.evaluation import real, whole
+from flatstore.checks import real, whole
 from flatstore.ga.operators import GeneFunction, Operator
 from flatstore.kernels import compiled
 from flatstore.kernels.cpu import at_points, by_unit, crossover_loop, from_either
@@ -46,7 +46,8 @@ class PerGene(GeneFunction):
     >>> third = PerGene(lambda a, b, draw: a if draw < 85 else b, bits=8)      # a third of the genes from the mother
 
     Raises `ValueError` unless `bits` is 1, 8 or 16 (0 for no draw, 32 without a table) and the table has 2 ** bits
-    numbers; `TypeError` unless the function takes three arguments, and for a masked table.
+    numbers; `TypeError` unless the function takes three arguments and can be compiled, as no method, object or
+    `functools.partial` can, and for a masked table.
     """
 
     arguments: ClassVar[str] = "a, b, draw"
@@ -96,7 +97,8 @@ class Blend:
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
         """The operator. It draws sixteen bits per gene: a place in the interval."""
         place = (np.arange(1 << 16) + 0.5) / (1 << 16)
-        return PerGene(_between, 16, (1 + 2 * self.alpha) * place - self.alpha).crossing(layout, keys, dtype)
+        alpha = real(self.alpha)
+        return PerGene(_between, 16, (1 + 2 * alpha) * place - alpha).crossing(layout, keys, dtype)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Points:
     k: int = 2
 
     def __post_init__(self) -> None:
-        if whole(self.k) < 1:
+        if not whole(self.k) >= 1:
             raise ValueError(
                 f"expected k >= 1 cuts, got {self.k!r}; fix: pass Points(2), or crossover=None to copy the mother"
             )

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from flatstore.evaluation import real
+from flatstore.checks import real
 from flatstore.ga.operators import GeneFunction, Operator, finite
 from flatstore.kernels import compiled
 from flatstore.kernels.cpu import EVERY_GENE, NO_GENE, SEGMENT, SOME_GENES, TABLE, WHOLE, mutation_loop
@@ -109,7 +109,7 @@ def mutating(mutation: Mutation | None, layout: Layout, dtype: Any) -> tuple[Ope
 
     Raises `ValueError` for scales or values that do not fit the layout or the dtype.
     """
-    rate = mutation.rate if isinstance(mutation, (Sparse, Reset)) else None
+    rate = real(mutation.rate) if isinstance(mutation, (Sparse, Reset)) else None
     each = mutation.noise if isinstance(mutation, Sparse) else mutation
     loop, kind, width, values, scaled = mutation_loop(_added, WHOLE), MUTATION, 16, np.empty(0, dtype), None
     parts = 1.0
@@ -120,7 +120,7 @@ def mutating(mutation: Mutation | None, layout: Layout, dtype: Any) -> tuple[Ope
     elif isinstance(each, Reset):
         even = (np.arange(1 << 16) + 0.5) / (1 << 16)
         loop = mutation_loop(_drawn_anew, TABLE)
-        values = finite(each.low * (1 - even) + each.high * even, dtype, f"values of {each}")
+        values = finite(real(each.low) * (1 - even) + real(each.high) * even, dtype, f"values of {each}")
     elif each is not None:
         loop = mutation_loop(_added, WHOLE, each.width)
         kind, width, values, scaled, parts = each.kind, each.width, (each.whole + 0.5).astype(dtype), each, each.parts

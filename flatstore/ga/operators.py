@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from flatstore.checks import whole
 from flatstore.kernels import compiled
 from flatstore.kernels.cpu import NUMBERS, TABLE
 from flatstore.layout import Array, as_array, is_numeric, refuse_mask
@@ -31,7 +32,8 @@ class GeneFunction:
     """A function of two numbers and a draw, compiled into the loop of a generation. The base of `PerGene` and `Mutate`.
 
     Raises `ValueError` unless `bits` is 1, 8 or 16 (0 for no draw, 32 without a table) and the table has 2 ** bits
-    numbers; `TypeError` unless the function takes three arguments, and for a masked table.
+    numbers; `TypeError` unless the function takes three arguments and can be compiled, as no method, object or
+    `functools.partial` can, and for a masked table.
     """
 
     function: Callable[[Any, Any, Any], Any]
@@ -43,11 +45,16 @@ class GeneFunction:
 
     def __post_init__(self) -> None:
         inner = getattr(self.function, "py_func", self.function)
-        if not callable(inner) or inspect.isfunction(inner) and not _takes_three(inner):
+        if not (inspect.isfunction(inner) or inspect.isbuiltin(inner)):
+            raise TypeError(
+                f"expected a function of ({self.arguments}) that can be compiled, got {self.function!r}; "
+                "fix: define a function of three arguments; it may call others that kernels.compiled has made"
+            )
+        if inspect.isfunction(inner) and not _takes_three(inner):
             raise TypeError(
                 f"expected a function of ({self.arguments}), got {self.function!r}; fix: take three arguments"
             )
-        if self.bits not in (0, 1, 8, 16, 32):
+        if whole(self.bits) not in (0, 1, 8, 16, 32):
             raise ValueError(
                 f"expected 0, 1, 8, 16 or 32 random bits per gene, got {self.bits}; fix: pass 16, which suits most"
             )
@@ -78,7 +85,7 @@ def _takes_three(function: Callable[..., Any]) -> bool:
 
 
 def _real_numbers(table: Any) -> Array:
-    """A table as float64: a copy. Raises `ValueError` for what are no real numbers, `TypeError` for a mask."""
+    """A table as float64: a copy. Raises `ValueError` unless its entries are real numbers, `TypeError` for a mask."""
     refuse_mask(table, "table")
     try:
         given = as_array(table, "table")
@@ -86,14 +93,20 @@ def _real_numbers(table: Any) -> Array:
         if is_real or given.dtype == object and all(isinstance(x, numbers.Real) for x in given.flat):
             return given.astype(np.float64)
         got, reason = str(given.dtype), None
-    except (TypeError, ValueError, OverflowError) as error:  # rows of several lengths, or objects that are no numbers
+    except (TypeError, ValueError, OverflowError) as error:  # rows of several lengths, or objects of other kinds
         got, reason = in_words(error), error
     raise ValueError(f"expected a table of real numbers, got {got}; fix: pass an array of floats") from reason
 
 
 @cache
 def _compiled(function: Any) -> Any:
-    return function if hasattr(function, "py_func") else compiled(function)
+    if not inspect.isbuiltin(function):
+        return function if hasattr(function, "py_func") else compiled(function)
+
+    def call(one: Any, other: Any, draw: Any) -> Any:
+        return function(one, other, draw)
+
+    return compiled(call)
 
 
 def finite(values: Array, dtype: Any, what: str) -> Array:

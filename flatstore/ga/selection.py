@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flatstore.evaluation import best_first, real, whole
+from flatstore.checks import real, whole
+from flatstore.evaluation import best_first
 from flatstore.layout import Array
 
 _searchsorted: Any = np.searchsorted
@@ -20,7 +21,7 @@ class Tournament:
     k: int = 4
 
     def __post_init__(self) -> None:
-        if whole(self.k) < 1:
+        if not whole(self.k) >= 1:
             raise ValueError(
                 f"expected a tournament of k >= 1 members, got {self.k!r}; fix: pass k=2 for the mildest selection"
             )

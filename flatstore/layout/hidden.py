@@ -64,7 +64,7 @@ def refuse_hidden(value: Any, path: str) -> None:
         raise TypeError(f"{path!r}: expected an array or a Python int, float or complex, got a {kind}; fix: float(x)")
     if isinstance(value, _CURSORS) or _is_buffer(value) or _offers_numbers(value):
         raise TypeError(
-            f"{path!r}: expected an array, with a dtype and a shape, got a {kind}, which has numbers but not these; "
+            f"{path!r}: expected an array, got an object ({kind}) that offers numbers without a dtype and a shape; "
             "fix: pass np.asarray(x) or np.from_dlpack(x)"
         )
     if isinstance(value, (Subtree, range)) or not _tree_util.all_leaves([value]) or _is_machinery(value):
@@ -87,7 +87,7 @@ def refuse_hidden(value: Any, path: str) -> None:
 
 
 def _hidden_in(root: Any) -> str | None:
-    """Where in an object there are numbers, in words; None if there are none."""
+    """The words for where in an object there are numbers; None if it holds no numbers."""
     seen = {id(root): root}  # which keeps them: an id is that of one object as long as this lives
     waiting: list[Entry] = [("", root, isinstance(root, (*_COLLECTIONS, Iterator)))]
     while waiting:

@@ -20,6 +20,7 @@ bytes   0        8       16      32
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from flatstore.checks import whole
 from flatstore.layout.leaf import Leaf, describe, place, validate
 from flatstore.layout.numeric import Spec, spec_of
 from flatstore.layout.options import Dims, Trainable
@@ -165,7 +167,7 @@ class Layout(Subtree):
 
         Raises `IndexError` outside of 0 .. size - 1.
         """
-        if not 0 <= index < self.size:
+        if not 0 <= whole(index) < self.size:
             raise IndexError(
                 f"expected an index in 0 .. {self.size - 1}, got {index}; "
                 "fix: pass an index below layout.size; it counts single numbers, not leaves"
@@ -179,7 +181,7 @@ class Layout(Subtree):
         Raises `KeyError` for an unknown path, `IndexError` for a position outside of the leaf.
         """
         leaf = self.leaf(path)
-        if len(position) != len(leaf.shape) or not all(0 <= i < n for i, n in zip(position, leaf.shape, strict=True)):
+        if len(position) != leaf.ndim or not all(0 <= whole(i) < n for i, n in zip(position, leaf.shape, strict=True)):
             raise IndexError(
                 f"{leaf.path!r}: expected a position in shape {leaf.shape}, got {tuple(position)}; fix: count from 0"
             )
@@ -195,8 +197,6 @@ class Layout(Subtree):
 
     def unknown(self, path: str) -> str:
         """The message of the error for a path that is not that of a leaf, with paths that come near."""
-        import difflib
-
         some = list(self.by_path)[:1000]
         near = difflib.get_close_matches(path, some, n=3) or some[:3]
         below = [other for other in self.by_path if other.startswith(f"{path}/")]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flatstore.checks import whole
 from flatstore.layout.numeric import Spec
 from flatstore.trees import KeyPath
 
@@ -65,7 +66,7 @@ def place(rows: Sequence[Leaf], align: int) -> tuple[Leaf, ...]:
     Trainable homes come first in memory, then the others; within each, the dtypes in the order in which they first
     appear, and within a dtype JAX's order. A start is a multiple of `align` and of the item size.
     """
-    if not isinstance(align, (int, np.integer)):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(whole(align), int):
         fix = "pass 64 to lend every leaf to JAX, or 1 to pack"
         raise TypeError(f"align: expected a power of two in bytes, got {align!r}; fix: {fix}")
     groups: dict[tuple[bool, np.dtype[Any]], list[Leaf]] = {}
@@ -126,7 +127,8 @@ def validate(leaves: Sequence[Leaf], align: int) -> None:
     by_path = {leaf.path: leaf for leaf in leaves}
     if not len(by_path) == len(leaves) > 0:
         raise _broken(
-            f"expected leaves with a path each, got {len(leaves)} with {len(by_path)}", "rename the clashing keys"
+            f"expected leaves with a path each, got {len(leaves)} leaves with {len(by_path)} different paths",
+            "rename the keys that clash",
         )
     count = 0
     for leaf in leaves:
@@ -165,7 +167,8 @@ def _validate_order(homes: Sequence[Leaf]) -> None:
     left: set[tuple[bool, np.dtype[Any]]] = set()
     for before, leaf in zip(in_memory, in_memory[1:], strict=False):
         if before.offset + before.nbytes > leaf.offset:
-            raise _broken(f"expected homes apart, got {before.path!r} over {leaf.path!r}", "use Layout.from_tree")
+            message = f"expected homes apart, got {before.path!r}, which reaches into {leaf.path!r}"
+            raise _broken(message, "use Layout.from_tree")
         if before.trainable == leaf.trainable and before.dtype == leaf.dtype:
             continue
         left.add((before.trainable, before.dtype))

@@ -106,7 +106,7 @@ def _claimed_spec(value: Any) -> Spec | None:
 
 
 def _said(value: Any, name: str) -> Any:
-    """An attribute, or None where there is none to be had."""
+    """An attribute of an object; None if it has none, or if reading it fails."""
     try:
         return getattr(value, name)
     except Exception:

@@ -37,6 +37,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from flatstore.checks import real
 from flatstore.layout import Array, Layout, Leaf, is_floating
 from flatstore.noise.normal import DEVIATION, normals
 from flatstore.noise.philox import numbers
@@ -47,10 +48,6 @@ NORMAL, RADEMACHER, CROSSOVER, SPARSE, ROUNDING, MUTATION = range(6)
 
 _SIGNS = np.array([0, -1], np.int16)
 _SIGNS.flags.writeable = False
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
 class Factor(NamedTuple):
@@ -85,21 +82,20 @@ class Noise:
     """The number of bits of a draw."""
 
     def __post_init__(self) -> None:
-        """Check the scales, and freeze a mapping as (glob, number) pairs: their order counts."""
+        """Check the numbers, and freeze a mapping of scales as (glob, number) pairs: their order counts."""
         rules = self.scale.items() if isinstance(self.scale, Mapping) else self.rules
-        values = [value for _, value in rules]
-        numbers = all(_is_number(value) for value in values)
-        if not numbers or not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
+        pairs = tuple((glob, real(value)) for glob, value in rules)
+        if not all(0 <= value < math.inf for _, value in pairs) or not any(value for _, value in pairs):
             raise ValueError(
                 f"expected a scale > 0 (0 for leaves to leave alone), got {self.scale}; "
                 "fix: pass a positive standard deviation, such as fs.Normal(0.02)"
             )
-        if isinstance(self.scale, Mapping):
-            object.__setattr__(self, "scale", tuple(rules))
-        if not _is_number(self.bound) or not 2.0**-64 <= self.bound <= 2.0**64:
+        object.__setattr__(self, "scale", pairs if isinstance(self.scale, (Mapping, tuple)) else pairs[0][1])
+        if not 2.0**-64 <= real(self.bound) <= 2.0**64:
             raise ValueError(
                 f"expected a bound in 2 ** -64 .. 2 ** 64, got {self.bound}; fix: pass 32, which suits most networks"
             )
+        object.__setattr__(self, "bound", real(self.bound))
 
     @property
     def step(self) -> float:
@@ -258,8 +254,8 @@ def _normals() -> Array:
 def spans(layout: Layout, noise: Noise | None) -> tuple[Array, Array]:
     """The scale of every parameter that trains: first indices and ends, shape (n, 2), and the scale in each span.
 
-    Neighbouring leaves of the same scale share a span; without noise every scale is 1. Raises
-    `ValueError` as `Noise.check` does.
+    Neighbouring leaves of the same scale share a span; without noise every scale is 1. Raises `ValueError` as
+    `Noise.check` does.
     """
     if noise is not None:
         noise.check(layout)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flatstore.checks import whole
 from flatstore.layout import Array, as_array
 
 Seed = int | Sequence[int]
@@ -20,14 +21,16 @@ def seeds(seed: Seed, n: int) -> Array:
     >>> seeds((1, 2), 2).tolist() == seeds((1, 2), 3)[:2].tolist()
     True
 
-    Raises `ValueError` unless `seed` is a non-negative integer, or a sequence of them.
+    Raises `ValueError` unless `seed` is a non-negative integer, or a sequence of them, and `n` a number of seeds.
     """
     parts: Any = seed
     entropy: list[Any] = [parts] if np.ndim(parts) == 0 else list(parts)
-    if not entropy or any(isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x < 0 for x in entropy):
+    if not entropy or not all(whole(x) >= 0 for x in entropy):
         raise ValueError(
             f"expected a seed of non-negative integers, got {seed}; fix: pass 7, say, or (run, generation)"
         )
+    if not whole(n) >= 0:
+        raise ValueError(f"expected a number of seeds, 0 or more, got {n!r}; fix: pass a count, such as pop.size")
     # NumPy pads with zeros and splits large integers: the counts tell apart what would then be the same words.
     counted = [len(entropy)]
     for part in map(int, entropy):
@@ -40,12 +43,14 @@ def as_keys(seeds: Any) -> Array:
 
     Raises `ValueError` unless `seeds` is a one-dimensional array of integers in 0 .. 2**64 - 1, `TypeError` for a mask.
     """
+    is_list = type(seeds) in (list, tuple)
+    odd = [seed for seed in seeds if not 0 <= whole(seed) < 1 << 64] if is_list else []
     # NumPy alone makes floats of a list with 1 and 2**63.
-    plain = type(seeds) in (list, tuple) and all(type(seed) is int and 0 <= seed < 1 << 64 for seed in seeds)
-    keys = np.array(seeds, np.uint64) if plain else as_array(seeds, "seeds")
-    if keys.ndim != 1 or keys.dtype.kind not in "iu" or (keys.dtype.kind == "i" and (keys < 0).any()):
+    keys = np.array(list(map(int, seeds)), np.uint64) if is_list and not odd else as_array(seeds, "seeds")
+    if odd or keys.ndim != 1 or keys.dtype.kind not in "iu" or (keys.dtype.kind == "i" and (keys < 0).any()):
+        among = f", with {odd[0]!r} in it" if odd else ""
         raise ValueError(
-            f"expected a vector of seeds in 0 .. 2**64 - 1, got {keys.dtype} of shape {keys.shape}; "
+            f"expected a vector of seeds in 0 .. 2**64 - 1, got {keys.dtype} of shape {keys.shape}{among}; "
             "fix: pass fs.seeds(7, n)"
         )
     return keys.astype(np.uint64)

@@ -177,5 +177,5 @@ def _demoted(leaf: Leaf, array: Any) -> tuple[Array, Difference | None]:
     unknown: Any = np.isnan(array)
     if (lost & ~unknown).any() or (is_integer(leaf.dtype) and unknown.any()):
         fix = "round them first, or assign by leaf"
-        return exact, Difference(leaf.path, f"numbers that {leaf.dtype.name} can hold", "others", fix)
+        return exact, Difference(leaf.path, f"numbers that {leaf.dtype.name} can hold", "some that it cannot hold", fix)
     return exact, None

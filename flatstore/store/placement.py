@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from flatstore.checks import whole
 from flatstore.layout import Layout, check_layout, round_up
 from flatstore.memory import JAX_ALIGN
 
@@ -46,8 +47,8 @@ def placement_of_store(layout: Layout) -> Placement:
 def placement_of_population(layout: Layout, size: int, order: str) -> Placement:
     """The placement of `size` members. Raises `TypeError` and `ValueError` as `Population.zeros` does."""
     check_layout(layout)
-    if size < 1:
-        raise ValueError(f"expected at least one member, got size {size}; fix: pass a size of 1 or more")
+    if not whole(size) >= 1:
+        raise ValueError(f"expected at least one member, got size {size!r}; fix: pass a size of 1 or more")
     in_memory = sorted(layout.homes, key=lambda leaf: (leaf.offset, leaf.nbytes))
     trainable = [leaf for leaf in in_memory if leaf.trainable]
     if not trainable:

@@ -21,12 +21,12 @@ Leaves that do not train are held once, after the rest, and shared by all member
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator
 from typing import Any, Literal, Self, overload
 
 import numpy as np
 
+from flatstore.checks import whole
 from flatstore.layout import Array, Dims, Layout, Tied, Trainable
 from flatstore.memory import JAX_ALIGN, Memory, reading
 from flatstore.store.assigning import checked_leaves
@@ -124,13 +124,11 @@ class Population(Verbs):
                     "fix: take the members one by one"
                 )
             return self._over(self.layout, self._memory, self._placement, self._first + start, stop - start)
-        try:
-            i = operator.index(key)
-        except TypeError:
+        if not isinstance(i := whole(key), int):
             raise TypeError(
                 f"expected a member's number, a slice or a path, got {type(key).__name__}; "
                 "fix: use pop[0], pop[0:2] or pop[path]"
-            ) from None
+            )
         if not -size <= i < size:
             raise IndexError(f"expected a member in 0 .. {size - 1}, got {i}; fix: index below len(pop)")
         return Store._over(self.layout, self._memory, self._placement, self._first + i % size)  # pyright: ignore[reportPrivateUsage]
@@ -141,8 +139,8 @@ class Population(Verbs):
         In order='leaf' each starts where every leaf is aligned: at a multiple of up to 16 members for float32.
         Raises `ValueError` if `at_most` is less than that multiple.
         """
-        if at_most < 1:
-            raise ValueError(f"expected at_most >= 1, got {at_most}; fix: pass 1 or more")
+        if not whole(at_most) >= 1:
+            raise ValueError(f"expected at_most >= 1, got {at_most!r}; fix: pass 1 or more")
         stride = 1
         if self.order == "leaf":
             stride = math.lcm(*(JAX_ALIGN // math.gcd(JAX_ALIGN, x.nbytes) for x in self.layout.homes if x.trainable))

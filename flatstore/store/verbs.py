@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
+from flatstore.checks import real
 from flatstore.layout import Array, Leaf
 from flatstore.memory import Lend, Memory, check_library, import_views, memories_of, reading, write, writing
 from flatstore.store.assigning import Pairs, cast, checked_leaf, checked_leaves, is_pairs, same_bits
@@ -101,7 +102,7 @@ class Verbs(Views):
         Entering it raises `BufferError` with every leaf that JAX could not take without a copy.
         """
         check_library(library)
-        if not isinstance(patience, (int, float)) or not patience >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not real(patience) >= 0:
             raise ValueError(f"expected patience >= 0 in seconds, got {patience!r}; fix: pass a number such as 10.0")
         rows = self._chosen(only)
         return Lend(

@@ -77,9 +77,9 @@ def _unlike(expected: Any, got: Any, at: PathParts, rows: Mapping[PathParts, Lea
     kind, other = str(row.spec) if row else in_words(expected, path), in_words(got, path)
     if row:
         if kind != other:
-            yield Difference(path, kind, other, "give what the layout holds")
+            yield Difference(path, kind, other, "give an array of the shape and dtype in the layout")
     elif type(expected) is not type(got):
-        yield Difference(path, kind, other, "give a tree of the nodes that the store was made of")
+        yield Difference(path, kind, other, "give a tree with the same nodes as the store's")
     elif inside.keys() == given.keys() and not _are_equal(_static(expected), _static(got)):
         words = (_static_words(x, y, inside) for x, y in ((expected, got), (got, expected)))
         fix = "pass a tree with the same static fields as the store's; put_back writes only numbers"
@@ -98,7 +98,7 @@ def _unlike(expected: Any, got: Any, at: PathParts, rows: Mapping[PathParts, Lea
 
 
 def _static(node: Any) -> Any:
-    """What JAX keeps of a node besides its children; of a mapping, None. An object that rides along is taken whole."""
+    """What JAX keeps of a node besides its children; None for a mapping, and an object that rides along itself."""
     if isinstance(node, Mapping):
         return None
     data = flatten(node, is_leaf=lambda x: x is not node)[1].node_data()

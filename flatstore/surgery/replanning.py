@@ -12,7 +12,7 @@ an optimiser, which is named after the parameters.
 
     drop      globs of leaves or nodes
     rename    {pattern of leaves or nodes: new name}; '*' stands for the same text on both sides, and crosses '/'
-    add       {path: arrays, shapes or a layout}
+    add       {path: arrays, shapes, a store (which counts as its tree) or a layout}
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from flatstore.layout import Layout, Leaf, check_layout, place, spec_of, stand_ins
-from flatstore.store import Views
+from flatstore.store import Population, Store
 from flatstore.surgery.taking_apart import row_pieces
 from flatstore.trees import (
     Glob,
@@ -56,13 +56,14 @@ def replan(
         layout: the layout of the old model; it is not changed.
         drop: globs of leaves or nodes.
         rename: {pattern: new name}, all at once; the first pattern that matches a path counts.
-        add: {path: a pytree of arrays or shapes (`jax.ShapeDtypeStruct`), or a layout}.
+        add: {path: a pytree of arrays or shapes (`jax.ShapeDtypeStruct`), or a layout}. A store counts as its tree, and
+            keeps what is trainable, tied and named there.
         order: globs. In memory, leaves that the first one matches come first, then those of the second, and so on;
             trainable leaves still stand before the others and each dtype together. No index changes.
 
     Raises:
         ValueError: a pattern that matches nothing, two leaves in one place, a node that cannot lose or gain a child.
-        TypeError: `layout` is not a layout, or something to add has no shape and dtype.
+        TypeError: `layout` is not a layout, or something to add has no shape and dtype, or is a population.
     """
     check_layout(layout)
     old_nodes: OldNodes = {}
@@ -95,6 +96,7 @@ def replan(
 
 def _planned(path: str, value: Any, homes: dict[int, int], old_nodes: OldNodes, number: int) -> list[Piece]:
     """The pieces of something to add, with rows of their own for numeric leaves, whose homes are added to `homes`."""
+    value = value.layout if isinstance(value, Store) else value
     pieces = to_add(path, value, old_nodes, number)
     if not isinstance(value, Layout):
         if all(spec_of(piece.value, "/".join(piece.new)) is None for piece in pieces):
@@ -113,10 +115,10 @@ def to_add(path: str, value: Any, old_nodes: OldNodes, number: int) -> list[Piec
             f"add: expected an array or a shape with a dtype at {path!r}, got the bare shape {value}; "
             "fix: pass jax.ShapeDtypeStruct(shape, 'float32')"
         )
-    if isinstance(value, Views):
+    if isinstance(value, Population):
         raise TypeError(
-            f"add: expected arrays, shapes or a layout at {path!r}, got a {type(value).__name__}; "
-            "fix: pass store.tree or store.layout"
+            f"add: expected one model at {path!r}, as arrays, shapes, a store or a layout, got a Population; "
+            "fix: pass a member, as population[0], or population.layout"
         )
     taken_apart = row_pieces if isinstance(value, Layout) else pieces_of
     return taken_apart(value, old_nodes, (number,), path)

@@ -114,7 +114,7 @@ def _counterparts(
         expected = str(Spec((*leading, *leaf.shape) if leaf.trainable else leaf.shape, leaf.dtype))
         got = in_words(source, path)
         if expected != got:
-            alike = "drop the old one and add the new one, or plan the new one alike"
+            alike = "drop the old one and add the new one, or plan the new one with the old shape and dtype"
             fix = alike if hasattr(source, "shape") else "give an array of numbers, or a shape to keep what is there"
             differences.append(Difference(path, expected, got, fix))
         elif not isinstance(source, Spec) and not same_bits(found.setdefault(home, source), source):

@@ -37,7 +37,7 @@ def first_of(paths: Sequence[str], most: int = 8) -> str:
 
 
 def in_words(error: BaseException) -> str:
-    """An exception for a message: its type, and what it says if it says something.
+    """The text that describes an exception in a message: its type, and its own text if it has one.
 
     >>> in_words(KeyError("w")), in_words(AssertionError())
     ("KeyError: 'w'", 'AssertionError')

@@ -72,7 +72,7 @@ def pieces_of(tree: Any, old_nodes: OldNodes, number: tuple[int, ...] = (), at: 
 
 
 def below(argument: str, globs: Glob, paths: Sequence[str]) -> Callable[[str], bool]:
-    """A function that tells whether a path, or a node above it, matches. Raises `ValueError` for an idle glob."""
+    """A function that tells whether a path, or a node above it, matches. Raises `ValueError` if a glob never does."""
     wider = {glob: (glob, f"{glob}/*") for glob in globs_of(argument, globs)}
     for glob, pair in wider.items():
         if not any(map(matcher(pair), paths)):

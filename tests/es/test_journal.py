@@ -95,6 +95,12 @@ def test_a_record_tells_the_fitness_and_cannot_be_written():
         move.number = 6
 
 
+@pytest.mark.parametrize("seeds", [[1.5], [-1], [True], [[1]], 1])
+def test_a_record_of_seeds_that_are_none_is_refused(seeds):
+    with pytest.raises(ValueError, match="expected a vector of seeds in 0 .. 2..64 - 1"):
+        es.Move(0, [0.0], seeds, [1.0])
+
+
 BAD = [
     ([(1, 0.5), 7], None, r"entry 1: expected \(seeds, weights\) or a record, got 7; fix"),
     ([(1,)], None, r"entry 0: expected \(seeds, weights\) or a record, got \(1,\); fix"),

@@ -245,11 +245,11 @@ def test_a_lent_store_or_state_is_not_moved():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda s: es.Adam(s, beta1=1.0), "expected beta1 in 0 .. 1, got 1.0; fix"),
-        (lambda s: es.Adam(s, beta1="x"), "expected beta1 in 0 .. 1, got x; fix"),
-        (lambda s: es.Adam(s, beta2=-0.1), "expected beta2 in 0 .. 1, got -0.1; fix"),
-        (lambda s: es.Adam(s, epsilon=0), "expected epsilon in 0 .. inf, got 0; fix"),
-        (lambda s: es.Momentum(s, beta=np.nan), "expected beta in 0 .. 1, got nan; fix"),
+        (lambda s: es.Adam(s, beta1=1.0), "expected 0 <= beta1 < 1, got 1.0; fix"),
+        (lambda s: es.Adam(s, beta1="x"), "expected 0 <= beta1 < 1, got x; fix"),
+        (lambda s: es.Adam(s, beta2=-0.1), "expected 0 <= beta2 < 1, got -0.1; fix"),
+        (lambda s: es.Adam(s, epsilon=0), "expected 0 < epsilon < inf, got 0; fix"),
+        (lambda s: es.Momentum(s, beta=np.nan), "expected 0 <= beta < 1, got nan; fix"),
         (
             lambda s: es.Adam(fs.Store.from_tree({"q": np.zeros(3, ml_dtypes.float8_e4m3fn)})),
             r"'q': expected a leaf of float32, .* to optimise, got float8_e4m3fn\[3\]; fix",

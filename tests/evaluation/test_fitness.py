@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 import flatstore as fs
-from flatstore.evaluation import as_fitness, best_first, fitness_of, is_real, refuse_all_nan, refuse_unlendable
+from flatstore import es, ga
+from flatstore.evaluation import (
+    as_fitness,
+    best_first,
+    fitness_of,
+    is_real,
+    refuse_all_nan,
+    refuse_rounded,
+    refuse_unlendable,
+)
 
 
 def population(order="leaf"):
@@ -79,3 +88,41 @@ def test_integers_that_float64_would_round_are_refused(dtype):
     with pytest.raises(ValueError, match="expected fitness that float64 holds exactly, got integers of up to 90071992"):
         as_fitness(near, 3)
     assert as_fitness(np.array([2**53, 2**60, 5], dtype), 3).tolist() == [2.0**53, 2.0**60, 5.0]
+
+
+LARGE = 2**53
+NEXT_TO_ONE = np.nextafter(np.longdouble(1), np.longdouble(2))
+ROUNDED = {  # what NumPy makes a float64 of is looked at number by number
+    "integers": (np.array([LARGE + 1, 5]), f"integers of up to {LARGE + 1}; fix: subtract a constant"),
+    "an integer beside a float": ([0.5, LARGE + 1], f"integers of up to {LARGE + 1}; fix: subtract a constant"),
+    "an integer of NumPy's": ((np.int64(-LARGE - 1), np.uint64(2**63)), f"integers of up to {-LARGE - 1}; fix"),
+    "integers of both signs": ([-1, 2**63 + 1], f"integers of up to {2**63 + 1}; fix: subtract a constant"),
+    "long floats": (np.array([1, NEXT_TO_ONE]), f"longer floats such as {NEXT_TO_ONE!r}; fix: round them by .astype"),
+    "a long float in a list": ([1.0, NEXT_TO_ONE], f"longer floats such as {NEXT_TO_ONE!r}; fix: round them"),
+    "a long float beyond float64": (np.array([2, np.longdouble(2) ** 5000]), "longer floats such as np.longdouble("),
+}
+
+
+@pytest.mark.skipif(np.longdouble(1).nbytes == 8, reason="its longest floats are float64")
+@pytest.mark.parametrize("name", ROUNDED)
+def test_numbers_that_float64_would_round_are_refused_wherever_fitness_enters(name):
+    given, got = ROUNDED[name]
+    words = re.escape(f"expected fitness that float64 holds exactly, got {got}")
+    pop = fs.Population.from_tree({"w": np.zeros(3, "f4")}, len(given))
+    with pytest.raises(ValueError, match=words):
+        as_fitness(given, len(given))
+    with pytest.raises(ValueError, match=words):
+        es.centred_ranks(given)
+    with pytest.raises(ValueError, match=words):
+        ga.step(pop, given, seed=1, mutate=None)
+    with pytest.raises(ValueError, match=words):
+        next(ga.evolve(pop, lambda stacked, n: given, seed=1, mutate=None))
+
+
+def test_numbers_that_float64_holds_are_taken_from_any_list():
+    exact = [np.longdouble(0.5), 2**60, -np.inf, np.nan, np.uint64(2**63), 1, True, jnp.float32(2)]
+    assert np.array_equal(as_fitness(exact), [0.5, 2.0**60, -np.inf, np.nan, 2.0**63, 1, 1, 2], equal_nan=True)
+    assert as_fitness(np.array([0.5, np.inf, 3], np.longdouble)).tolist() == [0.5, np.inf, 3]
+    refuse_rounded([np.float32(0.1), np.array(0.1)])
+    with pytest.raises(ValueError, match=r"real, got object\[2\]; fix"):
+        as_fitness([2**70 + 1, 0.5])

@@ -41,18 +41,6 @@ def test_shared_leaves_gaps_and_leaves_of_scale_zero_stay_as_they_were():
     assert not pop.buffer[~data].any()
 
 
-def test_selection_prefers_the_fit_and_never_the_nan():
-    fitness = np.arange(100.0)
-    fitness[99] = np.nan
-    for select, expected in ((ga.Tournament(4), 79), (ga.Truncation(0.2), 88.5)):
-        chosen = select(fitness, 20_000, 5)
-        assert chosen.shape == (20_000,)
-        assert abs(chosen[chosen < 99].mean() - expected) < 1
-        assert (select(fitness, 10, 5) == select(fitness, 10, 5)).all()
-    assert ga.Truncation(0.2)(fitness, 10_000, 5).min() == 79
-    assert (ga.Truncation(0.2)(fitness, 10_000, 5) != 99).all()
-
-
 BAD = [
     ({"fitness": np.zeros(12)}, r"expected fitness of shape \(13,\), real, got float64\[12\]; fix"),
     ({"fitness": np.zeros(13, complex)}, r"expected fitness of shape \(13,\), real, got complex128\[13\]; fix"),

@@ -1,4 +1,6 @@
-"""Mutations of one's own: compiled into the loop, with a stream of their own, and as safe as those that are shipped."""
+"""Mutations draw as they say; those of one's own have a stream of their own, and are as safe as those shipped."""
+
+import math
 
 import jax
 import numpy as np
@@ -6,6 +8,17 @@ import pytest
 
 import flatstore as fs
 from flatstore import ga
+from tests.ga.chances import (
+    GENES,
+    assert_frequencies,
+    assert_independent,
+    assert_mean,
+    assert_rate,
+    assert_uniform,
+    children,
+    gaps,
+    geometric,
+)
 from tests.ga.oracle import population
 
 TREE = {"a": np.zeros(3_000, "f4"), "b": np.zeros(5_000, "f4")}
@@ -85,3 +98,69 @@ def test_a_step_whose_mutation_fails_is_finished_by_the_same_call():
     ga.step(pop, np.arange(13.0), **arguments, left=caught.value.left)
     ga.step(expected, np.arange(13.0), **arguments)
     assert pop.buffer.tobytes() == expected.buffer.tobytes()
+
+
+def test_normal_mutation_has_the_moments_of_the_normal_distribution():
+    noise = children(mutate=fs.Normal(1.0), mother=0.0).astype(np.float64)
+    assert_mean(noise, 0, 1)
+    assert_mean(noise**2, 0.9999998, math.sqrt(2))
+    assert_mean(noise**3, 0, math.sqrt(15))
+    assert_mean(noise**4, 3.0, math.sqrt(96))
+    values, times = np.unique(np.float32(1 / 3686) * (fs.Normal(1.0).whole + np.float32(0.5)), return_counts=True)
+    counts = np.bincount(np.searchsorted(values, noise.ravel()), minlength=values.size)
+    assert_frequencies(counts, times / 2**16)
+    assert_independent(noise)
+
+
+def test_the_strength_of_each_leaf_is_its_own():
+    tree = {"a": np.zeros(5001, "f4"), "b": np.zeros(4999, "f4"), "c": np.zeros(10_000, "f4")}
+    noise = children(mutate=fs.Normal({"a": 0.5, "b": 0, "c": 2}), tree=tree, mother=0.0).astype(np.float64)
+    a, b, c = np.split(noise, [5001, 10_000], axis=1)
+    assert_mean(a**2 / 0.25, 0.9999998, math.sqrt(2))
+    assert not b.any()
+    assert_mean(c**2 / 4, 0.9999998, math.sqrt(2))
+
+
+def test_signs_are_fair_and_independent():
+    signs = children(mutate=fs.Rademacher(0.5), mother=0.0)
+    assert set(np.unique(signs)) == {-0.5, 0.5}
+    assert_rate(signs > 0, 0.5)
+    assert_independent(signs)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3, 0.9])
+def test_sparse_mutation_touches_each_gene_with_the_same_chance_also_across_borders(rate):
+    touched = children(mutate=ga.Sparse(fs.Rademacher(1.0), rate), mother=0.0) != 0
+    assert_rate(touched, rate)
+    assert_independent(touched)
+    longest = math.ceil(3 / rate)
+    chances = geometric(rate, longest)
+    assert_frequencies(np.bincount(np.minimum(gaps(touched), longest + 1))[1:], chances)
+    # A segment has 256 genes: where in it a gene lies, and a jump that leaves it, make no difference.
+    segments = touched[:, : GENES // 256 * 256].reshape(-1, 256)
+    assert_rate(segments, rate)
+    first = np.where(segments.any(axis=1), segments.argmax(axis=1), 256)
+    assert_frequencies(np.bincount(first, minlength=257), geometric(rate, 256))
+    assert_rate(segments[1:, :1] & segments[:-1, -1:], rate**2)
+
+
+def test_a_rare_mutation_is_rare_and_a_rate_of_one_touches_every_gene():
+    assert_rate(children(mutate=ga.Sparse(fs.Rademacher(1.0), 2e-4), mother=0.0) != 0, 2e-4)
+    assert (children(mutate=ga.Sparse(fs.Rademacher(1.0), 1.0), mother=0.0) != 0).all()
+
+
+def test_the_values_of_sparse_noise_are_those_of_the_noise_whatever_the_gap_before():
+    noise = children(mutate=ga.Sparse(fs.Normal(1.0), 0.3), mother=0.0).astype(np.float64)
+    values = noise[noise != 0]
+    assert_mean(values, 0, 1)
+    assert_mean(values**2, 0.9999998, math.sqrt(2))
+    assert_mean(values**4, 3.0, math.sqrt(96))
+    lengths = gaps(noise)
+    assert_mean((lengths - 1 / 0.3) * values[1:], 0, math.sqrt(0.7) / 0.3)
+    assert_mean(values[1:] * values[:-1], 0, 1)
+
+
+def test_reset_draws_evenly_within_its_bounds_at_its_rate():
+    genes = children(mutate=ga.Reset(-1, 2, rate=0.05), mother=0.0, crossover=ga.Uniform())
+    assert_rate(genes != 0, 0.05)
+    assert_uniform(genes[genes != 0], -1, 2)

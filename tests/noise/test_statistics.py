@@ -196,16 +196,6 @@ def test_draws_have_six_moments_and_the_distribution_of_their_values(draw, value
     has_distribution_of(values, draw)
 
 
-def test_the_table_has_the_moments_and_the_distribution_of_the_normal_law():
-    table, cdf = (fs.Normal(1.0).whole + 0.5) / 3686, NormalDist().cdf
-    assert (table == -table[::-1]).all()  # the odd moments are 0
-    assert (np.diff(table) >= 0).all()
-    assert np.allclose([np.mean(table**k) for k in (2, 4, 6)], [0.9999998, 2.9999997, 14.9934828], rtol=1e-7)
-    below, slices = np.array([cdf(value) for value in table]), np.arange(2**16) / 2**16
-    assert np.abs(below - (slices + 2.0**-17)).max() < 1.2e-4
-    assert np.isclose(table[-1], 4.3959577)
-
-
 @pytest.mark.parametrize("scale", [16, 17.3, 20, 31.7, 64, 100, 333.3, 1000.7, 7372, 7373, 1e5, 3.8e6])
 def test_steps_are_the_nearest_whole_numbers_and_opposite_draws_add_the_opposite(scale):
     factor = fs.Normal(1.0).factor(scale * COARSE.step)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import flatstore as fs
-from tests.example_trees import says
-from tests.surgery.test_replanning import F4, S, filled, net
+from tests.example_trees import F4, says
+from tests.surgery.models import S, filled, net
 
 LAYOUT = fs.Layout.from_tree({"a": {"w": np.ones((2, 3), F4)}, "b": np.ones(3, F4)})
 
@@ -34,7 +34,10 @@ LAYOUT = fs.Layout.from_tree({"a": {"w": np.ones((2, 3), F4)}, "b": np.ones(3, F
         ({"add": {"head": (256, 10)}}, ["'head'", "(256, 10)", "ShapeDtypeStruct"]),
         ({"add": {"head": {"w": np.array(["x"])}}}, ["'head/w'", "numbers"]),
         ({"add": {"head": {"a": 1.0, 3: 2.0}}}, ["keys of one type", "'int' and 'str'"]),
-        ({"add": {"head": fs.Store.zeros(LAYOUT)}}, ["add", "'head'", "a Store", "store.layout"]),
+        (
+            {"add": {"head": fs.Population.zeros(LAYOUT, 2)}},
+            ["add", "'head'", "one model", "population[0]"],
+        ),
         ({"add": {"head": {"x": fs.Population.zeros(LAYOUT, 2)}}}, ["'head/x'", "a Population"]),
         ({"add": {"head": {"x": LAYOUT}}}, ["'head/x'", "a Layout", "a path of its own"]),
         ({"drop": 3}, ["drop", "3"]),
@@ -117,7 +120,7 @@ def test_what_is_added_covers_its_node_or_the_rest_is_listed() -> None:
     assert new["c/u"].all() and not new["c/v"].any()
 
 
-@pytest.mark.parametrize("add", [3, [3], {"c": fs.Store.zeros(LAYOUT)}, {"c": (256, 10)}])
+@pytest.mark.parametrize("add", [3, [3], {"c": fs.Population.zeros(LAYOUT, 2)}, {"c": (256, 10)}])
 def test_an_add_that_is_none_says_what_was_expected(add: Any) -> None:
     with pytest.raises(TypeError) as error:
         fs.transfer(fs.Store.zeros(LAYOUT), fs.replan(LAYOUT, add={"c": S((2,), F4)}), add=add)

@@ -11,27 +11,8 @@ from flax.core import FrozenDict
 from hypothesis import given
 
 import flatstore as fs
-from tests.example_trees import Pair, act, same_bits, says, trees
-
-F4 = np.float32
-S = jax.ShapeDtypeStruct
-
-
-def net() -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    shapes = {"Dense_0": (3, 4), "Dense_1": (4, 4), "Dense_2": (4, 2)}
-    return {
-        name: {"bias": rng.random(shape[1]).astype(F4), "kernel": rng.random(shape).astype(F4)}
-        for name, shape in shapes.items()
-    }
-
-
-def filled(layout: fs.Layout) -> fs.Store:
-    """A store whose parameters are all different numbers."""
-    store = fs.Store.zeros(layout)
-    for leaf in layout.homes:
-        store[leaf.path][...] = np.arange(leaf.index, leaf.index + leaf.size).reshape(leaf.shape)
-    return store
+from tests.example_trees import F4, Pair, act, same_bits, says, trees
+from tests.surgery.models import S, net
 
 
 def test_what_is_dropped_renamed_and_added_makes_the_layout_of_the_edited_tree() -> None:

@@ -10,28 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flatstore as fs
-from tests.example_trees import same_bits, says, trees
-
-F4 = np.float32
-S = jax.ShapeDtypeStruct
-
-
-def net() -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    shapes = {"Dense_0": (3, 4), "Dense_1": (4, 4), "Dense_2": (4, 2)}
-    return {
-        name: {"bias": rng.random(shape[1]).astype(F4), "kernel": rng.random(shape).astype(F4)}
-        for name, shape in shapes.items()
-    }
-
-
-def filled(layout: fs.Layout) -> fs.Store:
-    """A store whose parameters are all different numbers."""
-    store = fs.Store.zeros(layout)
-    for leaf in layout.homes:
-        store[leaf.path][...] = np.arange(leaf.index, leaf.index + leaf.size).reshape(leaf.shape)
-    return store
-
+from tests.example_trees import F4, Pair, act, same_bits, says, trees
+from tests.surgery.models import S, filled, net
 
 EDIT: dict[str, Any] = {
     "drop": "Dense_2",
@@ -49,6 +29,21 @@ def test_the_same_edit_plans_the_model_and_moves_its_bytes() -> None:
     np.testing.assert_array_equal(new["head/bias"], [7] * 5)  # arrays are moved in too
     np.testing.assert_array_equal(new["head/kernel"], np.zeros((4, 5)))
     assert same_bits(old.to_vector(), fs.Store.from_tree(net()).to_vector())
+
+
+def test_a_store_that_is_added_is_its_tree() -> None:
+    w = np.arange(4, dtype=F4)
+    head = fs.Store.from_tree(Pair({"w": w, "act": act}, (w, np.int32(3))), trainable="*/[w0]")
+    old, edit = fs.Store.from_tree(net()), {"add": {"head": head, "other": {"inner": head}}}
+    layout = fs.replan(old.layout, **edit)
+    rows = {leaf.path: (leaf.trainable, leaf.tied) for leaf in layout.leaves if leaf.path.startswith("head")}
+    assert rows == {"head/left/w": (True, None), "head/right/0": (True, "head/left/w"), "head/right/1": (False, None)}
+    new = fs.transfer(old, layout, **edit)
+    assert type(new.tree["head"]) is Pair and new.tree["head"].left["act"] is act
+    assert all(same_bits(new[f"{node}/{path}"], head[path]) for node in ("head", "other/inner") for path in head)
+    assert not np.shares_memory(new["head/left/w"], head["left/w"])
+    pop = fs.transfer(fs.Population.from_tree(net(), 3), layout, **edit)
+    assert pop["head/left/w"].tolist() == [w.tolist()] * 3 and pop["head/right/1"] == 3
 
 
 def test_what_is_added_without_an_array_keeps_what_the_new_store_holds() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flatstore.checks import whole
 from flatstore.es.groups import NO_NOISE
 from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.layout import Layout, Leaf, Spec, spec_of
@@ -113,13 +114,11 @@ def map_blocks(
 def _coordinates(at: Any) -> tuple[Any, ...]:
     starts: tuple[Any, ...] = at if isinstance(at, tuple) else (at,)  # pyright: ignore[reportUnknownVariableType]
     for start in starts:
-        if not (
-            isinstance(start, (int, np.integer)) or (is_array(start) and start.dtype.kind in "iu" and not start.ndim)
-        ):
+        if start.dtype.kind not in "iu" or start.ndim if is_array(start) else not isinstance(whole(start), int):
             raise TypeError(
                 f"at: expected integers, got {start!r}; fix: pass one for each of the first axes, as in at=(layer,)"
             )
-    return starts
+    return tuple(start if is_array(start) else whole(start) for start in starts)
 
 
 def _blocks(named: list[tuple[str, Any]], layout: Layout, within: str, starts: tuple[Any, ...]) -> dict[str, Block]:
@@ -157,8 +156,8 @@ def _block_of(leaf: Leaf, spec: Spec, starts: tuple[Any, ...]) -> Block | None:
         return None
     at = starts + (0,) * (axes - len(starts))
     sizes = (1,) * dropped + spec.shape
-    for axis, (start, size, whole) in enumerate(zip(at, sizes, leaf.shape, strict=True)):
+    for axis, (start, size, end) in enumerate(zip(at, sizes, leaf.shape, strict=True)):
         first = 0 if is_array(start) else start
-        if not 0 <= first <= first + size <= whole or (axis >= len(starts) and size != whole):
+        if not 0 <= first <= first + size <= end or (axis >= len(starts) and size != end):
             return None
     return Block(leaf, at, spec.shape)

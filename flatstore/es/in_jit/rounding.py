@@ -29,7 +29,7 @@ def float_of(bits: Any) -> Any:
 
 
 def loaded(x: Any, zero: Any) -> Any:
-    """The numbers to compute with: 16-bit floats as float32, exact; others as they are. `zero` is an opaque zero."""
+    """The numbers to compute with: 16-bit floats become float32, exactly; others are unchanged. `zero` is opaque."""
     x = jnp.where(zero == 0, x, jnp.zeros_like(x))
     if x.dtype.itemsize != 2:
         return x

@@ -1,0 +1,40 @@
+"""Numbers that a caller passes, as Python's own. A truth value is not a number here, and neither is a text.
+
+What is not a number becomes NaN, which lies in no range. So one comparison refuses it together with all numbers that
+are out of range:
+
+    >>> 0 < real(0.5) <= 1, 0 < real("0.5") <= 1, whole(3) >= 1, whole(True) >= 1
+    (True, False, True, False)
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+
+def real(value: Any) -> float:
+    """A real number of any type as a float; NaN for anything else, and for a number that is too large for a float."""
+    try:
+        return math.nan if _is_misleading(value) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def whole(value: Any) -> int | float:
+    """An integer of any type as one of Python's; NaN for anything else, such as 3.0."""
+    try:
+        return math.nan if _is_misleading(value) else operator.index(value)
+    except TypeError:
+        return math.nan
+
+
+def _is_misleading(value: Any) -> bool:
+    """Whether a value is not a number, or not one alone, although Python may convert it to one."""
+    if isinstance(value, (bool, str, bytes, bytearray, np.ma.MaskedArray)):
+        return True
+    dtype = str(getattr(value, "dtype", ""))
+    return "bool" in dtype or "complex" in dtype or getattr(value, "ndim", 0) != 0
