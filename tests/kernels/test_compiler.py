@@ -85,11 +85,12 @@ def write(folder, **modules):
 
 
 def start(tmp_path, code):
-    """Start a script in a process of its own; what is compiled is printed among the rest."""
+    """Start a script in a process and a file of its own; what is compiled is printed among the rest."""
     header = "import logging, sys\nlogging.basicConfig(level='INFO', format='%(message)s', stream=sys.stdout)\n"
-    write(tmp_path, script=header + textwrap.dedent(code))
+    name = f"script{len(list(tmp_path.glob('script*')))}"  # not one that another process is about to read
+    write(tmp_path, **{name: header + textwrap.dedent(code)})
     where = {"FLATSTORE_CACHE_DIR": str(tmp_path / "kept"), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, str(tmp_path / "script.py")]
+    command = [sys.executable, str(tmp_path / f"{name}.py")]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env={**os.environ, **where}, stdout=pipe, stderr=pipe, text=True)
 
