@@ -17,13 +17,15 @@ raised as it goes on, or after a call that it makes, is raised in a `try`, and k
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
 from collections.abc import Callable, Generator, Iterable
+from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
 from flatstore.threads import helpers
-from flatstore.threads.helpers import acquire, helper_of_this_thread
+from flatstore.threads.helpers import Helper, acquire, caller, helper_of_this_thread
 
 T = TypeVar("T")
 
@@ -33,37 +35,88 @@ HELD_AFTER_FAILURE = "flatstore held this back until the work in progress was ov
 # Resumes a generator. Called as an `__exit__` is, with an exception behind the generator, which C leaves alone.
 _resume: Any = ctypes.PYFUNCTYPE(None, *[ctypes.py_object] * 4)(("PyIter_Next", ctypes.pythonapi))
 
+_raise_in: Any = ctypes.pythonapi.PyThreadState_SetAsyncExc
+_raise_in.restype, _raise_in.argtypes = ctypes.c_int, [ctypes.c_ulong, ctypes.py_object]
+
+
+class _Note(str):
+    """A note of this package, which knows when it was made."""
+
+    moment: int
+
+
+moment: Callable[[], int] = itertools.count().__next__
+"""A number that grows from call to call."""
+
+
+def add_notes(error: BaseException, since: int, *notes: str) -> None:
+    """Add notes to an exception of what has begun at the moment `since`.
+
+    Older ones of this package are removed: the same object has been raised before, and they are not true any more.
+
+    >>> error, before = KeyError(), moment()
+    >>> add_notes(error, before, "the first time")
+    >>> add_notes(error, moment(), "the second time")
+    >>> error.__notes__
+    ['the second time']
+    """
+    made: list[str] = []
+    for text in notes:
+        note = _Note(text)
+        note.moment = moment()
+        made.append(note)
+    old: list[Any] = getattr(error, "__notes__", [])
+    kept = [note for note in old if not (isinstance(note, _Note) and note.moment < since)]
+    if made or len(kept) < len(old):
+        error.__notes__ = [*kept, *made]
+
 
 Step = Callable[[BaseException | None], Any]
 """It is given the exception that is being handled, as the `with` block that it ends has raised it."""
 
 
-def _turn(work: Step, then: Step) -> Generator[None]:
-    """When resumed, let a helper work and wait for it; then raise what was raised by the work, or meanwhile."""
-    block = caught = error = None
-    helper = helper_of_this_thread()
+def _turn(
+    work: Step, then: Step | None, helper: Helper | None, prepared: bool, *, dropped: bool = False, idle: bool = False
+) -> Generator[Any]:
+    """Let a helper work and wait for it; then raise what was raised by the work, or meanwhile, or yield its result.
 
-    def task() -> None:
-        work(block)  # noqa: F821 (it is deleted when this is over)
+    If it is `prepared` it does so when it is resumed, or `dropped` without that. With `idle` there is nothing to do
+    unless an exception is being handled.
+    """
+    block = caught = error = result = context = None
+
+    def task() -> Any:
+        return work(block)  # noqa: F821 (it is deleted when this is over)
 
     try:
-        yield
-        block = sys.exception()
-        helper = helper_of_this_thread()
+        if prepared:
+            yield
+            block = sys.exception()
+            if idle and block is None:
+                return
+            helper = helper_of_this_thread()
+        context = copy_context()
     except GeneratorExit:  # it is not called any more
-        return
+        if not dropped:
+            return
+        try:
+            helper = helper_of_this_thread()
+        except BaseException as raised:
+            caught = raised
     except BaseException as raised:
+        if not prepared:
+            raise
         caught, block = raised, raised.__context__
     # Up to the end of the loop no statement outside of a `try` may call anything, jump back, or allocate.
     if helper is None:
         try:
-            work(block)
+            result = work(block)
         except BaseException as raised:
             error = raised
     else:
         mail = helper.mail
         try:
-            mail.busy, mail.over, mail.work = True, False, task
+            mail.context, mail.busy, mail.over, mail.work = context, True, False, task
             mail.wake.release()
         except BaseException as raised:
             if caught is None:
@@ -74,7 +127,7 @@ def _turn(work: Step, then: Step) -> Generator[None]:
             except BaseException as raised:
                 if caught is None:
                     caught = raised
-        over, error, mail.error, mail.busy = mail.over, mail.error, None, False
+        over, error, result, mail.error, mail.result, mail.busy = mail.over, mail.error, mail.result, None, None, False
         del mail
         if not over:
             error = RuntimeError(
@@ -88,18 +141,22 @@ def _turn(work: Step, then: Step) -> Generator[None]:
             raise caught from error
         if error is not None:
             raise error
-        then(block)
+        if then is not None:
+            then(block)
+        if not prepared:
+            yield result
     finally:
-        del block, caught, error, work, task, helper  # an exception holds this frame, which must not hold the exception
+        del block, caught, error, work, task, helper, result  # an exception holds this frame, which must not hold it
 
 
-def _nothing(error: BaseException | None) -> None:
-    """Do nothing."""
+def prepared(
+    work: Step, then: Step | None = None, *, dropped: bool = False, idle: bool = False
+) -> Callable[[Any, Any, Any], None]:
+    """A function, written in C, that does the work when it is called: once, with the arguments of an `__exit__`.
 
-
-def _prepared(work: Step, then: Step = _nothing) -> Callable[[Any, Any, Any], None]:
-    """A function, written in C, that does the work when it is called: once, with the arguments of an `__exit__`."""
-    turn = _turn(work, then)
+    If it is `dropped` without a call, the work is done then. `idle` says that there is none without an exception.
+    """
+    turn = _turn(work, then, helper_of_this_thread(), True, dropped=dropped, idle=idle)
     next(turn)
     return partial(_resume, turn)
 
@@ -110,14 +167,37 @@ class Leaving:
     An `__exit__` of Python can be interrupted at its first line, and the block is left without it. This one is written
     in C: what comes as the block ends is raised when `leave` is over. If there is nothing to raise, and the object has
     it, `left(error)` follows, in the thread of the caller.
+
+    Even a call of C fails where there is no memory for its arguments. So where `dropped(object)` is true before the
+    block begins, an exit that was not called is done as it is dropped. `idle` is as in `prepared`.
     """
+
+    def __init__(self, dropped: Callable[[Any], bool] = bool, *, idle: bool = False) -> None:
+        self._dropped, self._idle = dropped, idle
 
     def __get__(self, owner: Any, kind: Any = None) -> Callable[..., None]:
         if owner is None:  # as ExitStack asks for it
             return self._leave
-        return _prepared(owner.leave, getattr(owner, "left", _nothing))
+        return prepared(owner.leave, getattr(owner, "left", None), dropped=self._dropped(owner), idle=self._idle)
 
     def _leave(self, owner: Any, *error: Any) -> None:
+        self.__get__(owner)(*error)
+
+
+class Closing:
+    """An `__exit__` that resumes what `closing()` of its object returned as the block began: a generator.
+
+    It is called even if it is interrupted at once, and is not handed to a helper: for what one statement ends.
+    """
+
+    def __get__(self, owner: Any, kind: Any = None) -> Callable[..., None]:
+        if owner is None:
+            return self._close
+        steps = owner.closing()
+        next(steps)
+        return partial(_resume, steps)
+
+    def _close(self, owner: Any, *error: Any) -> None:
         self.__get__(owner)(*error)
 
 
@@ -128,18 +208,17 @@ class noted:
     """
 
     def __init__(self, notes: Callable[[BaseException], Iterable[str]]) -> None:
-        self._notes = notes
+        self._notes, self._since = notes, moment()
 
     def __enter__(self) -> None:
         pass
 
-    __exit__ = Leaving()
+    __exit__ = Leaving(idle=True)
 
     def leave(self, error: BaseException | None) -> None:
         """Add the notes."""
         if error is not None:
-            for note in self._notes(error):
-                error.add_note(note)
+            add_notes(error, self._since, *self._notes(error))
 
 
 def uninterrupted(work: Callable[[], T]) -> T:
@@ -162,30 +241,52 @@ def rounded_to_nearest(work: Callable[[], T]) -> T:
     >>> rounded_to_nearest(lambda: 0.1 + 0.2)
     0.30000000000000004
     """
-    return _handed_over(work, None, None)
+    return _handed_over(work)
 
 
-def _handed_over(work: Callable[[], T], finished: str | None, failure: str | None) -> T:
-    if helper_of_this_thread() is None:
+def _handed_over(work: Callable[[], T], finished: str | None = None, failure: str | None = None) -> T:
+    helper = helper_of_this_thread()
+    if helper is None:
         return work()
-    result: list[T] = []
+    since, is_over = moment(), False
     failed: list[BaseException] = []
 
-    def task(_: BaseException | None) -> None:
+    def task(_: BaseException | None) -> T:
+        nonlocal is_over
         try:
-            result.append(work())
+            return work()
         except BaseException as error:
             failed.append(error)
             raise
+        finally:
+            is_over = True
 
-    run = _prepared(task)
     try:
-        run(None, None, None)
-        return result[0]
+        return next(_turn(task, None, helper, False))
     except BaseException as error:
-        note = failure if failed else finished
-        if note and error not in failed and (result or failed):
-            error.add_note(note)
+        if error not in failed:
+            note = (failure if failed else finished) if is_over else None
+            add_notes(error, since, *([note] if note else []))
         raise
     finally:
         failed.clear()  # an exception holds this frame, which must not hold the exception
+
+
+def raised_later(error: BaseException) -> Callable[[], object]:
+    """A function, written in C, that has this exception raised in this thread, wherever that is by then.
+
+    What is raised as a generator is closed is lost. So it is raised when that is over.
+    """
+    kept: Any = partial(getattr, _Kept(error), "error")  # returns it, whatever class it is given
+    try:
+        again: Any = type(type(error).__name__, (type(error),), {"__new__": staticmethod(kept)})
+    except Exception:  # a class of the user's that allows no other below it
+        again = type("Again", (BaseException,), {"__new__": staticmethod(kept)})
+    return partial(_raise_in, caller(), again)
+
+
+class _Kept:
+    """Holds an exception."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
