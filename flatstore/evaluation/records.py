@@ -9,8 +9,8 @@ interrupted     |--------| record n - 1 holds: a note says so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import Any, Generic, TypeVar
 
 from flatstore.threads import noted, raised_later
 
@@ -24,7 +24,7 @@ class _Round(Generic[R]):
 
     def __init__(self, n: int, unmade: Callable[[int, BaseException], Iterable[str]], made: Callable[[int], str]):
         self.n, self.unmade, self.made = n, unmade, made
-        self.raise_later: Callable[[], object] = bool
+        self.later: Mapping[Any, Any] = {0: None}
 
     def hand_in(self, record: R) -> None:
         """Keep the record: the move is over."""
@@ -34,7 +34,7 @@ class _Round(Generic[R]):
         """What is true of the state that the exception leaves; and prepare to raise it once more."""
         if self.record is None:
             return self.unmade(self.n, error)
-        self.raise_later = raised_later(error)
+        self.later = raised_later(error)
         return [self.made(self.n)]
 
 
@@ -77,7 +77,7 @@ def handed_out(
                 try:
                     yield move.record
                 except GeneratorExit:  # what is raised here is lost where the loop is left by `break`
-                    move.raise_later()
+                    move.later[0]
                     raise
                 raise held
         finally:

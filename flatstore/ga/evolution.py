@@ -176,6 +176,6 @@ def evolve(
             yield f"once the step is finished, evolve(..., resume={n}) goes on"
 
     def alive(n: int) -> str:
-        return f"generation {n} is evaluated, as its record says; fix: evolve(..., resume=record) goes on"
+        return f"the population is as the record of generation {n} says; fix: evolve(..., resume=record) goes on"
 
     return handed_out(number + 1 if record else number, generations, evaluated, unevaluated, alive)

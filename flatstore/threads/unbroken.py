@@ -17,7 +17,6 @@ raised as it goes on, or after a call that it makes, is raised in a `try`, and k
 from __future__ import annotations
 
 import ctypes
-import itertools
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextvars import copy_context
@@ -25,7 +24,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from flatstore.threads import helpers
-from flatstore.threads.helpers import Helper, acquire, caller, helper_of_this_thread
+from flatstore.threads.helpers import Helper, acquire, helper_of_this_thread
+from flatstore.threads.raising import add_notes, moment
 
 T = TypeVar("T")
 
@@ -34,42 +34,6 @@ HELD_AFTER_FAILURE = "flatstore held this back until the work in progress was ov
 
 # Resumes a generator. Called as an `__exit__` is, with an exception behind the generator, which C leaves alone.
 _resume: Any = ctypes.PYFUNCTYPE(None, *[ctypes.py_object] * 4)(("PyIter_Next", ctypes.pythonapi))
-
-_raise_in: Any = ctypes.pythonapi.PyThreadState_SetAsyncExc
-_raise_in.restype, _raise_in.argtypes = ctypes.c_int, [ctypes.c_ulong, ctypes.py_object]
-
-
-class _Note(str):
-    """A note of this package, which knows when it was made."""
-
-    moment: int
-
-
-moment: Callable[[], int] = itertools.count().__next__
-"""A number that grows from call to call."""
-
-
-def add_notes(error: BaseException, since: int, *notes: str) -> None:
-    """Add notes to an exception of what has begun at the moment `since`.
-
-    Older ones of this package are removed: the same object has been raised before, and they are not true any more.
-
-    >>> error, before = KeyError(), moment()
-    >>> add_notes(error, before, "the first time")
-    >>> add_notes(error, moment(), "the second time")
-    >>> error.__notes__
-    ['the second time']
-    """
-    made: list[str] = []
-    for text in notes:
-        note = _Note(text)
-        note.moment = moment()
-        made.append(note)
-    old: list[Any] = getattr(error, "__notes__", [])
-    kept = [note for note in old if not (isinstance(note, _Note) and note.moment < since)]
-    if made or len(kept) < len(old):
-        error.__notes__ = [*kept, *made]
-
 
 Step = Callable[[BaseException | None], Any]
 """It is given the exception that is being handled, as the `with` block that it ends has raised it."""
@@ -270,23 +234,3 @@ def _handed_over(work: Callable[[], T], finished: str | None = None, failure: st
         raise
     finally:
         failed.clear()  # an exception holds this frame, which must not hold the exception
-
-
-def raised_later(error: BaseException) -> Callable[[], object]:
-    """A function, written in C, that has this exception raised in this thread, wherever that is by then.
-
-    What is raised as a generator is closed is lost. So it is raised when that is over.
-    """
-    kept: Any = partial(getattr, _Kept(error), "error")  # returns it, whatever class it is given
-    try:
-        again: Any = type(type(error).__name__, (type(error),), {"__new__": staticmethod(kept)})
-    except Exception:  # a class of the user's that allows no other below it
-        again = type("Again", (BaseException,), {"__new__": staticmethod(kept)})
-    return partial(_raise_in, caller(), again)
-
-
-class _Kept:
-    """Holds an exception."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
