@@ -57,15 +57,14 @@ class Perturbation:
         If views in the frames of the exception keep the store lent, they are dropped. If there is no exception,
         `LentError` is raised.
         """
-        way_back = f"es.perturb(store, noise, {self.seed}, sign={-self.at})"
         try:
             return self._back()
         except LentError as lent:
             if error is None:
-                lent.add_note(f"the store is still perturbed; fix: end the lend, then {way_back}")
+                lent.add_note(f"the store is still perturbed; fix: end the lend, then {self._way_back()}")
                 raise
         except MemoryError as short:
-            short.add_note(f"the store is still perturbed; fix: {way_back}")
+            short.add_note(f"the store is still perturbed; fix: {self._way_back()}")
             raise
         caught: BaseException | None = error
         cleared: set[int] = set()
@@ -77,7 +76,11 @@ class Perturbation:
             with waiting(max(1.0, patience())):  # for a computation that was begun in the block, and still reads
                 self._back()
         except LentError:
-            add_notes(error, self._since, f"the store is lent and still perturbed; fix: end the lend, then {way_back}")
+            note = f"the store is lent and still perturbed; fix: end the lend, then {self._way_back()}"
+            add_notes(error, self._since, note)
+
+    def _way_back(self) -> str:
+        return f"es.perturb(store, noise, {self.seed}, sign={-self.at})"
 
     def _back(self) -> None:
         """Go back to the centre, at the second try if memory was short for a moment."""

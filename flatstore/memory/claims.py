@@ -75,9 +75,12 @@ class Access:
 
     def forget(self) -> None:
         """Remove the uses that are over."""
-        for use in self.uses:
-            if use.is_over():
-                use.leave()
+        try:
+            for use in self.uses:
+                if use.is_over():
+                    use.leave()
+        except MemoryError:  # what was done in between must not seem to have failed; others remove what is over
+            pass
 
 
 class Use:

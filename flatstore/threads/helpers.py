@@ -41,7 +41,7 @@ process = object()  # another one in a forked child, where the helpers of its pa
 class Mail:
     """What a helper is given to do, and the locks by which it and its caller take turns."""
 
-    __slots__ = ("busy", "caller", "context", "done", "error", "over", "process", "ready", "result", "wake", "work")
+    __slots__ = ("busy", "caller", "context", "done", "error", "over", "process", "ready", "wake", "work")
 
     def __init__(self, caller: int) -> None:
         self.done = ctypes.c_void_p(_new_lock())
@@ -51,7 +51,6 @@ class Mail:
         self.work: Callable[[], Any] | None = None
         self.context: Context | None = None
         self.caller = caller
-        self.result: Any = None
         self.error: BaseException | None = None
         self.over = self.busy = self.ready = False
         self.process = process
@@ -119,7 +118,7 @@ def _serve(mail: Mail, beacon: _Beacon) -> None:
             return
         try:
             _here.caller = mail.caller
-            mail.result = mail.work() if mail.context is None else mail.context.run(mail.work)
+            mail.work() if mail.context is None else mail.context.run(mail.work)
         except BaseException as error:
             mail.error = error
         mail.work = mail.context = None

@@ -41,16 +41,16 @@ Step = Callable[[BaseException | None], Any]
 
 def _turn(
     work: Step, then: Step | None, helper: Helper | None, prepared: bool, *, dropped: bool = False, idle: bool = False
-) -> Generator[Any]:
-    """Let a helper work and wait for it; then raise what was raised by the work, or meanwhile, or yield its result.
+) -> Generator[None]:
+    """Let a helper work and wait for it; then raise what was raised by the work, or meanwhile.
 
     If it is `prepared` it does so when it is resumed, or `dropped` without that. With `idle` there is nothing to do
     unless an exception is being handled.
     """
-    block = caught = error = result = context = None
+    block = caught = error = context = None
 
-    def task() -> Any:
-        return work(block)  # noqa: F821 (it is deleted when this is over)
+    def task() -> None:
+        work(block)  # noqa: F821 (it is deleted when this is over)
 
     try:
         if prepared:
@@ -74,7 +74,7 @@ def _turn(
     # Up to the end of the loop no statement outside of a `try` may call anything, jump back, or allocate.
     if helper is None:
         try:
-            result = work(block)
+            work(block)
         except BaseException as raised:
             error = raised
     else:
@@ -91,7 +91,7 @@ def _turn(
             except BaseException as raised:
                 if caught is None:
                     caught = raised
-        over, error, result, mail.error, mail.result, mail.busy = mail.over, mail.error, mail.result, None, None, False
+        over, error, mail.error, mail.busy = mail.over, mail.error, None, False
         del mail
         if not over:
             error = RuntimeError(
@@ -107,10 +107,8 @@ def _turn(
             raise error
         if then is not None:
             then(block)
-        if not prepared:
-            yield result
     finally:
-        del block, caught, error, work, task, helper, result  # an exception holds this frame, which must not hold it
+        del block, caught, error, work, task, helper  # an exception holds this frame, which must not hold it
 
 
 def prepared(
@@ -212,24 +210,23 @@ def _handed_over(work: Callable[[], T], finished: str | None = None, failure: st
     helper = helper_of_this_thread()
     if helper is None:
         return work()
-    since, is_over = moment(), False
+    since = moment()
+    result: list[T] = []
     failed: list[BaseException] = []
 
-    def task(_: BaseException | None) -> T:
-        nonlocal is_over
+    def task(_: BaseException | None) -> None:
         try:
-            return work()
+            result.append(work())
         except BaseException as error:
             failed.append(error)
             raise
-        finally:
-            is_over = True
 
     try:
-        return next(_turn(task, None, helper, False))
+        next(_turn(task, None, helper, False), None)
+        return result[0]
     except BaseException as error:
         if error not in failed:
-            note = (failure if failed else finished) if is_over else None
+            note = failure if failed else finished if result else None
             add_notes(error, since, *([note] if note else []))
         raise
     finally:

@@ -1,4 +1,4 @@
-"""Helpers: there is always one that works, whatever happens to a thread as it starts; and it sees what its caller sees."""
+"""Helpers: one that works is always found, whatever happens to a thread as it starts; it sees what its caller sees."""
 
 import contextvars
 import threading
