@@ -14,7 +14,7 @@ from flatstore.es.updating import update
 from flatstore.memory import LentError, patience, waiting, write
 from flatstore.noise import Noise, Seed
 from flatstore.store import Store
-from flatstore.threads import Leaving
+from flatstore.threads import Leaving, add_notes, moment, prepared
 
 
 class Perturbation:
@@ -22,7 +22,7 @@ class Perturbation:
 
     def __init__(self, store: Store, noise: Noise, seed: Seed) -> None:
         self.store, self.noise, self.seed = store, noise, seed
-        self._patience = patience()
+        self._since = moment()
         self.at = 0
         """How many times the noise is added now: 1, 0 or -1. It is always true, also after an interrupt."""
 
@@ -49,7 +49,7 @@ class Perturbation:
     def __enter__(self) -> Any:
         return self
 
-    __exit__ = Leaving()
+    __exit__ = Leaving(lambda context: context.at == 0)
 
     def leave(self, error: BaseException | None) -> None:
         """Go back to the centre. If the store is lent, an exception is given a note that says how to go back.
@@ -57,15 +57,14 @@ class Perturbation:
         If views in the frames of the exception keep the store lent, they are dropped. If there is no exception,
         `LentError` is raised.
         """
-        advice = f"fix: end the lend, then es.perturb(store, noise, {self.seed}, sign={-self.at})"
         try:
             return self._back()
         except LentError as lent:
             if error is None:
-                lent.add_note(f"the store is still perturbed; {advice}")
+                lent.add_note(f"the store is still perturbed; fix: end the lend, then {self._way_back()}")
                 raise
         except MemoryError as short:
-            short.add_note(f"the store is still perturbed; fix: es.perturb(store, noise, {self.seed}, sign={-self.at})")
+            short.add_note(f"the store is still perturbed; fix: {self._way_back()}")
             raise
         caught: BaseException | None = error
         cleared: set[int] = set()
@@ -74,18 +73,21 @@ class Perturbation:
             traceback.clear_frames(caught.__traceback__)
             caught = caught.__context__
         try:
-            self._patience = max(1.0, self._patience)  # for a computation that was begun in the block, and still reads
-            self._back()
+            with waiting(max(1.0, patience())):  # for a computation that was begun in the block, and still reads
+                self._back()
         except LentError:
-            error.add_note(f"the store is lent and still perturbed; {advice}")
+            note = f"the store is lent and still perturbed; fix: end the lend, then {self._way_back()}"
+            add_notes(error, self._since, note)
+
+    def _way_back(self) -> str:
+        return f"es.perturb(store, noise, {self.seed}, sign={-self.at})"
 
     def _back(self) -> None:
         """Go back to the centre, at the second try if memory was short for a moment."""
-        with waiting(self._patience):  # as the thread does that left the block
-            try:
-                self.go(0)
-            except MemoryError:
-                self.go(0)
+        try:
+            self.go(0)
+        except MemoryError:
+            self.go(0)
 
 
 class perturbed(Perturbation):  # a name as of the function that it is used as
@@ -114,7 +116,7 @@ class perturbed(Perturbation):  # a name as of the function that it is used as
 
     def __enter__(self) -> Store:
         """Add the noise, and return the store."""
-        back = self.__exit__  # prepared, so that nothing comes between an interrupt and the way back
+        back = prepared(self.leave)  # so that nothing comes between an interrupt and the way back
         try:
             self.go(self._sign)
             return self.store

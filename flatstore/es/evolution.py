@@ -17,6 +17,7 @@ from flatstore.evaluation import (
     Rate,
     check_run,
     fitness_of,
+    handed_out,
     rate_at,
     refuse_unlendable,
     resumed_number,
@@ -25,7 +26,6 @@ from flatstore.layout import Array
 from flatstore.memory import overlap
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Population, Store
-from flatstore.threads import noted
 
 
 def evolve(
@@ -123,52 +123,33 @@ def evolve(
             pop[leaf.path] = centre[leaf.path]
     refuse_unlendable(pop, chunk)
 
-    def loop() -> Generator[Move]:
-        done: Move | None = None
+    moving = False
 
-        def has_moved(record: Move) -> None:
-            nonlocal done
-            done = record
+    def move_centre(n: int, hand_in: Callable[[Move], None]) -> None:
+        nonlocal moving
+        moving = False
+        keys, step = seeds((*run, n), size // 2), rate_at(rate, n)
+        sample(pop, centre, noise, keys, antithetic=True)
+        fitness = fitness_of(pop, evaluate, n, chunk)
+        shaped = _shaped(shape, fitness)
+        weights = (shaped[0::2] - shaped[1::2]) / size * (step if optimiser is None else 1)
+        record = Move(n, fitness, keys, weights, None if optimiser is None else step)
+        moving = True
+        move(keys, weights, step, partial(hand_in, record))
 
-        def state(error: BaseException) -> Iterator[str]:
-            if error is held:
-                yield f"generation {n} has moved the centre; fix: evolve(..., resume={n + 1}) goes on"
-            elif done is not None:
-                return  # it is as the record says
-            elif moving and not is_whole(optimiser):
-                yield (
-                    f"the optimiser's step in generation {n} did not end, and may have moved the centre; "
-                    f"fix: go back to the centre and the optimiser of the last record, and evolve(..., resume={n})"
-                )
-            else:
-                yield f"the centre is as generation {n} found it; fix: evolve(..., resume={n}) goes on"
+    def unmoved(n: int, error: BaseException) -> Iterator[str]:
+        if moving and not is_whole(optimiser):
+            yield (
+                f"the optimiser's step in generation {n} did not end, and may have moved the centre; "
+                f"fix: go back to the centre and the optimiser of the last record, and evolve(..., resume={n})"
+            )
+        else:
+            yield f"the centre is as generation {n} found it; fix: evolve(..., resume={n}) goes on"
 
-        n = start
-        while generations is None or n < generations:
-            keys, step = seeds((*run, n), size // 2), rate_at(rate, n)
-            done, held, moving = None, None, False
-            with noted(state):
-                try:
-                    sample(pop, centre, noise, keys, antithetic=True)
-                    fitness = fitness_of(pop, evaluate, n, chunk)
-                    shaped = _shaped(shape, fitness)
-                    weights = (shaped[0::2] - shaped[1::2]) / size * (step if optimiser is None else 1)
-                    record = Move(n, fitness, keys, weights, None if optimiser is None else step)
-                    moving = True
-                    move(keys, weights, step, partial(has_moved, record))
-                except BaseException as error:
-                    if done is None:
-                        raise
-                    held = error  # it came while the centre moved
-                assert done is not None
-                try:
-                    yield done  # nothing is called, and so nothing interrupts, between the move and this
-                finally:
-                    if held is not None:
-                        raise held
-            n += 1
+    def moved(n: int) -> str:
+        return f"generation {n} has moved the centre; fix: evolve(..., resume={n + 1}) goes on"
 
-    return loop()
+    return handed_out(start, generations, move_centre, unmoved, moved)
 
 
 def _shaped(shape: Callable[[Any], Any], fitness: Array) -> Array:

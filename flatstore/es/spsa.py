@@ -13,11 +13,10 @@ from flatstore.es.contexts import Perturbation
 from flatstore.es.groups import noisy_groups
 from flatstore.es.journal import Move, move_of
 from flatstore.es.perturbing import refuse_16_bit
-from flatstore.evaluation import Rate, check_run, is_real, rate_at, resumed_number
+from flatstore.evaluation import Rate, check_run, handed_out, is_real, rate_at, resumed_number
 from flatstore.layout import Spec, as_array
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Store
-from flatstore.threads import noted
 
 
 def mezo(
@@ -96,46 +95,27 @@ def mezo(
             )
         return value
 
-    def loop() -> Generator[Move]:
-        done: Move | None = None
+    side: Perturbation | None = None
 
-        def has_moved(record: Move) -> None:
-            nonlocal done
-            done = record
+    def move_store(n: int, hand_in: Callable[[Move], None]) -> None:
+        nonlocal side
+        key, step = int(seeds((*run, n), 1)[0]), rate_at(rate, n)
+        side = Perturbation(store, noise, key)
+        with side:
+            side.go(1)
+            plus = measured(n, 1)
+            side.go(-1)
+            minus = measured(n, -1)
+            weight = step * (plus - minus) / 2
+            record = Move(n, np.array([plus, minus]), np.array([key], np.uint64), np.array([weight]))
+            side.update(record.weights, partial(hand_in, record))
 
-        def state(error: BaseException) -> Iterator[str]:
-            if error is held:
-                yield f"step {n} has moved the store; fix: mezo(..., resume={n + 1}) goes on"
-            elif done is None:  # otherwise it is as the record says
-                if side.at == 0:
-                    yield "the store is as the step found it"
-                yield f"fix: mezo(..., resume={n}) goes on"
+    def unmoved(n: int, error: BaseException) -> Iterator[str]:
+        if side is None or side.at == 0:
+            yield "the store is as the step found it"
+        yield f"fix: mezo(..., resume={n}) goes on"
 
-        n = start
-        while steps is None or n < steps:
-            key, step = int(seeds((*run, n), 1)[0]), rate_at(rate, n)
-            done, held = None, None
-            side = Perturbation(store, noise, key)
-            with noted(state):
-                try:
-                    with side:
-                        side.go(1)
-                        plus = measured(n, 1)
-                        side.go(-1)
-                        minus = measured(n, -1)
-                        weight = step * (plus - minus) / 2
-                        record = Move(n, np.array([plus, minus]), np.array([key], np.uint64), np.array([weight]))
-                        side.update(record.weights, partial(has_moved, record))
-                except BaseException as error:
-                    if done is None:
-                        raise
-                    held = error  # it came while the store moved
-                assert done is not None
-                try:
-                    yield done  # nothing is called, and so nothing interrupts, between the move and this
-                finally:
-                    if held is not None:
-                        raise held
-            n += 1
+    def moved(n: int) -> str:
+        return f"step {n} has moved the store; fix: mezo(..., resume={n + 1}) goes on"
 
-    return loop()
+    return handed_out(start, steps, move_store, unmoved, moved)

@@ -7,6 +7,7 @@ from flatstore.evaluation.fitness import is_real as is_real
 from flatstore.evaluation.fitness import refuse_all_nan as refuse_all_nan
 from flatstore.evaluation.fitness import refuse_rounded as refuse_rounded
 from flatstore.evaluation.fitness import refuse_unlendable as refuse_unlendable
+from flatstore.evaluation.records import handed_out as handed_out
 from flatstore.evaluation.runs import Rate as Rate
 from flatstore.evaluation.runs import check_run as check_run
 from flatstore.evaluation.runs import rate_at as rate_at

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from flatstore.evaluation import best_first, check_run, fitness_of, refuse_unlendable, resumed_number
+from flatstore.evaluation import best_first, check_run, fitness_of, handed_out, refuse_unlendable, resumed_number
 from flatstore.ga.bounds import Bounds
 from flatstore.ga.breeding import Step, check_elite, check_operators, check_suitable, plan_step, run_step
 from flatstore.ga.crossover import Crossover, Uniform
@@ -18,7 +19,6 @@ from flatstore.ga.selection import Tournament
 from flatstore.layout import Array
 from flatstore.noise import Seed
 from flatstore.store import Population
-from flatstore.threads import noted
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -150,35 +150,32 @@ def evolve(
             elite=elite,
         )
 
-    def loop() -> Generator[Generation]:
-        parents: Array | None
-        kept: Array | None
+    last, parents, kept = record, None, None
 
-        def is_born() -> None:
-            nonlocal parents, kept
-            assert step is not None
-            parents, kept = step.parents, step.kept
+    def is_born(step: Step) -> None:
+        nonlocal parents, kept
+        parents, kept = step.parents, step.kept
 
-        def state(error: BaseException) -> Iterator[str]:
-            if last is not None and last.number == n:
-                return  # it is what the record says
-            if last is None or parents is not None:
-                yield (
-                    f"the population holds generation {n}, not yet evaluated; "
-                    f"fix: evolve(..., resume={n}) evaluates it and goes on"
-                )
-            elif isinstance(error, UnfinishedError) or isinstance(error.__cause__, UnfinishedError):
-                yield f"once the step is finished, evolve(..., resume={n}) goes on"
+    def evaluated(n: int, hand_in: Callable[[Generation], None]) -> None:
+        nonlocal last, parents, kept
+        parents = kept = None
+        if last is not None:
+            step = planned(last)
+            run_step(pop, step, partial(is_born, step))
+        made = Generation(n, fitness_of(pop, evaluate, n, chunk), parents, kept)
+        hand_in(made)
+        last = made
 
-        last, n = record, number + 1 if record else number
-        while generations is None or n < generations:
-            step = parents = kept = None
-            with noted(state):
-                if last is not None:
-                    step = planned(last)
-                    run_step(pop, step, is_born)
-                last = Generation(n, fitness_of(pop, evaluate, n, chunk), parents, kept)
-                yield last
-            n += 1
+    def unevaluated(n: int, error: BaseException) -> Iterator[str]:
+        if last is None or parents is not None:
+            yield (
+                f"the population holds generation {n}, not yet evaluated; "
+                f"fix: evolve(..., resume={n}) evaluates it and goes on"
+            )
+        elif isinstance(error, UnfinishedError) or isinstance(error.__cause__, UnfinishedError):
+            yield f"once the step is finished, evolve(..., resume={n}) goes on"
 
-    return loop()
+    def alive(n: int) -> str:
+        return f"the population is as the record of generation {n} says; fix: evolve(..., resume=record) goes on"
+
+    return handed_out(number + 1 if record else number, generations, evaluated, unevaluated, alive)

@@ -2,12 +2,10 @@
 
 from flatstore.memory.access import memories_of as memories_of
 from flatstore.memory.access import reading as reading
+from flatstore.memory.access import using as using
 from flatstore.memory.access import write as write
-from flatstore.memory.access import writing as writing
-from flatstore.memory.claims import is_lent as is_lent
-from flatstore.memory.claims import patience as patience
+from flatstore.memory.access import write_at_once as write_at_once
 from flatstore.memory.claims import settle as settle
-from flatstore.memory.claims import waiting as waiting
 from flatstore.memory.guarded import GuardedView as GuardedView
 from flatstore.memory.guarded import LentError as LentError
 from flatstore.memory.host import Memory as Memory
@@ -16,3 +14,5 @@ from flatstore.memory.lending import Lend as Lend
 from flatstore.memory.lending import check_library as check_library
 from flatstore.memory.lending import import_views as import_views
 from flatstore.memory.regions import overlap as overlap
+from flatstore.memory.turns import patience as patience
+from flatstore.memory.turns import waiting as waiting

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import mmap
 import sys
-import weakref
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from flatstore.layout import Array, as_numpy, is_torch_tensor
 from flatstore.memory.dlpack import import_view
 from flatstore.memory.guarded import LentError
-from flatstore.memory.regions import Region, join, overlap
-from flatstore.threads import guard
+from flatstore.memory.regions import LENDS, Region, join, overlap, region_of
+from flatstore.memory.watched import WatchedViews
 
 HUGE_PAGE = 2 << 20
 
@@ -23,10 +22,10 @@ HUGE_PAGE = 2 << 20
 class Memory:
     """A range of bytes with an owner. `bytes` is a writable 1-D uint8 array over it; users never see it.
 
-    The views that were handed out are known, so that they are read-only while the memory is lent.
+    The views that were handed out are known, so that they are read-only while what they show is lent.
     """
 
-    __slots__ = ("__weakref__", "_frozen", "_prune_at", "_views", "bytes", "region", "start", "stop")
+    __slots__ = ("__weakref__", "bytes", "region", "start", "stop", "views")
 
     region: Region
     """Where it is noted who reads and who writes: that of all memories that share addresses with this one."""
@@ -35,42 +34,33 @@ class Memory:
         self.bytes = array
         self.start: int = array.__array_interface__["data"][0]
         self.stop: int = self.start + array.nbytes
-        self._views: list[weakref.ref[Array]] = []
-        self._frozen: list[weakref.ref[Array]] = []
-        self._prune_at = 64
-        with guard():
-            join(self)
+        self.views = WatchedViews()
+        join(self)
 
-    def watch(self, views: Iterable[Array], frozen: bool) -> None:
-        """Make these writable views read-only whenever the memory is lent, and now if `frozen` (under the lock)."""
-        new = [weakref.ref(view) for view in views]
-        self._views += new
-        if frozen:
-            self._freeze(new)
-        if len(self._views) > self._prune_at:
-            self._views = [ref for ref in self._views if ref() is not None]
-            self._frozen = [ref for ref in self._frozen if ref() is not None]
-            self._prune_at = 2 * len(self._views) + 64
+    @property
+    def lends(self) -> dict[Any, None]:
+        """Who lends any part of the region, or has lent it."""
+        return region_of(self).users[LENDS]
 
-    def freeze(self) -> None:
-        """Make the watched views read-only (under the lock)."""
-        self._freeze(self._views)
-
-    def _freeze(self, refs: list[weakref.ref[Array]]) -> None:
-        for ref in refs:
-            view = ref()
-            if view is not None and view.flags.writeable:
-                view.flags.writeable = False
-                self._frozen.append(ref)
+    def watch(self, view: Array) -> None:
+        """Make a writable view read-only whenever what it shows is lent, and now if anything is."""
+        low, high = byte_bounds(view)
+        watched = self.views.add(view, low, high)
+        if self.lends:
+            self.views.freeze_one(watched)
+            self.thaw()
 
     def thaw(self) -> None:
-        """Make the frozen views writable again (under the lock)."""
-        frozen, self._frozen = self._frozen, []
-        for ref in frozen:
-            view = ref()
-            if view is not None:
-                with contextlib.suppress(ValueError):  # the owner of wrapped memory has made it read-only meanwhile
-                    view.flags.writeable = True
+        """Make the views writable again, if the memory is not lent."""
+        self.views.thaw(lambda: region_of(self), self.is_lent)
+
+    def is_lent(self) -> bool:
+        """Whether the memory is lent now, wholly or in part, so that its views must not be written."""
+        while True:
+            try:
+                return any(overlap(use, self) and not use.is_over() for use in self.lends)
+            except RuntimeError:  # somebody has come, or gone, meanwhile
+                continue
 
     @classmethod
     def heap(cls, nbytes: int, align: int = 64) -> Memory:
@@ -95,7 +85,7 @@ class Memory:
         array = _as_bytes(buffer)
         if not array.flags.writeable:
             memory = cls(array)
-            if any(lease.lends and overlap(lease, memory) for lease in [*memory.region.leases]):
+            if memory.is_lent():
                 raise LentError("expected a buffer at rest, got one that is lent; fix: wrap it after the lend")
             raise ValueError(
                 f"expected writable memory, got a read-only {type(buffer).__name__}; "

@@ -14,18 +14,22 @@ The source is the DLPack standard: https://dmlc.github.io/dlpack/latest/.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from flatstore.layout import Array
-from flatstore.memory.claims import Lease
+from flatstore.memory.claims import Access, released
 from flatstore.memory.dlpack import PLAIN, code_of
 from flatstore.memory.guarded import LentError
 from flatstore.memory.host import Memory
-from flatstore.threads import Leaving
+from flatstore.memory.regions import region_of
+from flatstore.memory.watched import joined
+from flatstore.threads import Leaving, add_notes, moment, prepared
 from flatstore.trees import Difference, first_of, listing
 
 JAX_ALIGN = 64
@@ -143,40 +147,51 @@ class Lend:
         patience: float,
     ) -> None:
         self._memory, self._views, self._tree, self._patience = memory, views, tree, patience
-        self._lease: Lease | None = None
+        self._access: Access | None = None
         self._arrays: list[jax.Array] = []
 
-    __exit__ = Leaving()
+    __exit__ = Leaving(lambda lend: lend._access is None)
 
     def __enter__(self) -> Any:
         """Begin the lend and return the tree: until the exit, nothing writes the buffer through the store."""
-        if self._lease is not None:
+        if self._access is not None:
             raise RuntimeError("expected a lend that was not entered before; fix: call lend() again")
-        self._lease = Lease(self._memory, self, lends=True)
-        back = self.__exit__  # prepared, so that nothing comes between an error and the end of the lend
+        self._access = access = Access(lends=[self._memory])
+        back = prepared(self.leave)  # so that nothing comes between an error and the end of the lend
+        self._since = moment()
         try:
-            self._lease.begin()
-            exports, arrays = import_views(self._views())
-            self._lease.watch(exports.items())
+            views = self._views()
+            access.begin()
+            self._freeze(views.values())
+            exports, arrays = import_views(views)
+            access.uses[0].exports = [(path, weakref.ref(view)) for path, view in exports.items()]
             self._arrays = list(arrays.values())
-            del exports  # an error of the next line holds this frame, which must not hold what is lent
+            del views, exports  # an error of the next line holds this frame, which must not hold what is lent
             return self._tree(arrays)
         except BaseException:
             back(None, None, None)
             raise
 
+    def _freeze(self, views: Iterable[Array]) -> None:
+        """Make read-only, in all memories over the same bytes, what shows any of the views."""
+        spans = joined(map(byte_bounds, views))
+        for member in region_of(self._memory).members():
+            for start, stop in spans:
+                member.views.freeze(start, stop)
+
     def leave(self, error: BaseException | None) -> None:
-        """Delete the arrays, and end the lease."""
-        assert self._lease is not None
+        """Delete the arrays, and end the access."""
+        if self._access is None:
+            return
         for array in self._arrays:
             array.delete()
         self._arrays = []
-        self._lease.end()
+        self._access.end()
 
     def left(self, error: BaseException | None) -> None:
         """Wait until the last computation that reads the arrays has finished."""
-        assert self._lease is not None
-        held = self._lease.released(self._patience)
+        assert self._access is not None
+        held = released(self._access, self._patience)
         if not held:
             return
         message = (
@@ -187,7 +202,7 @@ class Lend:
         )
         if error is None:
             raise LentError(message)
-        error.add_note(message)
+        add_notes(error, self._since, message)
 
 
 def check_library(library: str) -> None:

@@ -11,6 +11,9 @@ region    |---------------------------------|               |-----------|
 ```
 
 Regions do not overlap, so that one is found by its first address, however many stores there are.
+
+There is no lock. What is to be changed is read and thought over at leisure, and changed by one step that does nothing
+if something else has been changed meanwhile; then it is thought over again.
 """
 
 from __future__ import annotations
@@ -19,6 +22,11 @@ import os
 import weakref
 from bisect import bisect_right
 from typing import Any, Protocol
+
+from flatstore.threads import unparted
+
+READS, LENDS, WRITES = range(3)
+"""What a user of a memory does with it."""
 
 
 class Span(Protocol):
@@ -40,83 +48,157 @@ def overlap(a: Span, b: Span) -> bool:
 
 
 class Region:
-    """Memories that share addresses, their readers and their writers.
+    """Memories that share addresses, and their users."""
 
-    The sets are changed by one call of C at a time: no handler that is called meanwhile loses what another has noted.
-    """
+    __slots__ = ("_prune_at", "_refs", "merged", "start", "stop", "users", "version")
 
-    __slots__ = ("_prune_at", "_refs", "leases", "start", "stop", "writers")
-
-    def __init__(self, memory: Member, merged: list[Region]) -> None:
-        self.start = min(memory.start, *(region.start for region in merged)) if merged else memory.start
-        self.stop = max(memory.stop, *(region.stop for region in merged)) if merged else memory.stop
-        self.leases: set[Any] = {lease for region in merged for lease in region.leases}
-        self.writers: set[Any] = {claim for region in merged for claim in region.writers}
-        self._refs = [weakref.ref(member) for region in merged for member in region.members()]
+    def __init__(self, parts: tuple[Region, ...] = (), memory: Member | None = None) -> None:
+        spans: list[Any] = [part for part in (*parts, memory) if part is not None]
+        self.start: int = min(span.start for span in spans)
+        self.stop: int = max(span.stop for span in spans)
+        self.users: tuple[dict[Any, None], ...] = tuple(
+            {user: None for part in parts for user in [*part.users[kind]]} for kind in (READS, LENDS, WRITES)
+        )
+        """Who uses the memories, by what they do."""
+        self.version: Any = object()
+        """Another object whenever a user has come."""
+        self.merged: Region | None = None
+        """The region that this one has become a part of."""
+        self._refs: list[Any] = [weakref.ref(member) for part in parts for member in part.members()]
         self._prune_at = 0
-        self.add(memory)
+        if memory is not None:
+            self.add(memory)
 
     def add(self, memory: Member) -> None:
         """Note a memory whose addresses are all in the region."""
-        if len(self._refs) >= self._prune_at:
-            self._refs = [ref for ref in self._refs if ref() is not None]
-            self._prune_at = 2 * len(self._refs) + 8
         self._refs.append(weakref.ref(memory))
+        self.version = object()
+        if len(self._refs) >= self._prune_at:
+            for ref in [ref for ref in [*self._refs] if ref() is None]:
+                self._refs.remove(ref)
+            self._prune_at = 2 * len(self._refs) + 8
 
     def members(self) -> list[Any]:
         """The memories that still exist."""
-        return [memory for ref in self._refs if (memory := ref()) is not None]
+        return [memory for ref in [*self._refs] if (memory := ref()) is not None]
 
     def covers(self, span: Span) -> bool:
         """Whether all addresses of a span lie in the region."""
         return self.start <= span.start and span.stop <= self.stop
 
 
-_regions: list[Region] = []  # ascending; some have no memory any more
+def region_of(memory: Member) -> Region:
+    """The region of a memory, as it is now."""
+    return _whole(memory.region)
+
+
+@unparted
+def enter(region: Region, version: Any, kind: int, user: Any, token: Any) -> bool:
+    """Note a user, unless somebody else has come since the region had this version. `token` becomes the next one."""
+    if region.version is not version or region.merged is not None:
+        return False
+    region.users[kind][user] = None
+    region.version = token
+    return True
+
+
+@unparted
+def _merge(a: Region, version_a: Any, b: Region, version_b: Any, whole: Region) -> bool:
+    """Make two regions parts of another one, unless somebody has come to them since they had these versions."""
+    if a.version is not version_a or b.version is not version_b or a.merged is not None or b.merged is not None:
+        return False
+    a.merged = b.merged = whole
+    return True
+
+
+_regions: list[Region] = []  # ascending; some are parts of others by now, or have no memory any more
+_version: Any = object()  # another one whenever the list has changed
 _prune_at = 64
 
 
-def find(start: int, stop: int) -> slice:
-    """Where in `_regions` those are that have addresses of start .. stop - 1 (under the lock)."""
-    first = bisect_right(_regions, start, key=lambda region: region.start)
-    if first and _regions[first - 1].stop > start:
-        first -= 1
-    last = first
-    while last < len(_regions) and _regions[last].start < stop:
-        last += 1
-    return slice(first, last)
+@unparted
+def _replace(version: Any, place: slice, regions: list[Region], token: Any) -> bool:
+    """Put regions in the place of others, unless the list has changed since it had this version."""
+    global _version
+    if _version is not version:
+        return False
+    _version = token
+    _regions[place] = regions
+    return True
+
+
+def _find(start: int, stop: int) -> tuple[Any, slice, list[Region]]:
+    """The regions that have addresses of start .. stop - 1: (the version of the list, where in it, what they are)."""
+    while True:
+        version = _version
+        try:
+            first = bisect_right(_regions, start, key=lambda region: region.start)
+            if first and _regions[first - 1].stop > start:
+                first -= 1
+            last = first
+            while last < len(_regions) and _regions[last].start < stop:
+                last += 1
+            found = _regions[first:last]
+        except IndexError:  # it has become shorter meanwhile
+            continue
+        if _version is version:
+            return version, slice(first, last), found
+
+
+def _whole(region: Region) -> Region:
+    """What a region has become a part of, or itself."""
+    while region.merged is not None:
+        region = region.merged
+    return region
 
 
 def members_at(start: int, stop: int) -> list[Any]:
-    """The memories that have addresses of start .. stop - 1 (under the lock)."""
-    members = [member for region in _regions[find(start, stop)] for member in region.members()]
+    """The memories that have addresses of start .. stop - 1."""
+    regions = dict.fromkeys(map(_whole, _find(start, stop)[2]))
+    members = [member for region in regions for member in region.members()]
     return [member for member in members if member.start < stop and start < member.stop]
 
 
 def join(memory: Member) -> None:
-    """Find the region of a memory, or make one (under the lock)."""
+    """Find the region of a memory, or make one."""
     global _prune_at
+    own = memory.region = Region((), memory)
+    while True:
+        whole = _whole(own)
+        version, place, found = _find(whole.start, whole.stop)
+        touched = dict.fromkeys(map(_whole, found))
+        members = {region: region.members() for region in touched}  # held, so that none is gone meanwhile
+        alive = [region for region in touched if members[region] and region is not whole]
+        if whole is own and len(alive) == 1 == len(touched) and alive[0].covers(memory):
+            memory.region = alive[0]
+            alive[0].add(memory)
+            if alive[0].merged is None:
+                return
+            continue
+        if alive:
+            for region in alive:
+                _unite(own, region)
+        elif _replace(version, place, [whole], object()):
+            break
     if len(_regions) >= _prune_at:
-        _regions[:] = [region for region in _regions if region.members()]
-        _prune_at = 2 * len(_regions) + 64
-    place = find(memory.start, memory.stop)
-    touched = _regions[place]
-    alive = [region for region in touched if region.members()]
-    if len(alive) == 1 == len(touched) and alive[0].covers(memory):
-        memory.region = alive[0]
-        alive[0].add(memory)
-        return
-    whole = Region(memory, alive)
-    for member in whole.members():
-        member.region = whole
-    _regions[place] = [whole]
+        version, kept = _version, [region for region in dict.fromkeys(map(_whole, [*_regions])) if region.members()]
+        if _replace(version, slice(None), kept, object()):
+            _prune_at = 2 * len(kept) + 64
+
+
+def _unite(a: Region, b: Region) -> None:
+    """Make two regions one."""
+    while (one := _whole(a)) is not (other := _whole(b)):
+        versions = one.version, other.version
+        if _merge(one, versions[0], other, versions[1], Region((one, other))):
+            return
 
 
 def _after_fork() -> None:
     """Forget, in a child process, who reads and writes in its parent."""
-    for memory in [memory for region in _regions for memory in region.members()]:
-        memory.region.leases.clear()
-        memory.region.writers.clear()
+    for memory in [memory for region in map(_whole, _regions) for memory in region.members()]:
+        for users in region_of(memory).users:
+            users.clear()
         memory.thaw()
 
 

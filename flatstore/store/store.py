@@ -61,7 +61,7 @@ class Store(Verbs, Mapping[str, Array]):
 
     def __getitem__(self, path: str | tuple[Any, ...]) -> Array:
         """The view of a leaf, by its path or tuple of keys; a 0-d leaf is a 0-d view. Raises `KeyError`."""
-        if self._memory.region.leases:
+        if self._memory.lends:
             return self.leaf_view(path)
         try:
             return self._plain.views[path]  # pyright: ignore[reportArgumentType] (a tuple is a miss)
@@ -92,7 +92,7 @@ class Store(Verbs, Mapping[str, Array]):
 
         Raises `ValueError` if they are of several dtypes (see `flats`), none, or do not lie together.
         """
-        if not self._memory.region.leases:
+        if not self._memory.lends:
             try:
                 return self._flat
             except AttributeError:  # the first time

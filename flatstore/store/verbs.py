@@ -11,7 +11,7 @@ from numpy.lib.array_utils import byte_bounds
 
 from flatstore.checks import real
 from flatstore.layout import Array, Leaf
-from flatstore.memory import Lend, Memory, check_library, import_views, memories_of, reading, write, writing
+from flatstore.memory import Lend, Memory, check_library, import_views, memories_of, reading, using, write
 from flatstore.store.assigning import Pairs, cast, checked_leaf, checked_leaves, is_pairs, same_bits
 from flatstore.store.verifying import differences_from_views, is_same_view
 from flatstore.store.views import Views
@@ -47,7 +47,7 @@ class Verbs(Views):
         def state(error: BaseException) -> Iterator[str]:
             yield f"written before this error: {', '.join(map(repr, written)) or 'nothing'}"
 
-        with noted(state), writing(self._memory):
+        with noted(state), using(writes=[self._memory]):
             for path, value in values:
                 with reading(*memories_in(value)) as own:
                     self._write([checked_leaf(self.layout, path, value, self._leading)], own, written)
@@ -57,7 +57,7 @@ class Verbs(Views):
         with reading(*memories_in(value)) as own:
             self._write([checked_leaf(self.layout, path, value, self._leading)], own)
 
-    def _write(self, pairs: Pairs, sources: reading, written: list[str] | None = None) -> None:
+    def _write(self, pairs: Pairs, sources: using, written: list[str] | None = None) -> None:
         """Write all of the pairs, which come from `sources`, or nothing; append their paths to `written`."""
         own = self._memory
         ready: list[tuple[Array, Array]] = []

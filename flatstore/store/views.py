@@ -12,17 +12,16 @@ stacked     dense/bias  = (P, 2) float32 at byte 0, rows 8 bytes apart
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Self
 
 import jax
 import numpy as np
 
 from flatstore.layout import Array, Layout, Leaf, describe
-from flatstore.memory import GuardedView, Memory, is_lent, settle
+from flatstore.memory import GuardedView, Memory, settle
 from flatstore.store.placed import Placed
 from flatstore.store.placement import Placement
-from flatstore.threads import guard
 from flatstore.trees import Glob, Subtree, as_path, matcher, path_of, refuse_idle_glob
 
 
@@ -84,14 +83,10 @@ class Views(Placed, Subtree):
         handed = self._handed_out()
         tree = handed.tree
         if tree is None:
-            views = handed.views
-            with guard():
-                self._add(handed, [leaf for leaf in self.layout.leaves if leaf.path not in views])
-            made = self.layout.unflatten([views[leaf.path] for leaf in self.layout.leaves])  # may call the user's code
-            with guard():
-                if handed.tree is None:
-                    handed.tree = made
-                tree = handed.tree
+            made = self.layout.unflatten([self._view(handed, leaf) for leaf in self.layout.leaves])
+            if handed.tree is None:  # the nodes are made by code of the user's, which may have asked for the tree
+                handed.tree = made
+            tree = handed.tree
         return tree
 
     def leaf_view(self, path: Any) -> Array:
@@ -100,11 +95,7 @@ class Views(Placed, Subtree):
         try:
             return handed.views[path]
         except (KeyError, TypeError):
-            leaf = self.layout.leaf(path)
-        with guard():
-            if leaf.path not in handed.views:
-                self._add(handed, [leaf])
-            return handed.views[leaf.path]
+            return self._view(handed, self.layout.leaf(path))
 
     def select(self, globs: Glob) -> dict[str, Array]:
         """A dict {path: view} of the leaves that match; '*' also matches '/'. Raises `ValueError` if none does.
@@ -163,41 +154,35 @@ class Views(Placed, Subtree):
 
     def _handed_out(self) -> _HandedOut:
         """The views that are handed out now: guarded ones while the memory is lent."""
-        if self._memory.region.leases:
-            settle(self._memory)
-            if is_lent(self._memory):
+        if self._memory.lends:
+            if self._memory.is_lent():
                 if self._guarded is None:
                     self._guarded = _HandedOut(GuardedView)
                 return self._guarded
+            settle(self._memory)
         return self._plain
 
-    def _add(self, handed: _HandedOut, leaves: Iterable[Leaf]) -> None:
-        """Make and cache the views of leaves (under the lock); tied leaves have the same one."""
-        views = handed.views
-        new: list[Array] = []
-        for leaf in leaves:
-            path, home = leaf.path, leaf.tied
-            if home is not None and home in views:
-                views[path] = views[home]
-                continue
+    def _view(self, handed: _HandedOut, leaf: Leaf) -> Array:
+        """The view of a leaf, made at its first use: one for each type, and the same for all names of tied leaves."""
+        views, home = handed.views, leaf.tied or leaf.path
+        view = views.get(home)
+        if view is None:
             shared = self._is_shared(leaf)
-            view_type = GuardedView if shared else handed.view_type
-            view = views[path] = self._new_view(leaf, not shared).view(view_type)
-            if home is not None:
-                views[home] = view
+            view = self._new_view(leaf, not shared).view(GuardedView if shared else handed.view_type)
             if not shared:
-                new.append(view)
-        self._memory.watch(new, is_lent(self._memory))
+                self._memory.watch(view)
+            view = views.setdefault(home, view)  # the first that is made is the one that everybody gets
+        return views.setdefault(leaf.path, view)
 
     def _combined_view(self, name: str, make: Callable[[], Array]) -> Array:
         """The one view of several leaves together, made at its first use."""
-        with guard():
-            handed = self._handed_out()
-            view = handed.combined.get(name)
-            if view is None:
-                view = handed.combined[name] = make().view(handed.view_type)
-                self._memory.watch([view], is_lent(self._memory))
-            return view
+        handed = self._handed_out()
+        view = handed.combined.get(name)
+        if view is None:
+            view = make().view(handed.view_type)
+            self._memory.watch(view)
+            view = handed.combined.setdefault(name, view)
+        return view
 
     def __copy__(self) -> NoReturn:
         raise TypeError("expected copy() to be called, got copy.copy(); fix: call store.copy()")
@@ -207,7 +192,7 @@ class Views(Placed, Subtree):
         return self.copy()
 
     def _describe(self, title: str) -> str:
-        lent = " (lent)" if is_lent(self._memory) else ""
+        lent = " (lent)" if self._memory.is_lent() else ""
         return title + lent + "\n" + describe(self.layout.leaves, self.start_of)
 
     def copy(self) -> Any:

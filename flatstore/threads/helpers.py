@@ -19,9 +19,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
-
-from flatstore.threads.lock import is_guarding
 
 _api: Any = ctypes.pythonapi
 _new_lock, _free_lock, _release = _api.PyThread_allocate_lock, _api.PyThread_free_lock, _api.PyThread_release_lock
@@ -42,14 +41,16 @@ process = object()  # another one in a forked child, where the helpers of its pa
 class Mail:
     """What a helper is given to do, and the locks by which it and its caller take turns."""
 
-    __slots__ = ("busy", "done", "error", "over", "process", "ready", "wake", "work")
+    __slots__ = ("busy", "caller", "context", "done", "error", "over", "process", "ready", "wake", "work")
 
-    def __init__(self) -> None:
+    def __init__(self, caller: int) -> None:
         self.done = ctypes.c_void_p(_new_lock())
         if not self.done:
             raise MemoryError("expected a lock for a thread, got none; fix: free some memory")
         acquire(self.done, 1)
         self.work: Callable[[], Any] | None = None
+        self.context: Context | None = None
+        self.caller = caller
         self.error: BaseException | None = None
         self.over = self.busy = self.ready = False
         self.process = process
@@ -68,7 +69,7 @@ class Helper:
     """A thread that does one thing at a time for another thread. It ends when nothing refers to this object."""
 
     def __init__(self) -> None:
-        self.mail = mail = Mail()
+        self.mail = mail = Mail(caller())
         while not mail.ready:  # what is raised in this thread may end up in one that starts: then there is another
             beacon = _Beacon()
             alive = weakref.ref(beacon)
@@ -87,8 +88,8 @@ class Helper:
 class _Here(threading.local):
     """What is known of each thread."""
 
-    helping = False
-    """Whether it is a helper."""
+    caller: int | None = None
+    """The thread that it works for, if it is a helper."""
     assisting = False
     """Whether it does a part of what several helpers share."""
     helper: Helper | None = None
@@ -107,19 +108,20 @@ def _serve(mail: Mail, beacon: _Beacon) -> None:
     """Do what the mail says, until it says nothing."""
     while True:
         try:
-            mail.ready = True
-            _here.helping = True
+            _here.caller = mail.caller
             _round(_TO_NEAREST)  # whatever mode the thread had that started this one
+            mail.ready = True
             mail.wake.acquire()
         except _SHORT_OF_MEMORY:
             continue
         if mail.work is None:
             return
         try:
-            mail.work()
+            _here.caller = mail.caller
+            mail.work() if mail.context is None else mail.context.run(mail.work)
         except BaseException as error:
             mail.error = error
-        mail.work = None
+        mail.work = mail.context = None
         mail.over = True
         told = False
         while not told:
@@ -150,7 +152,7 @@ def assisted(work: Callable[[], Any], others: int) -> None:
             _here.assisting = False
 
     for helper in helpers:
-        helper.mail.work, helper.mail.over = share, False
+        helper.mail.work, helper.mail.over, helper.mail.caller = share, False, caller()
         helper.mail.wake.release()
     try:
         share() if others else work()
@@ -171,12 +173,17 @@ def assisted(work: Callable[[], Any], others: int) -> None:
 
 def is_helping() -> bool:
     """Whether this thread is a helper, which nothing interrupts."""
-    return _here.helping
+    return _here.caller is not None
+
+
+def caller() -> int:
+    """The thread that this one works for, or is."""
+    return threading.get_ident() if _here.caller is None else _here.caller
 
 
 def helper_of_this_thread() -> Helper | None:
-    """The helper of this thread; None if it has to do the work itself: other threads have stopped, or wait for it."""
-    if _here.helping or sys.is_finalizing() or is_guarding():
+    """The helper of this thread; None if it has to do the work itself: it is a helper, or the others have stopped."""
+    if _here.caller is not None or sys.is_finalizing():
         return None
     helper = _here.helper
     if helper is None or helper.mail.process is not process:

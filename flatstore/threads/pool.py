@@ -31,7 +31,10 @@ class _Shared:
     def __init__(self, task: Task, n: int) -> None:
         self.task, self.started, self.end = task, 0, n
         self.error: BaseException | None = None
-        self._counts = threading.Lock()
+        try:
+            self._counts = threading.Lock()
+        except RuntimeError as error:  # how it says that there is no memory
+            raise MemoryError(*error.args) from None
 
     def work(self) -> None:
         """Run tasks until none is left, or one has failed."""

@@ -19,11 +19,13 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Generator, Iterable
+from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
 from flatstore.threads import helpers
-from flatstore.threads.helpers import acquire, helper_of_this_thread
+from flatstore.threads.helpers import Helper, acquire, helper_of_this_thread
+from flatstore.threads.raising import add_notes, moment
 
 T = TypeVar("T")
 
@@ -33,26 +35,41 @@ HELD_AFTER_FAILURE = "flatstore held this back until the work in progress was ov
 # Resumes a generator. Called as an `__exit__` is, with an exception behind the generator, which C leaves alone.
 _resume: Any = ctypes.PYFUNCTYPE(None, *[ctypes.py_object] * 4)(("PyIter_Next", ctypes.pythonapi))
 
-
 Step = Callable[[BaseException | None], Any]
 """It is given the exception that is being handled, as the `with` block that it ends has raised it."""
 
 
-def _turn(work: Step, then: Step) -> Generator[None]:
-    """When resumed, let a helper work and wait for it; then raise what was raised by the work, or meanwhile."""
-    block = caught = error = None
-    helper = helper_of_this_thread()
+def _turn(
+    work: Step, then: Step | None, helper: Helper | None, prepared: bool, *, dropped: bool = False, idle: bool = False
+) -> Generator[None]:
+    """Let a helper work and wait for it; then raise what was raised by the work, or meanwhile.
+
+    If it is `prepared` it does so when it is resumed, or `dropped` without that. With `idle` there is nothing to do
+    unless an exception is being handled.
+    """
+    block = caught = error = context = None
 
     def task() -> None:
         work(block)  # noqa: F821 (it is deleted when this is over)
 
     try:
-        yield
-        block = sys.exception()
-        helper = helper_of_this_thread()
+        if prepared:
+            yield
+            block = sys.exception()
+            if idle and block is None:
+                return
+            helper = helper_of_this_thread()
+        context = copy_context()
     except GeneratorExit:  # it is not called any more
-        return
+        if not dropped:
+            return
+        try:
+            helper = helper_of_this_thread()
+        except BaseException as raised:
+            caught = raised
     except BaseException as raised:
+        if not prepared:
+            raise
         caught, block = raised, raised.__context__
     # Up to the end of the loop no statement outside of a `try` may call anything, jump back, or allocate.
     if helper is None:
@@ -63,7 +80,7 @@ def _turn(work: Step, then: Step) -> Generator[None]:
     else:
         mail = helper.mail
         try:
-            mail.busy, mail.over, mail.work = True, False, task
+            mail.context, mail.busy, mail.over, mail.work = context, True, False, task
             mail.wake.release()
         except BaseException as raised:
             if caught is None:
@@ -88,18 +105,20 @@ def _turn(work: Step, then: Step) -> Generator[None]:
             raise caught from error
         if error is not None:
             raise error
-        then(block)
+        if then is not None:
+            then(block)
     finally:
-        del block, caught, error, work, task, helper  # an exception holds this frame, which must not hold the exception
+        del block, caught, error, work, task, helper  # an exception holds this frame, which must not hold it
 
 
-def _nothing(error: BaseException | None) -> None:
-    """Do nothing."""
+def prepared(
+    work: Step, then: Step | None = None, *, dropped: bool = False, idle: bool = False
+) -> Callable[[Any, Any, Any], None]:
+    """A function, written in C, that does the work when it is called: once, with the arguments of an `__exit__`.
 
-
-def _prepared(work: Step, then: Step = _nothing) -> Callable[[Any, Any, Any], None]:
-    """A function, written in C, that does the work when it is called: once, with the arguments of an `__exit__`."""
-    turn = _turn(work, then)
+    If it is `dropped` without a call, the work is done then. `idle` says that there is none without an exception.
+    """
+    turn = _turn(work, then, helper_of_this_thread(), True, dropped=dropped, idle=idle)
     next(turn)
     return partial(_resume, turn)
 
@@ -110,14 +129,37 @@ class Leaving:
     An `__exit__` of Python can be interrupted at its first line, and the block is left without it. This one is written
     in C: what comes as the block ends is raised when `leave` is over. If there is nothing to raise, and the object has
     it, `left(error)` follows, in the thread of the caller.
+
+    Even a call of C fails where there is no memory for its arguments. So where `dropped(object)` is true before the
+    block begins, an exit that was not called is done as it is dropped. `idle` is as in `prepared`.
     """
+
+    def __init__(self, dropped: Callable[[Any], bool] = bool, *, idle: bool = False) -> None:
+        self._dropped, self._idle = dropped, idle
 
     def __get__(self, owner: Any, kind: Any = None) -> Callable[..., None]:
         if owner is None:  # as ExitStack asks for it
             return self._leave
-        return _prepared(owner.leave, getattr(owner, "left", _nothing))
+        return prepared(owner.leave, getattr(owner, "left", None), dropped=self._dropped(owner), idle=self._idle)
 
     def _leave(self, owner: Any, *error: Any) -> None:
+        self.__get__(owner)(*error)
+
+
+class Closing:
+    """An `__exit__` that resumes what `closing()` of its object returned as the block began: a generator.
+
+    It is called even if it is interrupted at once, and is not handed to a helper: for what one statement ends.
+    """
+
+    def __get__(self, owner: Any, kind: Any = None) -> Callable[..., None]:
+        if owner is None:
+            return self._close
+        steps = owner.closing()
+        next(steps)
+        return partial(_resume, steps)
+
+    def _close(self, owner: Any, *error: Any) -> None:
         self.__get__(owner)(*error)
 
 
@@ -128,18 +170,17 @@ class noted:
     """
 
     def __init__(self, notes: Callable[[BaseException], Iterable[str]]) -> None:
-        self._notes = notes
+        self._notes, self._since = notes, moment()
 
     def __enter__(self) -> None:
         pass
 
-    __exit__ = Leaving()
+    __exit__ = Leaving(idle=True)
 
     def leave(self, error: BaseException | None) -> None:
         """Add the notes."""
         if error is not None:
-            for note in self._notes(error):
-                error.add_note(note)
+            add_notes(error, self._since, *self._notes(error))
 
 
 def uninterrupted(work: Callable[[], T]) -> T:
@@ -162,12 +203,14 @@ def rounded_to_nearest(work: Callable[[], T]) -> T:
     >>> rounded_to_nearest(lambda: 0.1 + 0.2)
     0.30000000000000004
     """
-    return _handed_over(work, None, None)
+    return _handed_over(work)
 
 
-def _handed_over(work: Callable[[], T], finished: str | None, failure: str | None) -> T:
-    if helper_of_this_thread() is None:
+def _handed_over(work: Callable[[], T], finished: str | None = None, failure: str | None = None) -> T:
+    helper = helper_of_this_thread()
+    if helper is None:
         return work()
+    since = moment()
     result: list[T] = []
     failed: list[BaseException] = []
 
@@ -178,14 +221,13 @@ def _handed_over(work: Callable[[], T], finished: str | None, failure: str | Non
             failed.append(error)
             raise
 
-    run = _prepared(task)
     try:
-        run(None, None, None)
+        next(_turn(task, None, helper, False), None)
         return result[0]
     except BaseException as error:
-        note = failure if failed else finished
-        if note and error not in failed and (result or failed):
-            error.add_note(note)
+        if error not in failed:
+            note = failure if failed else finished if result else None
+            add_notes(error, since, *([note] if note else []))
         raise
     finally:
         failed.clear()  # an exception holds this frame, which must not hold the exception

@@ -53,7 +53,7 @@ def test_views_that_are_gone_are_forgotten_during_a_lend():
     with pop.lend():
         for i in range(20_000):
             assert not pop[i % 64]["a"].flags.writeable
-        assert len(pop.memory._views) + len(pop.memory._frozen) < 1000
+        assert len(pop.memory.views) + len(pop.memory.views._frozen) < 1000
     assert pop[0]["a"].flags.writeable
 
 

@@ -108,12 +108,13 @@ FORKS = {
             return not (store["w"] == 1).all()
         print({child(write)}, not view.flags.writeable)
         """,
-    "a thread that holds the lock": """
-        from flatstore.threads import guard
-        def hold():
-            with guard():
-                time.sleep(1000)
-        in_thread(hold)
+    "a thread that has stopped as it notes that it reads": """
+        from flatstore.memory import claims, regions
+        def stopping(real):
+            return lambda *rest: time.sleep(1000) if hasattr(here, "stops") else real(*rest)
+        claims.enter, regions._replace, here = stopping(claims.enter), stopping(regions._replace), threading.local()
+        for work in (store.to_vector, lambda: fs.Store.zeros(store.layout)):
+            in_thread(lambda: (setattr(here, "stops", True), work()))
         time.sleep(0.1)
         print({child(verbs)})
         """,

@@ -43,7 +43,7 @@ for name in names:
     print(json.dumps({name: dict(seen)}), flush=True)
 """
 
-NAMES = "perturb", "perturb in 16 bits", "snap", "update", "update in 16 bits", "sample", "Adam"
+NAMES = "perturb", "perturbed", "perturb in 16 bits", "snap", "update", "update in 16 bits", "sample", "Adam"
 
 
 @pytest.mark.parametrize("names", [NAMES[0::2], NAMES[1::2]])
