@@ -20,7 +20,7 @@ _lax: Any = jax.lax
 _U = np.uint32
 
 CHUNK, CHUNK_ON_DEVICE = 1 << 16, 1 << 22
-"""Parameters whose sums are held at a time: few enough for a processor's cache, or enough to keep an accelerator busy."""
+"""Parameters whose sums are held at a time: few enough for a cache, or enough to keep an accelerator busy."""
 
 
 def updated(
@@ -41,8 +41,8 @@ def updated(
     as long as their number is the same.
 
     Temporaries: up to 32 bytes for each of the 65,536 parameters that are summed at a time, 2 MiB, however many leaves,
-    parameters and seeds there are; 4,194,304 at a time on an accelerator, 80 MiB. Each leaf is compiled separately, in about a third of a second. Arrays that are
-    split over devices go into `shard_map`, with `at`.
+    parameters and seeds there are; on an accelerator 4 million are summed at a time, in 80 MiB. Each leaf is compiled
+    separately, in about a third of a second. Arrays that are split over devices go into `shard_map`, with `at`.
 
     >>> import jax, flatstore as fs
     >>> noise, weights = fs.Normal(0.02), [0.5, -0.25, 0.125]
