@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flatstore.checks import real
+from flatstore.kernels import COMPILES
 from flatstore.kernels.cpu import STORAGE, finite_check, ranges, refuse_other_dtypes
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.noise import Noise, spans
@@ -35,6 +36,9 @@ TASK = 1 << 20
 
 LEAST, PARTS = 1 << 16, 16
 """The least numbers in a task; the least number of tasks, if there are enough numbers for them."""
+
+SMALL = 1 << 15
+"""Draws that take no longer than it takes to wake another thread."""
 
 SEEDS_PER_DRAW = 8
 """Seeds whose random words a thread draws at a time."""
@@ -57,6 +61,10 @@ class Group(NamedTuple):
     pieces: Array
     grid: float
     """What the parameters are multiples of; 0 where there is no grid."""
+    ranges: Array
+    """The ranges of the index that hold pieces, first index and end."""
+    size: int
+    """The length of all ranges."""
 
 
 def noisy_leaves(store: Views, noise: Noise) -> list[Leaf]:
@@ -107,7 +115,9 @@ def groups_of(
         stored, real, _, _ = STORAGE[name]
         grid = noise.grid(real) if noise is not None and stored is real else 0.0
         pieces = _pieces(strengths, *(x.runs(name) for x in views))
-        found.append(Group(name, real, views[0].raw(stored), pieces, grid))
+        bounds = np.array(ranges(pieces), np.int64).reshape(-1, 2)
+        size = int((bounds[:, 1] - bounds[:, 0]).sum())
+        found.append(Group(name, real, views[0].raw(stored), pieces, grid, bounds, size))
     return found
 
 
@@ -145,7 +155,15 @@ def refuse_not_finite(
         if finite_check(group.dtype)(start, stop, group.raw, group.pieces):
             note[REACHED] = stop
 
-    if run_tasks(tasks_of(groups), look, lambda: None) is None:
+    if is_small(groups):
+        found = any(
+            not finite_check(group.dtype)(start, stop, group.raw, group.pieces)
+            for group in groups
+            for start, stop in group.ranges.tolist()
+        )
+    else:
+        found = run_tasks(tasks_of(groups), look, lambda: None) is not None
+    if not found:
         return
     for leaf in store.layout.homes:
         (values,) = store.leaf_matrix(leaf)
@@ -164,6 +182,11 @@ def _is_in(leaf: Leaf, groups: Sequence[Group]) -> bool:
     if not leaf.trainable or pieces is None:
         return False
     return bool(((pieces[:, 0] <= leaf.index) & (leaf.index < pieces[:, 1])).any())
+
+
+def is_small(groups: Sequence[Group], draws: int = 1) -> bool:
+    """Whether a move of so many draws for each parameter is done at once; loops that are not compiled never are."""
+    return draws * sum(group.size for group in groups) <= SMALL and COMPILES
 
 
 class Strengths(NamedTuple):
@@ -230,11 +253,11 @@ def blocks(size: int, chunk: int) -> list[tuple[int, int]]:
 
 def tasks_of(groups: Sequence[Group], numbers: int = 1) -> list[Task]:
     """The groups, cut into tasks for the threads; each parameter takes `numbers` draws."""
-    every = numbers * sum(end - begin for group in groups for begin, end in ranges(group.pieces))
+    every = numbers * sum(group.size for group in groups)
     size = WIDTH * max(1, min(max(LEAST, every // PARTS), TASK) // (WIDTH * max(1, numbers)))
     return [
         Task(group, begin + start, begin + stop)
         for group in groups
-        for begin, end in ranges(group.pieces)
+        for begin, end in group.ranges.tolist()
         for start, stop in blocks(end - begin, size)
     ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from flatstore.checks import whole
+from flatstore.es.at_once import Part, move_at_once
 from flatstore.es.groups import (
     IN_NOISE,
     ROOM,
@@ -18,6 +20,7 @@ from flatstore.es.groups import (
     blocks,
     check_sign,
     factors_of,
+    is_small,
     noisy_groups,
     noisy_leaves,
     random_words,
@@ -107,20 +110,13 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
     key = key_of(seed)
     draw = noise.kind, key, *factors_of(store.layout, noise)
 
+    def arguments(group: Group, sign: int, bound: float, scratch: Any) -> tuple[Any, ...]:
+        rows = scratch[0], *scratch[1][group.dtype]
+        return group.raw, group.pieces, draw, group.real(sign * noise.step), grid_of(group, bound), rows
+
     def move(task: Task, end: int, sign: int, bound: float, scratch: Any, note: Any) -> None:
-        group = task.group
-        loop, rows = perturbation_loop(group.dtype, noise.width), (scratch[0], *scratch[1][group.dtype])
-        loop(
-            task.start,
-            end,
-            group.raw,
-            group.pieces,
-            draw,
-            group.real(sign * noise.step),
-            grid_of(group, bound),
-            rows,
-            note,
-        )
+        loop = perturbation_loop(task.group.dtype, noise.width)
+        loop(task.start, end, *arguments(task.group, sign, bound, scratch), note)
 
     def add(task: Task, scratch: Any, note: Any) -> None:
         move(task, task.stop, sign, noise.bound if exact else 0.0, scratch, note)
@@ -140,9 +136,29 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
             refuse_not_finite(store, groups)
         stopped = run_tasks(tasks_of(groups), add, scratch, [undo] if exact else [], finish=not exact)
         if stopped:
-            raise stopped_because(store, noise, *stopped, delta, "pass a larger bound= of the noise")
+            refuse(stopped[0].group, stopped[1])
 
-    write([store.memory], move_all)
+    def refuse(group: Group, index: int) -> None:
+        raise stopped_because(store, noise, group, index, delta, "pass a larger bound= of the noise")
+
+    if exact and is_small(groups):
+        rows = scratch()
+        stopped = move_at_once(
+            store,
+            [
+                Part(
+                    group,
+                    perturbation_loop(group.dtype, noise.width),
+                    arguments(group, sign, noise.bound, rows),
+                    arguments(group, -sign, 0.0, rows),
+                )
+                for group in groups
+            ],
+        )
+        if stopped:
+            refuse(*stopped)
+    else:
+        write([store.memory], move_all)
 
 
 def key_of(seed: Seed) -> Array:
@@ -157,8 +173,13 @@ def key_of(seed: Seed) -> Array:
 
 def grid_of(group: Group, bound: float) -> tuple[Any, Any, Any]:
     """The grid, its reciprocal and the bits of the bound: what the compiled loop checks parameters against."""
-    size = group.real(group.grid or 1.0)
-    return size, group.real(1) / size, group.real(bound).view(BITS[group.real])
+    return _grid_of(group.real, group.grid or 1.0, bound)
+
+
+@lru_cache(maxsize=64)
+def _grid_of(real: Any, grid: float, bound: float) -> tuple[Any, Any, Any]:
+    size = real(grid)
+    return size, real(1) / size, real(bound).view(BITS[real])
 
 
 def number_rows(noise: Noise, real: Any) -> tuple[Array, Array]:
@@ -179,13 +200,12 @@ def refuse_16_bit(
 
 
 def stopped_because(
-    store: Store, noise: Noise, task: Task, index: int, delta: Callable[[Leaf, int, int], Array], fix: str
+    store: Store, noise: Noise, group: Group, index: int, delta: Callable[[Leaf, int, int], Array], fix: str
 ) -> ValueError:
-    """The error for a task that stopped at an index because parameters are off the grid or reach the bound.
+    """The error for a group that stopped at an index because parameters are off the grid or reach the bound.
 
     The store is as it was before the move, which was to add `delta(leaf, start, stop)` to its parameters.
     """
-    group = task.group
     worst = "", 0.0
     for leaf in noisy_leaves(store, noise):
         if leaf.dtype.name != group.dtype or not leaf.index - WIDTH < index < leaf.index + leaf.size:

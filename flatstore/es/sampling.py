@@ -11,10 +11,12 @@ from flatstore.es.groups import (
     ROOM,
     SEEDS_PER_DRAW,
     WIDTH,
+    Group,
     check_sign,
     check_types,
     factors_of,
     groups_of,
+    is_small,
     random_words,
     refuse_not_finite,
     strengths_of,
@@ -22,11 +24,11 @@ from flatstore.es.groups import (
     trainable_groups,
     trainable_leaves,
 )
-from flatstore.kernels.cpu import WHOLE_NUMBERS, sampling_loop
-from flatstore.memory import reading, write
+from flatstore.kernels.cpu import WHOLE_NUMBERS, at_once, sampling_loop
+from flatstore.memory import reading, write, write_at_once
 from flatstore.noise import Noise, as_keys
 from flatstore.store import Population, Store
-from flatstore.threads import Task, run_tasks
+from flatstore.threads import Task, rounds_to_nearest, run_tasks
 from flatstore.trees import Difference, StructureError
 
 
@@ -63,19 +65,18 @@ def sample(
             f"{keys.shape}; fix: fs.seeds(seed, {expected})" + (" and an even size" if antithetic else "")
         )
     check_sign(sign, IN_NOISE)
-    noise.check_grid(out.layout)
-    leaves = trainable_leaves(out)
+    groups = _planned(out, store, noise)
     to_check = store.cached("trainable", lambda: trainable_groups([store], "add noise to"))
-    strengths = strengths_of(out.layout, noise)
     draw = noise.kind, keys, factors_of(out.layout, noise).rows, noise.step
     signs = np.array([sign, -sign] if antithetic else [sign], np.float64)
-    groups = groups_of(leaves, [out, store], strengths)
+
+    def arguments(group: Group, scratch: Any) -> tuple[Any, ...]:
+        rows = scratch[0], scratch[1], scratch[2][group.real]
+        return group.raw, store.raw(group.raw.dtype), group.pieces, draw, signs, rows
 
     def fill(task: Task, scratch: Any, note: Any) -> None:
-        group, start, stop = task
-        rows = scratch[0], scratch[1], scratch[2][group.real]
-        centre = store.raw(group.raw.dtype)
-        sampling_loop(group.dtype, noise.width)(start, stop, group.raw, centre, group.pieces, draw, signs, rows, note)
+        loop = sampling_loop(task.group.dtype, noise.width)
+        loop(task.start, task.stop, *arguments(task.group, scratch), note)
 
     def scratch() -> Any:
         words = random_words(noise.width, min(SEEDS_PER_DRAW, len(keys)), WIDTH)
@@ -87,7 +88,29 @@ def sample(
         run_tasks(tasks_of(groups, size), fill, scratch, finish=True)
 
     with reading(store.memory) as centre:
-        write([out.memory], fill_all, centre)
+        if is_small(groups, size) and rounds_to_nearest():
+            refuse_not_finite(store, to_check)
+            rows, note = scratch(), np.zeros(1, np.int64)
+            steps = [
+                at_once(sampling_loop(group.dtype, noise.width), group.ranges, (*arguments(group, rows), note))
+                for group in groups
+            ]
+            write_at_once([out.memory], steps, centre)
+        else:
+            write([out.memory], fill_all, centre)
+
+
+def _planned(out: Population | Store, store: Store, noise: Noise) -> list[Group]:
+    """The groups of the leaves to fill, planned once for the places of both in their memories."""
+    names = out.cached("dtypes", lambda: list(dict.fromkeys(leaf.dtype.name for leaf in trainable_leaves(out))))
+    runs = [store.runs(name) for name in names]
+
+    def plan() -> tuple[list[Group], Any]:
+        noise.check_grid(out.layout)
+        groups = groups_of(trainable_leaves(out), [out, store], strengths_of(out.layout, noise))
+        return groups, runs  # kept alive, so that no others have their identity
+
+    return out.cached(("sample", noise, *map(id, runs)), plan)[0]
 
 
 def layouts_differ(name: str, got: Any, expected: Any) -> StructureError:

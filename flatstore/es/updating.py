@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 
 from flatstore.checks import real
+from flatstore.es.at_once import Part, move_at_once
 from flatstore.es.groups import (
     IN_WEIGHTS,
     ROOM,
     SEEDS_PER_DRAW,
+    Group,
     check_sign,
     factors_of,
+    is_small,
     noisy_groups,
     random_words,
     refuse_not_finite,
@@ -88,10 +91,9 @@ def update(
     on_grid, off_grid = ([x for x in groups if bool(exact and x.grid) == wanted] for wanted in (True, False))
     draw = noise.kind, keys, factors_of(store.layout, noise).rows
 
-    def move(
-        task: Task, end: int, whole: Array, sign: int, taken_back: int, checked: bool, scratch: Any, note: Any
-    ) -> None:
-        group, start, _ = task
+    def arguments(
+        group: Group, whole: Array, sign: int, taken_back: int, checked: bool, scratch: Any
+    ) -> tuple[Any, ...]:
         words, drawn, dither, sums, numbers, _ = scratch
         gridded = exact and group.grid > 0
         # A float64 grid is 2**29 times as fine as a step.
@@ -100,8 +102,16 @@ def update(
         rounding = group.real(sign), drop, unit, fixed.key, group.real(taken_back), group.real(noise.step)
         grid = grid_of(group, noise.bound if gridded and checked else 0.0)
         rows = words, drawn, numbers[group.real], sums, dither
-        loop = update_loop(group.dtype, noise.width, gridded)
-        loop(start, end, group.raw, group.pieces, draw, whole, rounding, grid, rows, note)
+        return group.raw, group.pieces, draw, whole, rounding, grid, rows
+
+    def loop_of(group: Group) -> Any:
+        return update_loop(group.dtype, noise.width, exact and group.grid > 0)
+
+    def move(
+        task: Task, end: int, whole: Array, sign: int, taken_back: int, checked: bool, scratch: Any, note: Any
+    ) -> None:
+        given = arguments(task.group, whole, sign, taken_back, checked, scratch)
+        loop_of(task.group)(task.start, end, *given, note)
 
     def add(task: Task, scratch: Any, note: Any) -> None:
         move(task, task.stop, fixed.whole, sign, perturbed, True, scratch, note)
@@ -136,10 +146,30 @@ def update(
         refuse_not_finite(store, off_grid)
         stopped = run_tasks(tasks_of(on_grid, len(keys)), add, scratch, steps)
         if stopped:
-            raise stopped_because(
-                store, noise, *stopped, delta, "pass smaller weights, or a larger bound= of the noise"
-            )
+            refuse(stopped[0].group, stopped[1])
         # These groups cannot be taken back, so they come last, when nothing but a lack of memory can fail any more.
         run_tasks(tasks_of(off_grid, len(keys)), add, scratch, finish=True)
 
-    write([store.memory], move_all)
+    def refuse(group: Group, index: int) -> None:
+        raise stopped_because(
+            store, noise, group, index, delta, "pass smaller weights, or a larger bound= of the noise"
+        )
+
+    if not off_grid and not perturbed and is_small(on_grid, len(keys)):
+        rows = scratch()
+        stopped = move_at_once(
+            store,
+            [
+                Part(
+                    group,
+                    loop_of(group),
+                    arguments(group, fixed.whole, sign, 0, True, rows),
+                    arguments(group, fixed.whole, -sign, 0, False, rows),
+                )
+                for group in on_grid
+            ],
+        )
+        if stopped:
+            refuse(*stopped)
+    else:
+        write([store.memory], move_all)

@@ -10,16 +10,26 @@ import numpy as np
 from flatstore.checks import whole
 from flatstore.evaluation import as_fitness, best_first, refuse_all_nan
 from flatstore.ga.bounds import Bounds
-from flatstore.ga.crossover import Crossover, Uniform
-from flatstore.ga.generation import DtypeLoop, Family, Left, Operators, UnfinishedError, dtype_loop, run
+from flatstore.ga.crossover import Blend, Crossover, Exchange, Points, Uniform
+from flatstore.ga.generation import (
+    DtypeLoop,
+    Family,
+    Left,
+    Operators,
+    UnfinishedError,
+    dtype_loop,
+    is_small,
+    run,
+    steps_of,
+)
 from flatstore.ga.mutation import Mutate, Mutation, Reset, Sparse
 from flatstore.ga.selection import Tournament
 from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.layout import Array, as_array
-from flatstore.memory import write
+from flatstore.memory import write, write_at_once
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Population
-from flatstore.threads import noted, rounded_to_nearest
+from flatstore.threads import noted, rounded_to_nearest, rounds_to_nearest
 
 
 def step(
@@ -95,6 +105,8 @@ class Step(NamedTuple):
     """For each slot the two members that it comes from, shape (size, 2)."""
     kept: Array
     """Which slots keep their members, shape (size,), bool."""
+    fails: bool
+    """Whether it calls functions of one's own, which may fail."""
 
 
 def plan_step(
@@ -126,7 +138,9 @@ def plan_step(
     parents[slots] = chosen.T
     kept = np.ones(pop.size, bool)
     kept[slots] = False
-    return Step(loops, left, parents, kept)
+    own = None if mutate is None else mutate.noise if isinstance(mutate, Sparse) else mutate
+    fails = isinstance(own, Mutate) or not isinstance(crossover, (Uniform, Points, Blend, Exchange, type(None)))
+    return Step(loops, left, parents, kept, fails)
 
 
 def run_step(pop: Population, step: Step, then: Callable[[], object] = bool) -> None:
@@ -140,8 +154,11 @@ def run_step(pop: Population, step: Step, then: Callable[[], object] = bool) -> 
         if isinstance(unfinished := error.__cause__, UnfinishedError):  # an interrupt, while an operator failed
             yield f"{unfinished}: left={unfinished.left}"
 
-    with noted(left):
-        write([pop.memory], replace)
+    if step.left is None and not step.fails and then is bool and is_small(pop, step.loops) and rounds_to_nearest():
+        write_at_once([pop.memory], steps_of(pop, step.loops))
+    else:
+        with noted(left):
+            write([pop.memory], replace)
 
 
 def _family(slots: Array, chosen: Array, size: int) -> Family:
@@ -203,6 +220,10 @@ def _select(select: Any, scores: Array, n: int, seed: int) -> Array:
 
 def _dtypes(pop: Population) -> list[str]:
     """The dtypes of the leaves that train. Raises `ValueError` for a dtype that cannot be computed with."""
-    leaves = [leaf for leaf in pop.layout.homes if leaf.trainable and leaf.size]
-    refuse_other_dtypes(leaves, "evolve")
-    return list(dict.fromkeys(leaf.dtype.name for leaf in leaves))
+
+    def find() -> list[str]:
+        leaves = [leaf for leaf in pop.layout.homes if leaf.trainable and leaf.size]
+        refuse_other_dtypes(leaves, "evolve")
+        return list(dict.fromkeys(leaf.dtype.name for leaf in leaves))
+
+    return pop.cached("dtypes that evolve", find)

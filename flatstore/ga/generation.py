@@ -6,7 +6,7 @@ one such range; after an error, the ranges that tasks have not finished are list
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,8 @@ import numpy as np
 from flatstore.ga.bounds import Bounds, limits
 from flatstore.ga.crossover import Crossover, Mother
 from flatstore.ga.mutation import Mutation, mutating
-from flatstore.kernels.cpu import CHILDREN, STORAGE, first_run, generation_loop, ranges, writer
+from flatstore.kernels import COMPILES
+from flatstore.kernels.cpu import CHILDREN, STORAGE, at_once, first_run, generation_loop, ranges, writer
 from flatstore.layout import Array
 from flatstore.store import Population
 from flatstore.threads import REACHED, READ, Task, progress_of, run_tasks, threads
@@ -24,6 +25,9 @@ SCRATCH = 1 << 19
 
 ROOM = 544
 """Random numbers that scratch has room for beyond the width of a block: whole blocks of 128, or those of a segment."""
+
+SMALL = 1 << 15
+"""Genes of all members that take no longer than it takes to wake another thread."""
 
 TASK = 1 << 20
 """Genes of all members in one task: about a millisecond."""
@@ -116,7 +120,8 @@ def run(pop: Population, loops: dict[str, DtypeLoop], left: Iterable[Left] | Non
     members = max(len(genes.parents) for genes in loops.values())
     reals = {genes.real for genes in loops.values()}
     workers, width = _workers_and_width(pop, reals, members, max(stop - start for _, start, stop in todo))
-    chunk = width * max(1, TASK // (width * pop.size))
+    genes = sum(stop - start for _, start, stop in todo)
+    chunk = width * max(1, min(TASK // (width * pop.size), genes // (4 * workers * width)))
     tasks = [Task(name, at, min(at + chunk, stop)) for name, start, stop in todo for at in range(start, stop, chunk)]
     progress = progress_of(tasks)
 
@@ -143,6 +148,23 @@ def run(pop: Population, loops: dict[str, DtypeLoop], left: Iterable[Left] | Non
         if left == tuple(tasks):
             raise
         raise UnfinishedError(left) from error
+
+
+def is_small(pop: Population, loops: dict[str, DtypeLoop]) -> bool:
+    """Whether all genes are made at once; loops that are not compiled never are."""
+    return pop.size * sum(stop - start for _, start, stop in genes_of(loops)) <= SMALL and COMPILES
+
+
+def steps_of(pop: Population, loops: dict[str, DtypeLoop]) -> list[Callable[[], object]]:
+    """The loops over all genes, as functions of C."""
+    steps: list[Callable[[], object]] = []
+    for name, genes in loops.items():
+        bounds = ranges(genes.runs)
+        longest = max(stop - start for start, stop in bounds)
+        _, width = _workers_and_width(pop, {genes.real}, len(genes.parents), 4 * threads() * longest)  # not shared
+        arguments = (*genes.arguments, *_scratch(width, len(genes.parents), genes.real), np.zeros(3, np.int64))
+        steps.append(at_once(genes.loop, np.array(bounds, np.int64), arguments))
+    return steps
 
 
 def genes_of(loops: dict[str, DtypeLoop]) -> list[Left]:

@@ -104,6 +104,7 @@ def _drawn_anew(gene: Any, scale: Any, draw: Any) -> Any:
     return draw
 
 
+@lru_cache(maxsize=16)
 def mutating(mutation: Mutation | None, layout: Layout, dtype: Any) -> tuple[Operator, tuple[Array, Array]]:
     """The operator for genes that are computed with in a dtype, and their scales: one for each range of the index.
 

@@ -42,6 +42,10 @@ _OPTIONS = {"nogil": True, "error_model": "numpy"}
 _SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "ENABLE_AVX", "USING_SVML", "DEBUGINFO_DEFAULT")
 
 
+COMPILES: bool = not _numba.config.DISABLE_JIT
+"""Whether functions are compiled; under `NUMBA_DISABLE_JIT` they stay what they are."""
+
+
 def compiled(function: F) -> F:
     """Compile a function by `numba.njit(nogil=True, error_model="numpy")`, and keep its machine code on disk.
 

@@ -32,7 +32,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -97,7 +97,7 @@ class Noise:
             )
         object.__setattr__(self, "bound", real(self.bound))
 
-    @property
+    @cached_property
     def step(self) -> float:
         """The power of two of which everything that is added is a multiple.
 

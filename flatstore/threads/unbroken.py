@@ -35,6 +35,8 @@ HELD_AFTER_FAILURE = "flatstore held this back until the work in progress was ov
 # Resumes a generator. Called as an `__exit__` is, with an exception behind the generator, which C leaves alone.
 _resume: Any = ctypes.PYFUNCTYPE(None, *[ctypes.py_object] * 4)(("PyIter_Next", ctypes.pythonapi))
 
+_ONE, _HALF = 1.0, 2.0**-53  # half of the distance to the next larger number
+
 Step = Callable[[BaseException | None], Any]
 """It is given the exception that is being handled, as the `with` block that it ends has raised it."""
 
@@ -203,7 +205,16 @@ def rounded_to_nearest(work: Callable[[], T]) -> T:
     >>> rounded_to_nearest(lambda: 0.1 + 0.2)
     0.30000000000000004
     """
-    return _handed_over(work)
+    return work() if rounds_to_nearest() else _handed_over(work)
+
+
+def rounds_to_nearest() -> bool:
+    """Whether this thread rounds to the nearest, which nearly all do.
+
+    >>> rounds_to_nearest()
+    True
+    """
+    return _ONE + _HALF == _ONE and _ONE - _HALF / 2 == _ONE
 
 
 def _handed_over(work: Callable[[], T], finished: str | None = None, failure: str | None = None) -> T:
