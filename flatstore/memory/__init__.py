@@ -1,5 +1,6 @@
 """Who owns the bytes, and who reads and writes them now."""
 
+from flatstore.memory.access import at_once as at_once
 from flatstore.memory.access import memories_of as memories_of
 from flatstore.memory.access import reading as reading
 from flatstore.memory.access import using as using
