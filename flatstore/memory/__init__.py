@@ -12,6 +12,7 @@ from flatstore.memory.guarded import LentError as LentError
 from flatstore.memory.host import Memory as Memory
 from flatstore.memory.lending import JAX_ALIGN as JAX_ALIGN
 from flatstore.memory.lending import Lend as Lend
+from flatstore.memory.lending import addresses_of as addresses_of
 from flatstore.memory.lending import check_library as check_library
 from flatstore.memory.lending import import_views as import_views
 from flatstore.memory.regions import overlap as overlap

@@ -11,7 +11,17 @@ import jax
 import numpy as np
 
 from flatstore.layout import Array, Leaf
-from flatstore.memory import Lend, Memory, at_once, check_library, import_views, memories_of, reading, using
+from flatstore.memory import (
+    Lend,
+    Memory,
+    addresses_of,
+    at_once,
+    check_library,
+    import_views,
+    memories_of,
+    reading,
+    using,
+)
 from flatstore.store.assigning import Pairs, cast, checked_leaf, checked_leaves, is_pairs, same_bits
 from flatstore.store.verifying import differences_from_views, is_same_view
 from flatstore.store.views import Views
@@ -121,7 +131,8 @@ class Verbs(Views):
         cached = self._alias
         if cached is None or cached[0] != key or any(array.is_deleted() for array in cached[1]):
             homes = [leaf for leaf in self._chosen(only) if leaf.tied is None]
-            _, arrays = import_views({leaf.path: self._new_view(leaf) for leaf in homes})
+            views = {leaf.path: self._new_view(leaf) for leaf in homes}
+            _, arrays = import_views(views, addresses_of(views))
             cached = self._alias = (key, list(arrays.values()), self._tree_of(arrays))
         return cached[2]
 
