@@ -14,7 +14,7 @@ from flatstore.es.updating import update
 from flatstore.memory import LentError, patience, waiting, write
 from flatstore.noise import Noise, Seed
 from flatstore.store import Store
-from flatstore.threads import Leaving, add_notes, moment, prepared
+from flatstore.threads import Leaving, add_notes, moment, uninterrupted
 
 
 class Perturbation:
@@ -116,10 +116,9 @@ class perturbed(Perturbation):  # a name as of the function that it is used as
 
     def __enter__(self) -> Store:
         """Add the noise, and return the store."""
-        back = prepared(self.leave)  # so that nothing comes between an interrupt and the way back
         try:
             self.go(self._sign)
             return self.store
         except BaseException:
-            back(None, None, None)
+            uninterrupted(lambda: self.leave(None))
             raise

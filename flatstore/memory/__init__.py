@@ -1,5 +1,6 @@
 """Who owns the bytes, and who reads and writes them now."""
 
+from flatstore.memory.access import at_once as at_once
 from flatstore.memory.access import memories_of as memories_of
 from flatstore.memory.access import reading as reading
 from flatstore.memory.access import using as using
@@ -11,6 +12,7 @@ from flatstore.memory.guarded import LentError as LentError
 from flatstore.memory.host import Memory as Memory
 from flatstore.memory.lending import JAX_ALIGN as JAX_ALIGN
 from flatstore.memory.lending import Lend as Lend
+from flatstore.memory.lending import addresses_of as addresses_of
 from flatstore.memory.lending import check_library as check_library
 from flatstore.memory.lending import import_views as import_views
 from flatstore.memory.regions import overlap as overlap

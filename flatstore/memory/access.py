@@ -26,7 +26,7 @@ class using:  # noqa: N801 (used as a function)
     Raises `LentError` if others are in the way: for all of the memories together, so that none is held in vain.
     """
 
-    def __init__(self, *, reads: Iterable[Memory] = (), writes: Iterable[Memory] = ()) -> None:
+    def __init__(self, *, reads: Sequence[Memory] = (), writes: Sequence[Memory] = ()) -> None:
         self.access = Access(reads=reads, writes=writes)
 
     def __enter__(self) -> Self:
@@ -106,10 +106,15 @@ def write_at_once(memories: Sequence[Memory], steps: Sequence[Callable[[], objec
     access = Access(writes=memories, beside=own.access if own else None, runner=_NOBODY)
     access.begin()
     try:
-        deque(map(call, steps), 0)
+        at_once(steps)
     finally:
         access.over = True
         access.forget()
+
+
+def at_once(steps: Iterable[Callable[[], object]]) -> None:
+    """Call functions of C one after the other, by one call of C, as `write_at_once` does."""
+    deque(map(call, steps), 0)
 
 
 _NOBODY = -1  # a handler that is called by the same thread, before the steps or after them, may not write either

@@ -37,9 +37,9 @@ class Access:
     def __init__(
         self,
         *,
-        reads: Iterable[Memory] = (),
-        lends: Iterable[Memory] = (),
-        writes: Iterable[Memory] = (),
+        reads: Sequence[Memory] = (),
+        lends: Sequence[Memory] = (),
+        writes: Sequence[Memory] = (),
         beside: Access | None = None,
         runner: int | None = None,
     ) -> None:
@@ -48,11 +48,12 @@ class Access:
         self.beside = beside
         """Another access of the same work: it may write what that one reads."""
         threads = threading.get_ident() if runner is None else runner, caller()
-        self.uses = [
-            Use(self, memory, kind, *threads)
-            for kind, memories in ((READS, reads), (LENDS, lends), (WRITES, writes))
-            for memory in memories
-        ]
+        ref = weakref.ref(self)
+        self.uses = [Use(ref, memory, READS, *threads) for memory in reads] if reads else []
+        if lends:
+            self.uses += [Use(ref, memory, LENDS, *threads) for memory in lends]
+        if writes:
+            self.uses += [Use(ref, memory, WRITES, *threads) for memory in writes]
 
     def begin(self) -> None:
         """Begin all uses, or none. Raises `LentError` if others are in the way."""
@@ -92,8 +93,10 @@ class Use:
 
     __slots__ = ("_access", "caller", "exports", "kind", "memory", "runner", "start", "stop")
 
-    def __init__(self, access: Access, memory: Memory, kind: int, runner: int, caller: int) -> None:
-        self._access: Callable[[], Access | None] = weakref.ref(access)
+    def __init__(
+        self, access: Callable[[], Access | None], memory: Memory, kind: int, runner: int, caller: int
+    ) -> None:
+        self._access = access
         self.memory = memory  # kept alive: its addresses must not become another's while they are used
         self.start, self.stop = memory.start, memory.stop
         self.kind = kind
@@ -102,14 +105,17 @@ class Use:
 
     def begin(self) -> None:
         """Enter the region of the memory. Raises `LentError` if others there are in the way."""
-        refuse = self._refuse_readers_and_writers if self.kind == WRITES else self._refuse_writers
-        token = object()
+        kind, token = self.kind, object()
         while True:
             region = region_of(self.memory)
             version = region.version
-            if region.users[WRITES] or self.kind == WRITES and (region.users[READS] or region.users[LENDS]):
-                refuse(region.users)
-            if enter(region, version, self.kind, self, token):
+            readers, lends, writers = users = region.users
+            if kind == WRITES:
+                if readers or lends or writers:
+                    self._refuse_readers_and_writers(users)
+            elif writers:
+                self._refuse_writers(users)
+            if enter(region, version, kind, self, token):
                 return
 
     def leave(self) -> None:

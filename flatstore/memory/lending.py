@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 
 from flatstore.layout import Array
 from flatstore.memory.claims import Access, released
@@ -29,7 +28,7 @@ from flatstore.memory.guarded import LentError
 from flatstore.memory.host import Memory
 from flatstore.memory.regions import region_of
 from flatstore.memory.watched import joined
-from flatstore.threads import Leaving, add_notes, moment, prepared
+from flatstore.threads import Leaving, add_notes, moment, uninterrupted
 from flatstore.trees import Difference, first_of, listing
 
 JAX_ALIGN = 64
@@ -92,11 +91,8 @@ def place_obstacle(path: str, view: Array, address: int) -> Difference | None:
     return None
 
 
-def import_views(views: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, jax.Array]]:
-    """JAX arrays over the bytes of `views`, by path: (the NumPy views exported, the arrays imported).
-
-    Raises `BufferError` that names every leaf that JAX would have to copy.
-    """
+def addresses_of(views: Mapping[str, Array]) -> dict[str, int]:
+    """Where views start, by path. Raises `BufferError` that names every leaf that JAX would have to copy."""
     addresses = {path: view.__array_interface__["data"][0] for path, view in views.items()}
     dtypes = {dtype: dtype_obstacle(dtype) for dtype in {view.dtype for view in views.values()}}
     obstacles: list[Difference] = []
@@ -107,6 +103,16 @@ def import_views(views: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str
         elif (of_place := place_obstacle(path, view, addresses[path])) is not None:
             obstacles.append(of_place)
     refuse(obstacles)
+    return addresses
+
+
+def import_views(
+    views: Mapping[str, Array], addresses: Mapping[str, int]
+) -> tuple[dict[str, Array], dict[str, jax.Array]]:
+    """JAX arrays over the bytes of `views`, by path: (the NumPy views exported, the arrays imported).
+
+    `addresses` are what `addresses_of` returns.
+    """
     exports: dict[str, Array] = {}
     arrays: dict[str, jax.Array] = {}
     for path, view in views.items():
@@ -157,24 +163,25 @@ class Lend:
         if self._access is not None:
             raise RuntimeError("expected a lend that was not entered before; fix: call lend() again")
         self._access = access = Access(lends=[self._memory])
-        back = prepared(self.leave)  # so that nothing comes between an error and the end of the lend
         self._since = moment()
         try:
             views = self._views()
+            addresses = addresses_of(views)
             access.begin()
-            self._freeze(views.values())
-            exports, arrays = import_views(views)
+            self._freeze((addresses[path], addresses[path] + view.nbytes) for path, view in views.items())
+            exports, arrays = import_views(views, addresses)
             access.uses[0].exports = [(path, weakref.ref(view)) for path, view in exports.items()]
             self._arrays = list(arrays.values())
             del views, exports  # an error of the next line holds this frame, which must not hold what is lent
             return self._tree(arrays)
         except BaseException:
-            back(None, None, None)
+            access.over = True
+            uninterrupted(lambda: self.leave(None))
             raise
 
-    def _freeze(self, views: Iterable[Array]) -> None:
-        """Make read-only, in all memories over the same bytes, what shows any of the views."""
-        spans = joined(map(byte_bounds, views))
+    def _freeze(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Make read-only, in all memories over the same bytes, what shows any of these (start, stop)."""
+        spans = joined(spans)
         for member in region_of(self._memory).members():
             for start, stop in spans:
                 member.views.freeze(start, stop)

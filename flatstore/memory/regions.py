@@ -89,7 +89,8 @@ class Region:
 
 def region_of(memory: Member) -> Region:
     """The region of a memory, as it is now."""
-    return _whole(memory.region)
+    region = memory.region
+    return region if region.merged is None else _whole(region)
 
 
 @unparted
@@ -112,18 +113,20 @@ def _merge(a: Region, version_a: Any, b: Region, version_b: Any, whole: Region) 
 
 
 _regions: list[Region] = []  # ascending; some are parts of others by now, or have no memory any more
+_starts: list[int] = []  # of these regions
 _version: Any = object()  # another one whenever the list has changed
 _prune_at = 64
 
 
 @unparted
-def _replace(version: Any, place: slice, regions: list[Region], token: Any) -> bool:
+def _replace(version: Any, place: slice, regions: list[Region], starts: list[int], token: Any) -> bool:
     """Put regions in the place of others, unless the list has changed since it had this version."""
     global _version
     if _version is not version:
         return False
     _version = token
     _regions[place] = regions
+    _starts[place] = starts
     return True
 
 
@@ -132,11 +135,11 @@ def _find(start: int, stop: int) -> tuple[Any, slice, list[Region]]:
     while True:
         version = _version
         try:
-            first = bisect_right(_regions, start, key=lambda region: region.start)
+            first = bisect_right(_starts, start)
             if first and _regions[first - 1].stop > start:
                 first -= 1
             last = first
-            while last < len(_regions) and _regions[last].start < stop:
+            while last < len(_starts) and _starts[last] < stop:
                 last += 1
             found = _regions[first:last]
         except IndexError:  # it has become shorter meanwhile
@@ -178,11 +181,11 @@ def join(memory: Member) -> None:
         if alive:
             for region in alive:
                 _unite(own, region)
-        elif _replace(version, place, [whole], object()):
+        elif _replace(version, place, [whole], [whole.start], object()):
             break
     if len(_regions) >= _prune_at:
         version, kept = _version, [region for region in dict.fromkeys(map(_whole, [*_regions])) if region.members()]
-        if _replace(version, slice(None), kept, object()):
+        if _replace(version, slice(None), kept, [region.start for region in kept], object()):
             _prune_at = 2 * len(kept) + 64
 
 

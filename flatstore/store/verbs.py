@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from operator import setitem
 from typing import Any
 
 import jax
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 
 from flatstore.checks import real
 from flatstore.layout import Array, Leaf
-from flatstore.memory import Lend, Memory, check_library, import_views, memories_of, reading, using, write
+from flatstore.memory import (
+    Lend,
+    Memory,
+    addresses_of,
+    at_once,
+    check_library,
+    import_views,
+    memories_of,
+    reading,
+    using,
+)
 from flatstore.store.assigning import Pairs, cast, checked_leaf, checked_leaves, is_pairs, same_bits
 from flatstore.store.verifying import differences_from_views, is_same_view
 from flatstore.store.views import Views
@@ -38,8 +49,8 @@ class Verbs(Views):
         if is_pairs(self.layout, values):
             self._assign_each(values)
             return
-        with reading(*memories_in(values)) as own:
-            self._write(checked_leaves(self.layout, values, self._leading), own)
+        with self._written_from(values):
+            self._write(checked_leaves(self.layout, values, self._leading))
 
     def _assign_each(self, values: Any) -> None:
         written: list[str] = []
@@ -49,41 +60,39 @@ class Verbs(Views):
 
         with noted(state), using(writes=[self._memory]):
             for path, value in values:
-                with reading(*memories_in(value)) as own:
-                    self._write([checked_leaf(self.layout, path, value, self._leading)], own, written)
+                with reading(*memories_in(value)):
+                    self._write([checked_leaf(self.layout, path, value, self._leading)], written)
 
     def __setitem__(self, path: Any, value: Any) -> None:
         """Copy a value of the leaf's shape into the leaf. To broadcast, write through its view: `x[path][...] = 0`."""
-        with reading(*memories_in(value)) as own:
-            self._write([checked_leaf(self.layout, path, value, self._leading)], own)
+        with self._written_from(value):
+            self._write([checked_leaf(self.layout, path, value, self._leading)])
 
-    def _write(self, pairs: Pairs, sources: using, written: list[str] | None = None) -> None:
-        """Write all of the pairs, which come from `sources`, or nothing; append their paths to `written`."""
-        own = self._memory
-        ready: list[tuple[Array, Array]] = []
+    def _written_from(self, values: Any) -> using:
+        """A context in which this memory is written, and those of the values are read."""
+        return using(reads=memories_in(values), writes=[self._memory])
+
+    def _write(self, pairs: Pairs, written: list[str] | None = None) -> None:
+        """Write all of the pairs or nothing, as the only writer; append their paths to `written`."""
+        own = self._memory.bytes
+        steps: list[Callable[[], object]] = []
         differences: list[Difference] = []
         for leaf, array in pairs:
-            view = self._new_view(leaf)
+            view: Any = self._new_view(leaf)
             if self._is_shared(leaf):
                 if not same_bits(cast(array, leaf.dtype), view):
                     fix = "write it through the whole population, or make it trainable"
                     differences.append(Difference(leaf.path, "the value that all members share", "another", fix))
                 continue
-            low, high = byte_bounds(array) if array.size else (0, 0)
-            if low < own.stop and own.start < high and not is_same_view(array, view):
+            if np.may_share_memory(array, own) and not is_same_view(array, view):
                 array = array.copy()  # it lies in this memory, and could be overwritten before its turn
-            ready.append((view, array))
+            steps.append(partial(setitem, view, ..., array))
         if differences:
             raise StructureError(differences)
-
-        def copy() -> None:
-            with np.errstate(all="ignore"):
-                for view, array in ready:
-                    np.copyto(view, array, casting="same_kind")
-            if written is not None:
-                written.extend(leaf.path for leaf, _ in pairs)
-
-        write([own], copy, sources)
+        if written is not None:
+            steps += [partial(written.append, leaf.path) for leaf, _ in pairs]
+        with np.errstate(all="ignore"):  # a warning would be a call in between
+            at_once(steps)
 
     def lend(self, library: str = "jax", *, only: Glob | None = None, patience: float = 10.0) -> Lend:
         """A context manager that gives the tree with `jax.Array` leaves over the same bytes: views.
@@ -123,7 +132,8 @@ class Verbs(Views):
         cached = self._alias
         if cached is None or cached[0] != key or any(array.is_deleted() for array in cached[1]):
             homes = [leaf for leaf in self._chosen(only) if leaf.tied is None]
-            _, arrays = import_views({leaf.path: self._new_view(leaf) for leaf in homes})
+            views = {leaf.path: self._new_view(leaf) for leaf in homes}
+            _, arrays = import_views(views, addresses_of(views))
             cached = self._alias = (key, list(arrays.values()), self._tree_of(arrays))
         return cached[2]
 
@@ -158,14 +168,18 @@ class Verbs(Views):
         Shape (layout.size,) or (members, layout.size). Leaves of several dtypes are promoted as NumPy does. Raises
         `LentError` while another thread writes.
         """
-        homes = self.layout.homes
-        out = np.empty((*self._leading, self.layout.size), _common_dtype({leaf.dtype for leaf in homes}))
+        parts, dtype = self.cached("packed", self._packed)
         with reading(self._memory):
-            for leaf in homes:
-                view = self._new_view(leaf)
-                leading = view.shape[: view.ndim - len(leaf.shape)]
-                out[..., leaf.index : leaf.index + leaf.size] = view.reshape((*leading, leaf.size))
-        return out
+            return np.concatenate(parts, -1, dtype=dtype, casting="unsafe")
+
+    def _packed(self) -> tuple[list[Array], np.dtype[Any]]:
+        """Views of all homes, a row per member, in index order; and the dtype to which they are promoted."""
+        homes, views = self.layout.homes, list[Array]()
+        for leaf in homes:
+            view = self._new_view(leaf)
+            rows = view.reshape((*view.shape[: view.ndim - len(leaf.shape)], leaf.size))
+            views.append(np.broadcast_to(rows, (*self._leading, leaf.size)))  # what all members share
+        return views, _common_dtype({leaf.dtype for leaf in homes})
 
     def _copy_to(self, other: Any) -> Any:
         """Copy all leaves into another store or population of this layout, of the same size, and return it."""
@@ -177,6 +191,8 @@ class Verbs(Views):
 
 def memories_in(values: Any) -> list[Memory]:
     """The memories that are read when the leaves of a tree are: those of its stores, and those that its arrays show."""
+    if isinstance(values, np.ndarray):
+        return memories_of([values])
     leaves: list[Any] = jax.tree.leaves(values)
     return [leaf.memory for leaf in leaves if isinstance(leaf, Views)] + memories_of(leaves)
 

@@ -16,7 +16,6 @@ from flatstore.threads.tasks import run_tasks as run_tasks
 from flatstore.threads.unbroken import Closing as Closing
 from flatstore.threads.unbroken import Leaving as Leaving
 from flatstore.threads.unbroken import noted as noted
-from flatstore.threads.unbroken import prepared as prepared
 from flatstore.threads.unbroken import rounded_to_nearest as rounded_to_nearest
 from flatstore.threads.unbroken import rounds_to_nearest as rounds_to_nearest
 from flatstore.threads.unbroken import uninterrupted as uninterrupted

@@ -29,8 +29,13 @@ _free_lock.restype, _free_lock.argtypes = None, [ctypes.c_void_p]
 _release.restype, _release.argtypes = None, [ctypes.c_void_p]
 
 # Without the interpreter's lock, and unlike the method of a lock of Python's, it waits without a look at signals.
-acquire: Any = ctypes.CDLL(None, handle=_api._handle).PyThread_acquire_lock
+_unlocked: Any = ctypes.CDLL(None, handle=_api._handle)
+acquire: Any = _unlocked.PyThread_acquire_lock
 acquire.restype, acquire.argtypes = ctypes.c_int, [ctypes.c_void_p, ctypes.c_int]
+
+# So, too, who is woken finds the interpreter's lock free, and need not wait until the caller waits.
+release: Any = _unlocked.PyThread_release_lock
+release.restype, release.argtypes = None, [ctypes.c_void_p]
 
 _round: Any = (ctypes.CDLL("ucrtbase") if os.name == "nt" else ctypes.CDLL(None)).fesetround
 _TO_NEAREST = 0
@@ -38,27 +43,32 @@ _TO_NEAREST = 0
 process = object()  # another one in a forked child, where the helpers of its parent do not exist
 
 
+class _Lock:
+    """A lock, taken."""
+
+    def __init__(self) -> None:
+        self._as_parameter_ = ctypes.c_void_p(_new_lock())
+        if not self._as_parameter_:
+            raise MemoryError("expected a lock for a thread, got none; fix: free some memory")
+        acquire(self, 1)
+
+    def __del__(self) -> None:
+        _free_lock(self)
+
+
 class Mail:
     """What a helper is given to do, and the locks by which it and its caller take turns."""
 
-    __slots__ = ("busy", "caller", "context", "done", "error", "over", "process", "ready", "wake", "work")
+    __slots__ = ("busy", "caller", "context", "done", "ends", "error", "over", "process", "ready", "wake", "work")
 
     def __init__(self, caller: int) -> None:
-        self.done = ctypes.c_void_p(_new_lock())
-        if not self.done:
-            raise MemoryError("expected a lock for a thread, got none; fix: free some memory")
-        acquire(self.done, 1)
+        self.done, self.wake = _Lock(), _Lock()
         self.work: Callable[[], Any] | None = None
         self.context: Context | None = None
         self.caller = caller
         self.error: BaseException | None = None
-        self.over = self.busy = self.ready = False
+        self.over = self.busy = self.ready = self.ends = False
         self.process = process
-        self.wake = threading.Lock()
-        self.wake.acquire()
-
-    def __del__(self) -> None:
-        _free_lock(self.done)
 
 
 class _Beacon:
@@ -81,8 +91,8 @@ class Helper:
 
     def __del__(self) -> None:
         if self.mail.process is process:
-            self.mail.work = None
-            self.mail.wake.release()
+            self.mail.ends = True
+            release(self.mail.wake)
 
 
 class _Here(threading.local):
@@ -105,17 +115,19 @@ _SHORT_OF_MEMORY = MemoryError, ctypes.ArgumentError
 
 
 def _serve(mail: Mail, beacon: _Beacon) -> None:
-    """Do what the mail says, until it says nothing."""
+    """Do what the mail says, until it ends. To be woken for nothing does no harm."""
     while True:
         try:
             _here.caller = mail.caller
             _round(_TO_NEAREST)  # whatever mode the thread had that started this one
             mail.ready = True
-            mail.wake.acquire()
+            acquire(mail.wake, 1)
         except _SHORT_OF_MEMORY:
             continue
-        if mail.work is None:
+        if mail.ends:
             return
+        if mail.work is None:
+            continue
         try:
             _here.caller = mail.caller
             mail.work() if mail.context is None else mail.context.run(mail.work)
@@ -123,13 +135,17 @@ def _serve(mail: Mail, beacon: _Beacon) -> None:
             mail.error = error
         mail.work = mail.context = None
         mail.over = True
-        told = False
-        while not told:
-            try:
-                _release(mail.done)
-                told = True
-            except _SHORT_OF_MEMORY:
-                pass
+        _surely(_release, mail.done)
+
+
+def _surely(call: Callable[[_Lock], Any], lock: _Lock) -> None:
+    """Call a function of C until there are the few bytes that it needs."""
+    while True:
+        try:
+            call(lock)
+            return
+        except _SHORT_OF_MEMORY:
+            pass
 
 
 def assisted(work: Callable[[], Any], others: int) -> None:
@@ -153,7 +169,7 @@ def assisted(work: Callable[[], Any], others: int) -> None:
 
     for helper in helpers:
         helper.mail.work, helper.mail.over, helper.mail.caller = share, False, caller()
-        helper.mail.wake.release()
+        _surely(release, helper.mail.wake)
     try:
         share() if others else work()
     finally:

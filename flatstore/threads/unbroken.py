@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from flatstore.threads import helpers
-from flatstore.threads.helpers import Helper, acquire, helper_of_this_thread
+from flatstore.threads.helpers import Helper, acquire, helper_of_this_thread, release
 from flatstore.threads.raising import add_notes, moment
 
 T = TypeVar("T")
@@ -81,14 +81,13 @@ def _turn(
             error = raised
     else:
         mail = helper.mail
-        try:
-            mail.context, mail.busy, mail.over, mail.work = context, True, False, task
-            mail.wake.release()
-        except BaseException as raised:
-            if caught is None:
-                caught = raised
+        mail.context = context
+        mail.busy = True
+        mail.over = False
+        mail.work = task
         while not mail.over and mail.process is helpers.process:
             try:
+                release(mail.wake)
                 acquire(mail.done, 1)
             except BaseException as raised:
                 if caught is None:

@@ -1,0 +1,115 @@
+"""Threads that wait for each other: the one that began to wait last gets an error, and the other goes on."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import flatstore as fs
+
+
+def stores():
+    return [fs.Store.from_tree({"w": np.full(200_000, x, "f4")}) for x in (1, 2)]
+
+
+def at_once(*works):
+    """Call all of them in threads of their own, within `waiting`: what each raised."""
+    raised, together = [None] * len(works), threading.Barrier(len(works))
+
+    def run(i):
+        try:
+            with fs.waiting(60.0):
+                works[i](together)
+        except fs.LentError as error:
+            raised[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(works))]
+    [thread.start() for thread in threads]
+    [thread.join(timeout=100) for thread in threads]
+    assert not any(thread.is_alive() for thread in threads)
+    return raised
+
+
+@pytest.mark.parametrize("copy", [lambda a, b: a.assign(b), lambda a, b: a.__setitem__("w", b["w"])])
+def test_two_threads_that_copy_into_each_other_s_stores_do_so_in_turn(copy):
+    a, b = stores()
+    started = time.monotonic()
+    for _ in range(30):
+        raised = at_once(
+            lambda together: (together.wait(), copy(a, b)),
+            lambda together: (together.wait(), copy(b, a)),
+        )
+        assert raised == [None, None]
+        assert a.to_vector().tobytes() == b.to_vector().tobytes()
+        b["w"] = a["w"] + 1
+    assert time.monotonic() - started < 30
+
+
+def test_of_two_that_hold_what_the_other_waits_for_one_gets_an_error_and_the_other_goes_on():
+    a, b = stores()
+
+    def work(lent, written):
+        def run(together):
+            with lent.lend():
+                together.wait()
+                written["w"] = np.zeros(200_000, "f4")
+
+        return run
+
+    started = time.monotonic()
+    raised = at_once(work(a, b), work(b, a))
+    assert time.monotonic() - started < 30
+    (error,) = [error for error in raised if error]
+    assert str(error).startswith("expected to wait for threads that go on, got some that wait for this one; fix")
+    assert [bool(store["w"].any()) for store in (a, b)].count(False) == 1
+
+
+def test_of_three_in_a_circle_one_gets_an_error():
+    a, b = stores()
+    c = a.copy()
+
+    def work(lent, written):
+        def run(together):
+            with lent.lend():
+                together.wait()
+                written["w"] = np.zeros(200_000, "f4")
+
+        return run
+
+    raised = at_once(work(a, b), work(b, c), work(c, a))
+    assert len([error for error in raised if error]) == 1
+
+
+def test_a_thread_that_waits_for_one_that_goes_on_waits():
+    a, b = stores()
+
+    def slow(together):
+        with a.lend():
+            together.wait()
+            time.sleep(0.3)
+
+    def writes(together):
+        together.wait()
+        a["w"] = b["w"]
+
+    assert at_once(slow, writes) == [None, None]
+    assert a["w"][0] == 2
+
+
+def test_a_thread_that_waits_too_long_gets_the_error_of_the_one_that_it_waits_for():
+    a, b = stores()
+    with a.lend():
+        thread_error = []
+
+        def writes():
+            with fs.waiting(0.05):
+                try:
+                    a["w"] = b["w"]
+                except fs.LentError as error:
+                    thread_error.append(str(error))
+
+        thread = threading.Thread(target=writes)
+        thread.start()
+        thread.join()
+    assert "got one that is lent: 1 lend(s), of 'w'" in thread_error[0]
