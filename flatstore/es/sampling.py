@@ -24,7 +24,7 @@ from flatstore.es.groups import (
     trainable_groups,
     trainable_leaves,
 )
-from flatstore.kernels.cpu import WHOLE_NUMBERS, at_once, sampling_loop
+from flatstore.kernels.cpu import WHOLE_NUMBERS, over_ranges, sampling_loop
 from flatstore.memory import reading, write, write_at_once
 from flatstore.noise import Noise, as_keys
 from flatstore.store import Population, Store
@@ -92,7 +92,7 @@ def sample(
             refuse_not_finite(store, to_check)
             rows, note = scratch(), np.zeros(1, np.int64)
             steps = [
-                at_once(sampling_loop(group.dtype, noise.width), group.ranges, (*arguments(group, rows), note))
+                over_ranges(sampling_loop(group.dtype, noise.width), group.ranges, (*arguments(group, rows), note))
                 for group in groups
             ]
             write_at_once([out.memory], steps, centre)

@@ -15,7 +15,7 @@ from flatstore.ga.bounds import Bounds, limits
 from flatstore.ga.crossover import Crossover, Mother
 from flatstore.ga.mutation import Mutation, mutating
 from flatstore.kernels import COMPILES
-from flatstore.kernels.cpu import CHILDREN, STORAGE, at_once, first_run, generation_loop, ranges, writer
+from flatstore.kernels.cpu import CHILDREN, STORAGE, first_run, generation_loop, over_ranges, ranges, writer
 from flatstore.layout import Array
 from flatstore.store import Population
 from flatstore.threads import REACHED, READ, Task, progress_of, run_tasks, threads
@@ -158,12 +158,12 @@ def is_small(pop: Population, loops: dict[str, DtypeLoop]) -> bool:
 def steps_of(pop: Population, loops: dict[str, DtypeLoop]) -> list[Callable[[], object]]:
     """The loops over all genes, as functions of C."""
     steps: list[Callable[[], object]] = []
-    for name, genes in loops.items():
+    for genes in loops.values():
         bounds = ranges(genes.runs)
         longest = max(stop - start for start, stop in bounds)
         _, width = _workers_and_width(pop, {genes.real}, len(genes.parents), 4 * threads() * longest)  # not shared
         arguments = (*genes.arguments, *_scratch(width, len(genes.parents), genes.real), np.zeros(3, np.int64))
-        steps.append(at_once(genes.loop, np.array(bounds, np.int64), arguments))
+        steps.append(over_ranges(genes.loop, np.array(bounds, np.int64), arguments))
     return steps
 
 

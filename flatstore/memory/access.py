@@ -15,7 +15,7 @@ from flatstore.memory.claims import Access
 from flatstore.memory.host import Memory
 from flatstore.memory.regions import members_at
 from flatstore.memory.turns import persist
-from flatstore.threads import Closing, uninterrupted
+from flatstore.threads import Closing, is_interrupted, uninterrupted
 
 T = TypeVar("T")
 
@@ -103,7 +103,8 @@ def write_at_once(memories: Sequence[Memory], steps: Sequence[Callable[[], objec
     Raises `LentError`, before the first step, if anybody else reads or writes the memories; and what a step raises: the
     rest is not called then.
     """
-    access = Access(writes=memories, beside=own.access if own else None, runner=_NOBODY)
+    runner = _NOBODY if is_interrupted() else None
+    access = Access(writes=memories, beside=own.access if own else None, runner=runner)
     access.begin()
     try:
         at_once(steps)

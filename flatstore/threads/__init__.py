@@ -1,6 +1,7 @@
 """Work that is not left half-done: nothing interrupts it, threads share it, and what fails is undone."""
 
 from flatstore.threads.helpers import caller as caller
+from flatstore.threads.helpers import is_interrupted as is_interrupted
 from flatstore.threads.pool import each as each
 from flatstore.threads.pool import set_threads as set_threads
 from flatstore.threads.pool import threads as threads

@@ -192,6 +192,11 @@ def is_helping() -> bool:
     return _here.caller is not None
 
 
+def is_interrupted() -> bool:
+    """Whether handlers may be called in this thread: not if it is a helper, nor while the interpreter ends."""
+    return _here.caller is None and not sys.is_finalizing()
+
+
 def caller() -> int:
     """The thread that this one works for, or is."""
     return threading.get_ident() if _here.caller is None else _here.caller

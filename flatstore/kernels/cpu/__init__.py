@@ -5,7 +5,7 @@ from flatstore.kernels.cpu.at_once import NOTE as NOTE
 from flatstore.kernels.cpu.at_once import NOWHERE as NOWHERE
 from flatstore.kernels.cpu.at_once import STOPPED as STOPPED
 from flatstore.kernels.cpu.at_once import all_or_nothing as all_or_nothing
-from flatstore.kernels.cpu.at_once import at_once as at_once
+from flatstore.kernels.cpu.at_once import over_ranges as over_ranges
 from flatstore.kernels.cpu.bounds import CLIP as CLIP
 from flatstore.kernels.cpu.bounds import REFLECT as REFLECT
 from flatstore.kernels.cpu.bounds import UNBOUNDED as UNBOUNDED

@@ -23,16 +23,16 @@ NOWHERE = np.zeros((0, 2), np.int64)
 """No ranges."""
 
 
-def at_once(loop: Any, ranges: Array, arguments: tuple[Any, ...]) -> Callable[[], object]:
+def over_ranges(loop: Any, ranges: Array, arguments: tuple[Any, ...]) -> Callable[[], object]:
     """A function of C that calls a compiled `loop(begin, end, *arguments)` for each of some ranges, shape (n, 2)."""
-    run = _over_ranges(loop)
+    run = _runner(loop)
     if not run.overloads:  # compiled before others wait for it
         run(NOWHERE, arguments)
     return partial(run, ranges, arguments)
 
 
 @cache
-def _over_ranges(loop: Any) -> Any:
+def _runner(loop: Any) -> Any:
     @compiled
     def run(ranges: Any, arguments: Any) -> None:
         for i in range(ranges.shape[0]):
