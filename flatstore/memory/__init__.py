@@ -16,5 +16,6 @@ from flatstore.memory.lending import addresses_of as addresses_of
 from flatstore.memory.lending import check_library as check_library
 from flatstore.memory.lending import import_views as import_views
 from flatstore.memory.regions import overlap as overlap
+from flatstore.memory.regions import region_of as region_of
 from flatstore.memory.turns import patience as patience
 from flatstore.memory.turns import waiting as waiting

@@ -97,7 +97,7 @@ class Verbs(Views):
     def lend(self, library: str = "jax", *, only: Glob | None = None, patience: float = 10.0) -> Lend:
         """A context manager that gives the tree with `jax.Array` leaves over the same bytes: views.
 
-        Meanwhile writes through the store raise and its cached NumPy views are read-only. On exit the arrays are
+        Meanwhile writes through the store raise, and NumPy views of what is lent are read-only. On exit the arrays are
         deleted, and the exit waits until the last computation that reads them has finished. If something still holds
         them after `patience` seconds (a NumPy or torch view taken inside), it raises `LentError` with the leaves'
         names, and the store stays lent until they are gone.

@@ -64,3 +64,41 @@ def test_memories_that_are_gone_are_forgotten(monkeypatch):
     for _ in range(20_000):
         Memory.heap(64)
     assert len(regions._regions) <= 2 * alive + 100
+
+
+def test_a_lend_of_a_member_calls_as_many_functions_beside_views_of_all_the_others():
+    for order in ("member", "leaf"):
+        pop = fs.Population.zeros(
+            fs.Layout.from_tree({"a": np.zeros(16, "f4"), "b": np.zeros(16, "f4")}), 3000, order=order
+        )
+        member = pop[1500]
+
+        def lend(member=member):
+            with member.lend():
+                pass
+
+        lend()
+        alone = min(calls_of(lend) for _ in range(5))
+        views = [one["a"] for one in pop]
+        assert min(calls_of(lend) for _ in range(5)) <= alone + 200
+        with member.lend():
+            assert [i for i, view in enumerate(views) if not view.flags.writeable] == [1500]
+        assert all(view.flags.writeable for view in views)
+
+
+def test_a_lend_calls_as_many_functions_beside_thousands_of_open_ones():
+    store, lends = a_store(), []
+
+    def lend():
+        with store.lend():
+            assert not store["a"].flags.writeable
+
+    lend()
+    alone = min(calls_of(lend) for _ in range(5))
+    for _ in range(1000):
+        lends.append(store.lend())
+        lends[-1].__enter__()
+    assert min(calls_of(lend) for _ in range(5)) <= alone + 20
+    for one in lends:
+        one.__exit__(None, None, None)
+    assert store["a"].flags.writeable
