@@ -73,17 +73,25 @@ class Evosax(Peer):
         from evosax.algorithms import Open_ES
 
         schedule = optax.constant_schedule(SCALE)
-        self.algorithm = Open_ES(members, jnp.zeros(genes), optimizer=optax.sgd(RATE), std_schedule=schedule)
+        self.algorithm = Open_ES(members, self.solution(), optimizer=optax.sgd(RATE), std_schedule=schedule)
         self.params = self.algorithm.default_params
         self.costs = jnp.asarray(-self.fitness)
         self.key = jax.random.key(0)
-        self.state = jax.block_until_ready(self.algorithm.init(self.key, jnp.zeros(genes), self.params))
+        self.state = jax.block_until_ready(self.algorithm.init(self.key, self.solution(), self.params))
+
+    def solution(self) -> Any:
+        """The centre."""
+        return jnp.zeros(self.genes)
+
+    def rated(self, population: Any) -> Any:
+        """The cost of each member."""
+        return self.costs
 
     def generation(self, state: Any, key: Any) -> Any:
         """The state after one more."""
         ask, tell = jax.random.split(key)
         population, state = self.algorithm.ask(ask, state, self.params)
-        state, _ = self.algorithm.tell(tell, population, self.costs, state, self.params)
+        state, _ = self.algorithm.tell(tell, population, self.rated(population), state, self.params)
         return state
 
     def run(self, generations: int) -> None:
@@ -107,7 +115,7 @@ class EvoTorch(Peer):
         logging.getLogger("evotorch").setLevel(logging.WARNING)
         problem = Problem(
             "max",
-            lambda values: values[:, 0],
+            self.rated,
             vectorized=True,
             solution_length=genes,
             initial_bounds=(-1.0, 1.0),
@@ -122,6 +130,10 @@ class EvoTorch(Peer):
             optimizer="sgd",
             ranking_method="centered",
         )
+
+    def rated(self, values: Any) -> Any:
+        """The fitness of each member."""
+        return values[:, 0]
 
     def run(self, generations: int) -> None:
         self.search.run(generations)

@@ -127,19 +127,27 @@ class Evosax(Peer):
         super().__init__(members, genes)
         from evosax.algorithms import SimpleGA
 
-        self.algorithm = SimpleGA(members, jnp.zeros(genes), std_schedule=lambda _: SCALE)
+        self.algorithm = SimpleGA(members, self.solution(), std_schedule=lambda _: SCALE)
         self.algorithm.elite_ratio = 0.5
         self.params = self.algorithm.default_params.replace(crossover_rate=0.5)
         self.costs = jnp.asarray(-self.fitness)
         self.key = jax.random.key(0, impl=self.keys)
-        zeros = jnp.zeros((members, genes))
+        zeros = jax.tree.map(lambda x: jnp.zeros((members, *x.shape)), self.solution())
         self.state = jax.block_until_ready(self.algorithm.init(self.key, zeros, self.costs, self.params))
+
+    def solution(self) -> Any:
+        """A member."""
+        return jnp.zeros(self.genes)
+
+    def rated(self, population: Any) -> Any:
+        """The cost of each member."""
+        return self.costs
 
     def generation(self, state: Any, key: Any) -> Any:
         """The state after one more."""
         ask, tell = jax.random.split(key)
         population, state = self.algorithm.ask(ask, state, self.params)
-        state, _ = self.algorithm.tell(tell, population, self.costs, state, self.params)
+        state, _ = self.algorithm.tell(tell, population, self.rated(population), state, self.params)
         return state
 
     def run(self, generations: int) -> None:
@@ -149,8 +157,8 @@ class Evosax(Peer):
         jax.block_until_ready(self.state)
 
 
-class EvosaxScan(Evosax):
-    """The same in one `jax.lax.scan` over the generations, which its README offers; the state is donated."""
+class Scanned(Peer):
+    """One of evosax's in one `jax.lax.scan` over the generations, which its README offers; the state is donated."""
 
     fewest = 2
 
@@ -165,6 +173,10 @@ class EvosaxScan(Evosax):
     def run(self, generations: int) -> None:
         self.key, key = jax.random.split(self.key)
         self.state = jax.block_until_ready(self.scan(self.state, jax.random.split(key, generations)))
+
+
+class EvosaxScan(Scanned, Evosax):
+    """`SimpleGA` in one scan."""
 
 
 class EvosaxPhilox(EvosaxScan):
@@ -193,7 +205,7 @@ class EvoTorch(Peer):
         logging.getLogger("evotorch").setLevel(logging.WARNING)
         problem = Problem(
             "max",
-            lambda values: values[:, 0],
+            self.rated,
             vectorized=True,
             solution_length=genes,
             initial_bounds=(-1.0, 1.0),
@@ -201,6 +213,10 @@ class EvoTorch(Peer):
         )
         operators = [OnePointCrossOver(problem, tournament_size=2), GaussianMutation(problem, stdev=SCALE)]
         self.search = GeneticAlgorithm(problem, popsize=members, operators=operators, elitist=False, re_evaluate=False)
+
+    def rated(self, values: Any) -> Any:
+        """The fitness of each member."""
+        return values[:, 0]
 
     def run(self, generations: int) -> None:
         self.search.run(generations)

@@ -1,17 +1,20 @@
 """Generations beside the peers: seconds, and bytes at the peak.
 
-The peers are those of `ga_peers.py` (ga, a genetic algorithm) and `es_peers.py` (es, an evolution strategy). Versions
-are set by hand, because asv does not see what a peer does: raise them when one changes.
+The peers are those of `ga_peers.py` (ga, a genetic algorithm), `es_peers.py` (es, an evolution strategy) and
+`whole_peers.py`, which evaluate as well. Versions are set by hand, because asv does not see what a peer does: raise
+them when one changes.
 """
 
 from typing import Any
 
-from . import es_peers, ga_peers
+from . import es_peers, ga_peers, whole_peers
 from .race import Resident
 
 PEERS = {f"{name}, ga": ga_peers.PEERS[name] for name in ("flatstore", "numpy", "evosax (scan)", "evotorch")} | {
     f"{name}, es": es_peers.PEERS[name] for name in ("flatstore", "numpy", "evosax", "evotorch")
 }
+for kind, whole in {"ga": whole_peers.GENETIC, "es": whole_peers.STRATEGIES}.items():
+    PEERS |= {f"{name}, {kind} with its evaluation": peer for name, peer in whole.items()}
 
 
 class Generations:

@@ -59,6 +59,16 @@ def seconds(call: Call) -> float:
     return time.perf_counter() - start
 
 
+def repeated(call: Call, times: int) -> Call:
+    """A call that makes another many times: one alone may be too short to be told from the clock."""
+
+    def calls() -> None:
+        for _ in range(times):
+            call()
+
+    return calls
+
+
 def interleaved(calls: dict[Any, Call], rounds: int, *, twice: bool = False) -> dict[Any, Any]:
     """The seconds of each call in each round; a round makes all calls, one after the other.
 
@@ -93,6 +103,15 @@ def resident(field: str) -> int:
         return next(int(line.split()[1]) << 10 for line in status if line.startswith(field))
 
 
+def processor() -> str:
+    """The name of this machine's processor, as far as it is known."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
 def report(description: str, *measures: Callable[[bool], Iterator[Row]]) -> None:
     """The command line of a report: measure, and print."""
     parser = argparse.ArgumentParser(description=description)
@@ -113,4 +132,4 @@ def report(description: str, *measures: Callable[[bool], Iterator[Row]]) -> None
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{name} {importlib.metadata.version(name)}")
     quick = "; --quick" * arguments.quick
-    print(f"\nPython {platform.python_version()}, {', '.join(found)}; {os.cpu_count()} cores{quick}")
+    print(f"\nPython {platform.python_version()}, {', '.join(found)}; {processor()}, {os.cpu_count()} cores{quick}")

@@ -1,4 +1,4 @@
-"""Noise added in place and updates, beside the peers of `es_figures.py`: seconds.
+"""Noise added in place, updates and the verbs of small models, beside the peers of `es_figures.py`: seconds.
 
 Versions are set by hand, because asv does not see what a peer does: raise them when one changes.
 """
@@ -11,6 +11,7 @@ import numpy as np
 
 import flatstore as fs
 
+from . import small_figures
 from .es_figures import NORMAL, RADEMACHER, InJax, a_store, sfc64
 
 
@@ -67,3 +68,20 @@ class Updates:
     def time_update_and_back(self, noise: str) -> None:
         fs.es.update(self.store, self.noise, self.seeds, self.weights)
         fs.es.update(self.store, self.noise, self.seeds, self.weights, sign=-1)
+
+
+class Small:
+    """A hundred calls for networks of 114 parameters, of which a population has 64."""
+
+    params: Any = (["flatstore, perturb", "flatstore, sample", "flatstore, update", "flatstore, ga.step"],)
+    param_names = ("verb",)
+    version = "1"
+
+    def setup(self, verb: str) -> None:
+        calls = small_figures.verbs(64, 114) | {"perturb": small_figures.there_and_back(114)}
+        self.call = calls[verb.removeprefix("flatstore, ")]
+        self.time_100_calls(verb)
+
+    def time_100_calls(self, verb: str) -> None:
+        for _ in range(100):
+            self.call()

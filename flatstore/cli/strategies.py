@@ -61,6 +61,7 @@ class EvolutionStrategy:
             rate=lambda number: self.rate * fading(number, self.settings),
             optimiser=es.Adam(self.centre),
             generations=self.settings.generations,
+            chunk=self.settings.population,  # a task may have an environment for each member
         ):
             yield move.fitness
 
@@ -139,6 +140,7 @@ class GeneticAlgorithm:
             mutate=self.mutation,
             select=ga.Truncation(self.share),
             generations=self.settings.generations,
+            chunk=self.settings.population,  # as for the evolution strategy
         ):
             yield record.fitness
 

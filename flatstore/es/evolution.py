@@ -81,7 +81,8 @@ def evolve(
         optimiser: `Adam(centre)`, `Momentum(centre)` or your own; None to move along the gradient itself.
         shape: a function of fitness, shape (n,), that returns n finite numbers, larger for better members.
         generations: the total number, including those before `resume`; None to go on until the caller stops.
-        chunk: the largest number of members to evaluate at once (`pop.chunks`); None for all of them.
+        chunk: the largest number of members to evaluate at once, as in `ga.evolve`; None for as many as fill 32 MiB,
+            or 1 % of the population if that is more; the number of members for all of them.
         resume: the last record, or the number of the generation to continue with.
 
     Raises, before anything runs:

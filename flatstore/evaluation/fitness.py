@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -63,21 +63,16 @@ def refuse_all_nan(scores: Array) -> None:
         )
 
 
-def chunks_of(pop: Population, chunk: int | None) -> Iterator[Population]:
-    """The population, or chunks of at most `chunk` members that JAX can view."""
-    return iter([pop]) if chunk is None else pop.chunks(chunk)
-
-
 def refuse_unlendable(pop: Population, chunk: int | None) -> None:
     """Raise `BufferError` if JAX cannot view the population, or a chunk of it, and `LentError` if it is written now."""
-    with next(chunks_of(pop, chunk)).lend():
+    with next(pop.chunks(chunk)).lend():
         pass
 
 
 def fitness_of(pop: Population, evaluate: Callable[[Any, int], Any], number: int, chunk: int | None) -> Array:
     """The fitness of all members, shape (size,), float64, evaluated chunk by chunk where they lie."""
     out, start = np.empty(pop.size), 0
-    for part in chunks_of(pop, chunk):
+    for part in pop.chunks(chunk):
         stop = start + part.size
         with part.lend() as stacked:
             out[start:stop] = as_fitness(

@@ -112,7 +112,11 @@ def evolve(
         bounds: as in `step`.
         elite: the number of members that are kept.
         generations: the total number, including those before `resume`; None to go on until the caller stops.
-        chunk: the largest number of members to evaluate at once (`pop.chunks`); None for all of them.
+        chunk: the largest number of members to evaluate at once, as in `pop.chunks`; None for as many as fill 32 MiB,
+            or 1 % of the population if that is more: what XLA copies of them is then small beside the population. If a
+            member's fitness depends on the others, or on how often `evaluate` is called, pass `len(pop)`. In chunks of
+            another size XLA may round fitness otherwise; by default they depend on the layout and the number of members
+            alone, so that a run has the same ones each time.
         resume: the record that describes the population, or the number of the generation that is to be evaluated first.
 
     Raises, before anything runs:

@@ -36,6 +36,9 @@ from flatstore.store.verbs import Verbs, memories_in
 
 PopulationOrder = Literal["leaf", "member"]
 
+CHUNK = 32 << 20
+"""Bytes that `Population.chunks` cuts a population into, unless it is told how many members, or 1 % of it is more."""
+
 
 class Population(Verbs):
     """One buffer and one layout, `size` times.
@@ -133,17 +136,28 @@ class Population(Verbs):
             raise IndexError(f"expected a member in 0 .. {size - 1}, got {i}; fix: index below len(pop)")
         return Store._over(self.layout, self._memory, self._placement, self._first + i % size)  # pyright: ignore[reportPrivateUsage]
 
-    def chunks(self, at_most: int) -> Iterator[Self]:
+    def chunks(self, at_most: int | None = None) -> Iterator[Self]:
         """Iterate over consecutive slices of at most `at_most` members that JAX can take: views.
+
+        None: slices of about 32 MiB, or of 1 % of the population if that is more. What is computed from one of them,
+        such as the copies that XLA makes of it, is then small beside the population. They depend on the layout and on
+        the number of members, on nothing else.
 
         In order='leaf' each starts where every leaf is aligned: at a multiple of up to 16 members for float32.
         Raises `ValueError` if `at_most` is less than that multiple.
         """
-        if not whole(at_most) >= 1:
+        if at_most is not None and not whole(at_most) >= 1:
             raise ValueError(f"expected at_most >= 1, got {at_most!r}; fix: pass 1 or more")
+        trainable = [leaf for leaf in self.layout.homes if leaf.trainable]
         stride = 1
         if self.order == "leaf":
-            stride = math.lcm(*(JAX_ALIGN // math.gcd(JAX_ALIGN, x.nbytes) for x in self.layout.homes if x.trainable))
+            stride = math.lcm(*(JAX_ALIGN // math.gcd(JAX_ALIGN, leaf.nbytes) for leaf in trainable))
+        if at_most is None:
+            member = sum(leaf.nbytes for leaf in trainable)
+            parts = -(-self.size * member // max(CHUNK, self.size * member // 100)) or 1
+            if parts == 1:
+                return iter([self])
+            at_most = -(-self.size // (parts * stride)) * stride  # equal parts: one shape to compile
         if self._first % stride:
             raise ValueError(
                 f"expected a population that starts at a multiple of {stride} members, got a slice from {self._first}; "

@@ -1,7 +1,11 @@
 """Fitness: what counts as scores, who is best, and a population lent chunk by chunk to the function that scores it."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -62,6 +66,19 @@ def test_scores_without_a_number_are_an_error_and_one_number_is_enough():
         refuse_all_nan(np.array([np.nan, np.nan]))
 
 
+def test_a_large_population_is_scored_in_chunks_of_32_mib_unless_told_otherwise():
+    sizes = []
+
+    def evaluate(stacked, number):
+        sizes.append(len(stacked["w"]))
+        return np.zeros(sizes[-1])
+
+    pop = fs.Population.zeros(fs.Layout.from_tree({"w": jax.ShapeDtypeStruct((1 << 18,), np.float32)}), 80)
+    for chunk in (None, 32, pop.size):
+        fitness_of(pop, evaluate, 0, chunk)
+    assert sizes == [27, 27, 26, 32, 32, 16, 80]
+
+
 @pytest.mark.parametrize("chunk", [None, 16, 32])
 def test_a_population_is_scored_where_it_lies_chunk_by_chunk(chunk):
     seen = []
@@ -74,6 +91,62 @@ def test_a_population_is_scored_where_it_lies_chunk_by_chunk(chunk):
     assert fitness_of(pop, evaluate, 5, chunk).tolist() == [3.0 * i for i in range(48)]
     assert seen == [(n, 5) for n in {None: [48], 16: [16] * 3, 32: [32, 16]}[chunk]]
     pop["w"] = np.zeros((48, 3), "f4")  # it is not lent any more
+
+
+PEAK = """
+import gc, sys
+import jax, jax.numpy as jnp, numpy as np, flatstore as fs
+
+def resident(field):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(field))
+
+def score(params, x):  # kernels of shape (inputs, outputs), which XLA copies
+    for layer in params.values():
+        x = jnp.tanh(x @ layer["kernel"] + layer["bias"])
+    return x.mean()
+
+def generations(hidden, members, kind):
+    shapes = {"a": {"kernel": (64, hidden), "bias": (hidden,)}, "b": {"kernel": (hidden, 10), "bias": (10,)}}
+    tree = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), shapes, is_leaf=lambda x: type(x) is tuple)
+    layout, x = fs.Layout.from_tree(tree), np.ones((32, 64), np.float32)
+    evaluate = jax.jit(lambda stacked, generation: jax.vmap(score, in_axes=(0, None))(stacked, x))
+    if kind == "es":
+        run = dict(noise=fs.Normal(0.1), members=members, rate=1.0)
+        loop = fs.es.evolve(fs.Store.zeros(layout), evaluate, seed=1, generations=2, **run)
+    else:
+        pop = fs.Population.zeros(layout, members)
+        loop = fs.ga.evolve(pop, evaluate, seed=1, mutate=fs.Normal(0.1), generations=2)
+    for _ in loop:
+        pass
+    return layout.nbytes * members
+
+generations(16, 4, sys.argv[1])  # imports, kernels
+gc.collect()
+before = resident("VmRSS")
+population = generations(13_328, 64, sys.argv[1])
+print((resident("VmHWM") - before) / population)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+@pytest.mark.long(but="[es]")
+@pytest.mark.parametrize("kind", ["es", "ga"])
+def test_generations_of_64_networks_of_a_million_parameters_peak_at_one_and_a_half_populations(kind):
+    done = subprocess.run([sys.executable, "-c", PEAK, kind], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert 1 < float(done.stdout) <= 1.5
+
+
+def test_a_population_is_scored_in_place_where_weights_have_the_outputs_first():
+    shape, members = jax.ShapeDtypeStruct, 64
+    stacked = {"weight": shape((members, 4096, 64), "f4"), "bias": shape((members, 4096), "f4")}
+
+    def score(params, x):
+        return jnp.tanh(params["weight"] @ x + params["bias"][:, None]).mean()
+
+    program = jax.jit(jax.vmap(score, in_axes=(0, None))).lower(stacked, shape((64, 2), "f4")).compile()
+    population = sum(leaf.size * 4 for leaf in jax.tree.leaves(stacked))
+    assert program.memory_analysis().temp_size_in_bytes < population / 20
 
 
 def test_what_jax_cannot_view_is_refused_before_anything_is_scored():

@@ -227,12 +227,42 @@ def test_chunks_start_where_jax_can_take_them_and_cover_all() -> None:
     assert [len(part) for part in numbered("leaf", 3).chunks(3)] == [3]
 
 
+@pytest.mark.parametrize(
+    ("shape", "members", "sizes"),
+    [
+        ((1 << 17,), 64, [64]),  # 32 MiB
+        ((1 << 17,), 65, [33, 32]),
+        ((1 << 20,), 20, [7, 7, 6]),  # 80 MiB
+        ((1 << 26,), 3, [1, 1, 1]),  # each more than 32 MiB
+        ((1 << 20,), 64, [8] * 8),
+        (((1 << 20) + 1,), 64, [16] * 4),  # aligned at each sixteenth alone
+        ((1 << 18,), 4096, [41] * 99 + [37]),  # 4 GiB, of which 1 % is more than 32 MiB
+        ((2,), 1000, [1000]),
+        ((0,), 5, [5]),
+    ],
+)
+def test_chunks_are_32_mib_or_a_hundredth_unless_told_otherwise_of_members_in_equal_parts(shape, members, sizes):
+    layout = fs.Layout.from_tree({"w": jax.ShapeDtypeStruct(shape, F4)})
+    assert [len(part) for part in fs.Population.zeros(layout, members).chunks()] == sizes  # never touched, so no memory
+
+
+def test_what_does_not_train_is_in_no_chunk_and_counts_for_none() -> None:
+    shapes = {"frozen": jax.ShapeDtypeStruct((1 << 24,), F4), "w": jax.ShapeDtypeStruct((16,), F4)}
+    pop = fs.Population.zeros(fs.Layout.from_tree(shapes, trainable="w"), 64)
+    assert [len(part) for part in pop.chunks()] == [64]
+
+
 def test_chunks_of_a_slice_are_aligned_or_an_error() -> None:
     pop = numbered("leaf", 50)
     assert all(part["w"].ctypes.data % 64 == 0 for part in pop[16:].chunks(16))
     with pytest.raises(ValueError) as error:
         list(pop[3:40].chunks(16))
     says(error, "16")
+    assert [len(part) for part in pop[3:40].chunks()] == [37]  # as it is
+    large = fs.Population.zeros(fs.Layout.from_tree({"w": jax.ShapeDtypeStruct(((1 << 20) + 1,), F4)}), 40)
+    assert [len(part) for part in large[16:].chunks()] == [16, 8]
+    with pytest.raises(ValueError, match="starts at a multiple of 16 members, got a slice from 3; fix"):
+        large[3:].chunks()
 
 
 def test_axes_are_what_vmap_needs_and_all_members_are_evaluated_in_place() -> None:
