@@ -24,6 +24,7 @@ class _Round(Generic[R]):
 
     def __init__(self, n: int, unmade: Callable[[int, BaseException], Iterable[str]], made: Callable[[int], str]):
         self.n, self.unmade, self.made = n, unmade, made
+        self.is_noted = False
         self.later: Mapping[Any, Any] = {0: None}
 
     def hand_in(self, record: R) -> None:
@@ -32,6 +33,7 @@ class _Round(Generic[R]):
 
     def notes(self, error: BaseException) -> Iterable[str]:
         """What is true of the state that the exception leaves; and prepare to raise it once more."""
+        self.is_noted = True
         if self.record is None:
             return self.unmade(self.n, error)
         self.later = raised_later(error)
@@ -56,12 +58,13 @@ def handed_out(
         move, held = _Round[R](n, unmade, made), None
         noting = noted(move.notes)
         try:
-            make(n, move.hand_in)
+            with noting:
+                make(n, move.hand_in)
         except BaseException as error:
             held = error
         # From the move on nothing is called, and so nothing interrupts, until its record is handed out; and where the
         # loop is left there, nothing is left to do.
-        if held is not None:
+        if held is not None and not move.is_noted:  # it came when the context had been left
             try:
                 with noting:
                     raise held

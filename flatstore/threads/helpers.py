@@ -79,14 +79,17 @@ class Helper:
     """A thread that does one thing at a time for another thread. It ends when nothing refers to this object."""
 
     def __init__(self) -> None:
-        self.mail = mail = Mail(caller())
-        while not mail.ready:  # what is raised in this thread may end up in one that starts: then there is another
+        self.mail = Mail(caller())
+
+    def start(self) -> None:
+        """Start the thread, unless it is ready."""
+        while not self.mail.ready:  # what is raised in this thread may end up in one that starts: then there is another
             beacon = _Beacon()
             alive = weakref.ref(beacon)
             # Unlike the start of a `threading.Thread` this is one call of C, which cannot be left half-done.
-            _thread.start_new_thread(_serve, (mail, beacon))
+            _thread.start_new_thread(_serve, (self.mail, beacon))
             del beacon
-            while not mail.ready and alive() is not None:
+            while not self.mail.ready and alive() is not None:
                 time.sleep(0)
 
     def __del__(self) -> None:
@@ -102,15 +105,17 @@ class _Here(threading.local):
     """The thread that it works for, if it is a helper."""
     assisting = False
     """Whether it does a part of what several helpers share."""
-    helper: Helper | None = None
-    """The one that works for it."""
+
+    def __init__(self) -> None:
+        self.helpers: list[Helper] = []
+        """Those that work for it: one, and another for each handler that is called while the one before is at work."""
 
 
 _here = _Here()
 _idle: list[Helper] = []  # those that share the work of other helpers
 
 
-_SHORT_OF_MEMORY = MemoryError, ctypes.ArgumentError
+SHORT_OF_MEMORY = MemoryError, ctypes.ArgumentError
 """What a call of C raises for want of a few bytes. A thread that others wait for calls again until it has them."""
 
 
@@ -122,9 +127,10 @@ def _serve(mail: Mail, beacon: _Beacon) -> None:
             _round(_TO_NEAREST)  # whatever mode the thread had that started this one
             mail.ready = True
             acquire(mail.wake, 1)
-        except _SHORT_OF_MEMORY:
+        except SHORT_OF_MEMORY:
             continue
         if mail.ends:
+            _surely(release, mail.wake)  # there may be another, if this one was started twice
             return
         if mail.work is None:
             continue
@@ -144,7 +150,7 @@ def _surely(call: Callable[[_Lock], Any], lock: _Lock) -> None:
         try:
             call(lock)
             return
-        except _SHORT_OF_MEMORY:
+        except SHORT_OF_MEMORY:
             pass
 
 
@@ -158,7 +164,9 @@ def assisted(work: Callable[[], Any], others: int) -> None:
         others = 0
     with contextlib.suppress(RuntimeError, MemoryError):
         while len(helpers) < others:
-            helpers.append(_idle.pop() if _idle else Helper())
+            helper = _idle.pop() if _idle else Helper()
+            helper.start()
+            helpers.append(helper)
 
     def share() -> None:
         _here.assisting = True
@@ -178,7 +186,7 @@ def assisted(work: Callable[[], Any], others: int) -> None:
             while not helper.mail.over:
                 try:
                     acquire(helper.mail.done, 1)
-                except _SHORT_OF_MEMORY:
+                except SHORT_OF_MEMORY:
                     pass
             error, helper.mail.error = error or helper.mail.error, None
             if len(_idle) < (os.cpu_count() or 1):
@@ -206,21 +214,26 @@ def helper_of_this_thread() -> Helper | None:
     """The helper of this thread; None if it has to do the work itself: it is a helper, or the others have stopped."""
     if _here.caller is not None or sys.is_finalizing():
         return None
-    helper = _here.helper
-    if helper is None or helper.mail.process is not process:
-        try:
-            helper = _here.helper = Helper()
-        except RuntimeError:
-            if threading.main_thread().is_alive():
-                raise
-            return None  # the interpreter is about to end, and starts no thread any more
-    return Helper() if helper.mail.busy else helper  # it is at work: this is a handler, called meanwhile
+    for helper in _here.helpers:
+        if helper.mail.process is process and not helper.mail.busy:
+            break
+    else:
+        helper = Helper()
+        _here.helpers.append(helper)  # before it starts, so that none is lost: what its end raised would be, too
+    try:
+        helper.start()
+    except RuntimeError:
+        if threading.main_thread().is_alive():
+            raise
+        return None  # the interpreter is about to end, and starts no thread any more
+    return helper
 
 
 def _after_fork() -> None:
     global process
     process = object()
     _idle.clear()
+    _here.helpers.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from flatstore.threads import helpers
-from flatstore.threads.helpers import Helper, acquire, helper_of_this_thread, release
+from flatstore.threads.helpers import SHORT_OF_MEMORY, Helper, acquire, helper_of_this_thread, release
 from flatstore.threads.raising import add_notes, moment
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ def _turn(
         if not prepared:
             raise
         caught, block = raised, raised.__context__
-    # Up to the end of the loop no statement outside of a `try` may call anything, jump back, or allocate.
+    # Up to the end of the last loop no statement outside of a `try` may call anything, jump back, or allocate.
     if helper is None:
         try:
             work(block)
@@ -85,14 +85,34 @@ def _turn(
         mail.busy = True
         mail.over = False
         mail.work = task
-        while not mail.over and mail.process is helpers.process:
+        told = False
+        while not told:  # again only for want of memory: to jump back may raise, too
             try:
                 release(mail.wake)
+                told = True
+            except SHORT_OF_MEMORY as raised:
+                if caught is None:
+                    caught = raised
+            except BaseException as raised:
+                told = True
+                if caught is None:
+                    caught = raised
+        if mail.process is helpers.process:
+            try:
                 acquire(mail.done, 1)
             except BaseException as raised:
                 if caught is None:
                     caught = raised
-        over, error, mail.error, mail.busy = mail.over, mail.error, None, False
+        while not mail.over and mail.process is helpers.process:  # only then, too
+            try:
+                acquire(mail.done, 1)
+            except BaseException as raised:
+                if caught is None:
+                    caught = raised
+        over = mail.over
+        error = mail.error
+        mail.error = None
+        mail.busy = False
         del mail
         if not over:
             error = RuntimeError(

@@ -16,7 +16,7 @@ import signal, sys, threading, time
 import numpy as np, flatstore as fs
 from flatstore import es
 store, other = (fs.Store.from_tree({f"leaf{i}": np.zeros(16, "f4") for i in range(20)}) for _ in range(2))
-noise, waited = fs.Rademacher(0.5), []
+noise, waited, inside = fs.Rademacher(0.5), [], []
 
 def verbs(mine):
     mine.to_vector()
@@ -27,10 +27,14 @@ def verbs(mine):
     mine.copy()["leaf3"]
 
 def handler(number, frame):
+    if inside:  # the next signal, while the last one is handled
+        return
+    inside.append(1)
     thread = threading.Thread(target=verbs, args=(other,), daemon=True)
     thread.start()
     thread.join(20)
     waited.append(thread.is_alive())
+    inside.clear()
 
 verbs(store), verbs(other)
 signal.signal(signal.SIGALRM, handler)
