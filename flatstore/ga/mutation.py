@@ -69,6 +69,7 @@ class Sparse:
                 f"expected noise like fs.Normal(0.02), got {self.noise!r}; fix: pass Sparse(fs.Normal(0.02), 0.01)"
             )
         _check_rate(self.rate)
+        object.__setattr__(self, "rate", real(self.rate))  # what it was given as may have no hash
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class Reset:
                 f"expected finite bounds low <= high, got {self.low!r} and {self.high!r}; "
                 "fix: pass finite bounds in order, such as Reset(-1, 1)"
             )
+        for name in ("low", "high", "rate"):
+            object.__setattr__(self, name, real(getattr(self, name)))
 
 
 Mutation = Noise | Sparse | Reset | Mutate
@@ -110,7 +113,7 @@ def mutating(mutation: Mutation | None, layout: Layout, dtype: Any) -> tuple[Ope
 
     Raises `ValueError` for scales or values that do not fit the layout or the dtype.
     """
-    rate = real(mutation.rate) if isinstance(mutation, (Sparse, Reset)) else None
+    rate = mutation.rate if isinstance(mutation, (Sparse, Reset)) else None
     each = mutation.noise if isinstance(mutation, Sparse) else mutation
     loop, kind, width, values, scaled = mutation_loop(_added, WHOLE), MUTATION, 16, np.empty(0, dtype), None
     parts = 1.0
@@ -121,7 +124,7 @@ def mutating(mutation: Mutation | None, layout: Layout, dtype: Any) -> tuple[Ope
     elif isinstance(each, Reset):
         even = (np.arange(1 << 16) + 0.5) / (1 << 16)
         loop = mutation_loop(_drawn_anew, TABLE)
-        values = finite(real(each.low) * (1 - even) + real(each.high) * even, dtype, f"values of {each}")
+        values = finite(each.low * (1 - even) + each.high * even, dtype, f"values of {each}")
     elif each is not None:
         loop = mutation_loop(_added, WHOLE, each.width)
         kind, width, values, scaled, parts = each.kind, each.width, (each.whole + 0.5).astype(dtype), each, each.parts
