@@ -1,6 +1,6 @@
 """The figures of small models, and of whole generations, measured side by side in one run and printed as a table.
 
-    python benchmarks/small_figures.py                      # some ten minutes, 8 GB
+    python benchmarks/small_figures.py                      # ten minutes, 5 GB
     python benchmarks/small_figures.py --quick              # smaller sizes, under 30 s; whole generations without peers
     python benchmarks/small_figures.py --only perturb       # one part
 
