@@ -75,7 +75,7 @@ def perturb(quick: bool) -> Iterator[Row]:
     for size in NETWORKS:
         makers: dict[str, Callable[[int], Call]] = {"perturb": there_and_back, "JAX": InJax, "SFC64": sfc64}
         calls = {name: repeated(make(size), loops) for name, make in makers.items()}
-        taken = interleaved(calls, 5 if quick else 30, twice=True)
+        taken = interleaved(calls, 3 if quick else 30, twice=True)
         if size == 114:
             yield at_most(f"perturb, {size} parameters", 40, float(np.median(taken["perturb"])) / loops * 1e6, "us", 0)
         else:
@@ -111,7 +111,7 @@ def fixed_costs(quick: bool) -> Iterator[Row]:
     calls["seeds"] = repeated(lambda: fs.seeds((1, next(number)), members), loops)
     if ga_peers.Evosax.installed():
         calls["evosax's generation"] = evosax(members, size, loops)
-    taken = interleaved(calls, 5 if quick else 30, twice=True)
+    taken = interleaved(calls, 3 if quick else 30, twice=True)
     for name in names:
         yield at_most(f"{name}, {members} x {size}", 200, float(np.median(taken[name])) / loops * 1e6, "us", 0)
     yield beside("each", microseconds(taken, loops))
@@ -146,7 +146,7 @@ def lending(quick: bool) -> Iterator[Row]:
             pass
 
     calls = {"lend": repeated(lend, loops), "from_dlpack and delete": repeated(bare.lend, loops)}
-    taken = interleaved(calls, 5 if quick else 30, twice=True)
+    taken = interleaved(calls, 3 if quick else 30, twice=True)
     yield at_most("lend of 4 leaves, and return", 200, float(np.median(taken["lend"])) / loops * 1e6, "us", 0)
     yield beside("each", microseconds(taken, loops))
 
