@@ -197,8 +197,7 @@ class Lend:
 
     def left(self, error: BaseException | None) -> None:
         """Wait until the last computation that reads the arrays has finished."""
-        assert self._access is not None
-        held = released(self._access, self._patience)
+        held = released(self._access, self._patience) if self._access else []
         if not held:
             return
         message = (

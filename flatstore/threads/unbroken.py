@@ -32,8 +32,19 @@ T = TypeVar("T")
 HELD_UNTIL_FINISHED = "flatstore held this back until the work in progress was finished"
 HELD_AFTER_FAILURE = "flatstore held this back until the work in progress was over; it had failed, see the cause"
 
-# Resumes a generator. Called as an `__exit__` is, with an exception behind the generator, which C leaves alone.
+# Called as an `__exit__` is: with an object, the class of an exception or None, and the rest, which C leaves alone.
 _resume: Any = ctypes.PYFUNCTYPE(None, *[ctypes.py_object] * 4)(("PyIter_Next", ctypes.pythonapi))
+_item: Any = ctypes.PYFUNCTYPE(*[ctypes.py_object] * 5)(("PyObject_GetItem", ctypes.pythonapi))
+
+
+class _Sending:
+    """What sends to a generator the key that an item is asked for by: without a step of Python in between."""
+
+    __slots__ = ("__getitem__",)
+
+    def __init__(self, generator: Generator[None, Any]) -> None:
+        self.__getitem__ = generator.send
+
 
 _ONE, _HALF = 1.0, 2.0**-53  # half of the distance to the next larger number
 
@@ -43,28 +54,32 @@ Step = Callable[[BaseException | None], Any]
 
 def _turn(
     work: Step, then: Step | None, helper: Helper | None, prepared: bool, *, dropped: bool = False, idle: bool = False
-) -> Generator[None]:
+) -> Generator[None, Any]:
     """Let a helper work and wait for it; then raise what was raised by the work, or meanwhile.
 
-    If it is `prepared` it does so when it is resumed, or `dropped` without that. With `idle` there is nothing to do
-    unless an exception is being handled.
+    If it is `prepared` it does so when it is sent the class of the exception that is being handled, or None; or
+    `dropped` without that. With `idle` there is nothing to do without an exception.
     """
     block = caught = error = context = None
+    before = sys.exception()  # that of an `except` clause around it all
 
     def task() -> None:
         work(block)  # noqa: F821 (it is deleted when this is over)
 
     try:
         if prepared:
-            yield
-            block = sys.exception()
-            if idle and block is None:
+            kind = yield
+            if kind is not None:
+                block = sys.exception()
+            elif idle:
+                yield
                 return
             helper = helper_of_this_thread()
         context = copy_context()
     except GeneratorExit:  # it is not called any more
         if not dropped:
             return
+        prepared = False
         try:
             helper = helper_of_this_thread()
         except BaseException as raised:
@@ -72,7 +87,9 @@ def _turn(
     except BaseException as raised:
         if not prepared:
             raise
-        caught, block = raised, raised.__context__
+        caught = raised
+        if block is None and raised.__context__ is not before:
+            block = raised.__context__
     # Up to the end of the last loop no statement outside of a `try` may call anything, jump back, or allocate.
     if helper is None:
         try:
@@ -129,7 +146,9 @@ def _turn(
         if then is not None:
             then(block)
     finally:
-        del block, caught, error, work, task, helper  # an exception holds this frame, which must not hold it
+        del block, caught, error, work, task, helper, before  # an exception holds this frame, which must not hold it
+    if prepared:
+        yield
 
 
 def prepared(
@@ -141,7 +160,7 @@ def prepared(
     """
     turn = _turn(work, then, helper_of_this_thread(), True, dropped=dropped, idle=idle)
     next(turn)
-    return partial(_resume, turn)
+    return partial(_item, _Sending(turn))
 
 
 class Leaving:

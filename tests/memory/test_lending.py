@@ -206,3 +206,27 @@ def test_wrapping_the_buffer_of_a_lent_store_says_that_it_is_lent():
     store = store_of(np.float32)
     with store.lend(), pytest.raises(fs.LentError, match="got one that is lent; fix: wrap it after the lend"):
         fs.Store.wrap(store.buffer, store.layout)
+
+
+def test_an_exit_that_is_asked_for_before_the_lend_and_not_called_ends_it_as_it_is_dropped():
+    store = store_of(np.float32)
+    lend = store.lend()
+    leave = lend.__exit__
+    del leave  # nothing has begun
+    leave = lend.__exit__
+    tree = lend.__enter__()
+    assert not store["w0"].flags.writeable
+    del leave
+    assert store["w0"].flags.writeable
+    assert tree["w0"].is_deleted()
+
+
+def test_a_view_that_is_kept_is_an_error_in_an_except_clause_too():
+    store = store_of(np.float32)
+    try:
+        raise KeyError("outer")
+    except KeyError as outer:
+        with pytest.raises(fs.LentError, match="expected all lent leaves back"), store.lend(patience=0) as tree:
+            kept = np.asarray(tree["w0"])
+        assert not hasattr(outer, "__notes__")
+    assert kept.shape == (64, 64)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from flatstore.threads import add_notes, moment, uninterrupted
+from flatstore.threads import Leaving, add_notes, moment, noted, uninterrupted
 
 HELD = "flatstore held this back until the work in progress was finished"
 
@@ -48,3 +48,49 @@ def test_a_handler_that_raises_the_same_object_each_time_does_not_pile_up_notes(
         assert "it had failed" in error.__notes__[0]
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("resumed_in_an_except_clause", [False, True])
+def test_a_context_that_is_left_in_an_except_clause_does_not_take_that_exception_for_its_own(
+    resumed_in_an_except_clause,
+):
+    seen = []
+
+    class Context:
+        def __enter__(self):
+            pass
+
+        __exit__ = Leaving()
+
+        def leave(self, error):
+            seen.append(error)
+
+    def steps():
+        with Context():
+            yield
+
+    outer = steps()
+    if resumed_in_an_except_clause:
+        next(outer)
+    try:
+        raise KeyError("outer")
+    except KeyError:
+        list(outer)
+        with pytest.raises(ZeroDivisionError), Context():
+            print(1 / 0)
+        with Context(), noted(lambda error: ["never"]):
+            pass
+    assert seen[0] is None
+    assert isinstance(seen[1], ZeroDivisionError)
+    assert seen[2] is None
+
+
+def test_no_notes_are_added_to_an_exception_that_is_handled_around_it():
+    with pytest.raises(KeyError, match="outer") as caught:
+        try:
+            raise KeyError("outer")
+        except KeyError:
+            with noted(lambda error: ["never"]):
+                pass
+            raise
+    assert not hasattr(caught.value, "__notes__")
