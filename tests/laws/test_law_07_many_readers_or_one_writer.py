@@ -244,9 +244,10 @@ def test_a_lend_that_a_handler_begins_is_not_forgotten():
     store, lends = store_of(np.float32), []
 
     def handler(number, frame):
-        if not lends:
-            lends.append(store.lend())
-            lends[0].__enter__()
+        if not lends:  # a second signal may interrupt this very handler: each keeps a lend of its own
+            lend = store.lend()
+            lend.__enter__()
+            lends.append(lend)
 
     def work():
         store.to_vector()
