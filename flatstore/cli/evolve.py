@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flatstore.cli.algorithms import EvolutionStrategy, GeneticAlgorithm, Mezo, Strategy
 from flatstore.cli.cartpole import CartPole
-from flatstore.cli.curve import Curve
 from flatstore.cli.digits import Digits
+from flatstore.cli.plot_curve import Curve
 from flatstore.cli.progress import progress
-from flatstore.cli.strategies import EvolutionStrategy, GeneticAlgorithm, Mezo, Strategy
 from flatstore.cli.task import Settings, Task
 from flatstore.extras import require
 from flatstore.files import save

@@ -24,8 +24,8 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flatstore.cli.page import printable, shorten
 from flatstore.cli.plot_layout import picture
+from flatstore.cli.plot_page import printable, shorten
 from flatstore.files import layout_of
 from flatstore.layout import Layout
 from flatstore.store import Population, Store

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from flatstore.cli.page import (
+from flatstore.cli.plot_page import (
     BODY,
     DPI,
     MARGIN,

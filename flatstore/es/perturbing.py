@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from flatstore.checks import whole
-from flatstore.es.at_once import Part, move_at_once
 from flatstore.es.groups import (
     IN_NOISE,
     ROOM,
@@ -27,6 +26,7 @@ from flatstore.es.groups import (
     refuse_not_finite,
     tasks_of,
 )
+from flatstore.es.small_moves import Part, move_at_once
 from flatstore.kernels.cpu import BITS, WHOLE_NUMBERS, perturbation_loop
 from flatstore.layout import Array, Leaf
 from flatstore.memory import write

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from flatstore.checks import real
-from flatstore.es.at_once import Part, move_at_once
 from flatstore.es.groups import (
     IN_WEIGHTS,
     ROOM,
@@ -22,6 +21,7 @@ from flatstore.es.groups import (
     tasks_of,
 )
 from flatstore.es.perturbing import grid_of, stopped_because
+from flatstore.es.small_moves import Part, move_at_once
 from flatstore.es.weights import fixed_point
 from flatstore.kernels.cpu import SEEDS_AT_ONCE, WHOLE_NUMBERS, update_loop
 from flatstore.layout import Array, Leaf

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from flatstore.extras import require
-from flatstore.files import note
+from flatstore.files import layout_note
 from flatstore.layout import Layout, Spec
 from flatstore.memory import reading
 from flatstore.store import Store
@@ -78,7 +78,7 @@ def save(path: str | os.PathLike[str], store: Store, *, metadata: Mapping[str, s
             raise TypeError(f"metadata: expected strings by name, got {name!r}: {value!r}; fix: json.dumps the value")
         if name == _NOTE:
             raise ValueError(f"metadata: expected names other than flatstore's own, got {name!r}; fix: leave it out")
-    texts = {"format": _FORMAT, **(metadata or {}), _NOTE: note.written(store.layout)}
+    texts = {"format": _FORMAT, **(metadata or {}), _NOTE: layout_note.written(store.layout)}
     target = Path(path)
     if not target.parent.is_dir() or target.is_dir():
         raise FileNotFoundError(f"expected a file in a folder that exists, got {str(target)!r}; fix: make the folder")
@@ -220,7 +220,7 @@ def _layout(metadata: Mapping[str, str], specs: Mapping[str, Spec], path: str | 
         shapes = {name: jax.ShapeDtypeStruct(*spec) for name, spec in specs.items()}
         return Layout.from_tree(OrderedDict(shapes), align=1)
     try:
-        return note.planned(note.read(metadata[_NOTE], specs), specs)
+        return layout_note.planned(layout_note.read(metadata[_NOTE], specs), specs)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"expected the table of leaves that save writes, got other metadata in {os.fspath(path)!r} ({error}); "

@@ -29,7 +29,7 @@ import llvmlite  # pyright: ignore[reportMissingTypeStubs]
 import numba
 import numpy as np
 
-from flatstore.kernels.cache import Turn, cache_folder, log, read, write
+from flatstore.kernels.code_cache import Turn, cache_folder, log, read, write
 from flatstore.kernels.fingerprint import Unknown, fingerprint, type_name
 
 F = TypeVar("F", bound=Callable[..., object])

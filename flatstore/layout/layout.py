@@ -32,10 +32,10 @@ import numpy as np
 
 from flatstore.checks import whole
 from flatstore.layout.leaf import Leaf, describe, place, validate
-from flatstore.layout.numeric import Spec, spec_of
+from flatstore.layout.numeric_values import Spec, spec_of
 from flatstore.layout.options import Dims, Trainable
+from flatstore.layout.placeholders import stand_ins
 from flatstore.layout.planning import rows_of
-from flatstore.layout.standing_in import stand_ins
 from flatstore.layout.ties import Tied
 from flatstore.trees import (
     Difference,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.checks import whole
-from flatstore.layout.numeric import Spec
+from flatstore.layout.numeric_values import Spec
 from flatstore.trees import KeyPath
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from flatstore.layout.dtypes import is_trainable_dtype
 from flatstore.layout.leaf import Leaf
-from flatstore.layout.numeric import Spec
+from flatstore.layout.numeric_values import Spec
 from flatstore.trees import Glob, KeyPath, matcher, nodes, refuse_idle_glob
 
 Trainable = Glob | Callable[[str, Any, Any], bool] | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from flatstore.layout.leaf import Leaf
-from flatstore.layout.numeric import Spec, spec_of
+from flatstore.layout.numeric_values import Spec, spec_of
 from flatstore.layout.options import Dims, Trainable, names_of_axes, which_train
 from flatstore.layout.ties import Tied, find_ties
 from flatstore.trees import KeyPath, expanded, flatten, path_of, subtrees

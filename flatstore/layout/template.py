@@ -20,7 +20,7 @@ import numpy as np
 from flatstore.layout.dtypes import is_numeric, is_trainable_dtype
 from flatstore.layout.layout import Layout, Trainable, check_layout
 from flatstore.layout.leaf import Leaf
-from flatstore.layout.numeric import spec_of
+from flatstore.layout.numeric_values import spec_of
 from flatstore.trees import Difference, StructureError, by_path, unflatten_dict
 
 Order = Literal["sorted", "numeric", "given"]

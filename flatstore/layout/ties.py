@@ -17,7 +17,7 @@ from numpy.lib.array_utils import byte_bounds
 
 from flatstore.layout.dtypes import is_torch_tensor
 from flatstore.layout.masks import Array
-from flatstore.layout.numeric import as_numpy
+from flatstore.layout.numeric_values import as_numpy
 
 Tied = bool | Mapping[str, str] | None
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from flatstore.layout import Array
-from flatstore.memory.claims import Access
 from flatstore.memory.host import Memory
-from flatstore.memory.regions import members_at
-from flatstore.memory.turns import persist
+from flatstore.memory.overlaps import members_at
+from flatstore.memory.readers_and_writers import Access
+from flatstore.memory.waits import persist
 from flatstore.threads import Closing, is_interrupted, uninterrupted
 
 T = TypeVar("T")

@@ -12,9 +12,9 @@ from numpy.lib.array_utils import byte_bounds
 
 from flatstore.layout import Array, as_numpy, is_torch_tensor
 from flatstore.memory.dlpack import import_view
-from flatstore.memory.guarded import LentError
-from flatstore.memory.regions import LENDS, Region, join, overlap, region_of
-from flatstore.memory.watched import WatchedViews
+from flatstore.memory.guarded_views import LentError
+from flatstore.memory.live_views import WatchedViews
+from flatstore.memory.overlaps import LENDS, Region, join, overlap, region_of
 
 HUGE_PAGE = 2 << 20
 

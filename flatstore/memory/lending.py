@@ -22,12 +22,12 @@ import jax
 import numpy as np
 
 from flatstore.layout import Array
-from flatstore.memory.claims import Access, released
 from flatstore.memory.dlpack import PLAIN, code_of
-from flatstore.memory.guarded import LentError
+from flatstore.memory.guarded_views import LentError
 from flatstore.memory.host import Memory
-from flatstore.memory.regions import region_of
-from flatstore.memory.watched import joined
+from flatstore.memory.live_views import joined
+from flatstore.memory.overlaps import region_of
+from flatstore.memory.readers_and_writers import Access, released
 from flatstore.threads import Leaving, add_notes, moment, uninterrupted
 from flatstore.trees import Difference, first_of, listing
 

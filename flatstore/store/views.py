@@ -20,7 +20,7 @@ import numpy as np
 
 from flatstore.layout import Array, Layout, Leaf, describe
 from flatstore.memory import GuardedView, Memory, settle
-from flatstore.store.placed import Placed
+from flatstore.store.addresses import Placed
 from flatstore.store.placement import Placement
 from flatstore.trees import Glob, Subtree, as_path, matcher, path_of, refuse_idle_glob
 

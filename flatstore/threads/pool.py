@@ -18,8 +18,8 @@ import os
 import threading
 from collections.abc import Callable
 
-from flatstore.threads.helpers import assisted, is_helping
-from flatstore.threads.unbroken import uninterrupted
+from flatstore.threads.helper_threads import assisted, is_helping
+from flatstore.threads.signal_safe import uninterrupted
 
 Task = Callable[[int], object]
 """Called with the number of the task."""

@@ -11,8 +11,8 @@ import numba
 import numpy as np
 import pytest
 
-from flatstore.kernels import cache
-from flatstore.kernels.cache import cache_folder
+from flatstore.kernels import code_cache
+from flatstore.kernels.code_cache import cache_folder
 from flatstore.kernels.compiler import compiled
 
 SCALE = 3
@@ -64,7 +64,7 @@ def told(caplog):
         caplog.clear()
         return found
 
-    cache._told.clear()
+    code_cache._told.clear()
     lines.records = lambda level: [record for record in caplog.records if record.levelno == level]
     return lines
 
@@ -315,11 +315,11 @@ def test_a_process_that_dies_in_its_turn_does_not_keep_the_others_waiting(tmp_pa
 
 
 def test_a_process_waits_for_another_only_so_long(kept, told, monkeypatch):
-    monkeypatch.setattr(cache, "PATIENCE", 0.05)
+    monkeypatch.setattr(code_cache, "PATIENCE", 0.05)
     triple()(2)
     (file,) = kept.iterdir()
     file.unlink()
-    other = cache.Turn(file)
+    other = code_cache.Turn(file)
     other.take()
     told()
     assert triple()(2) == 6

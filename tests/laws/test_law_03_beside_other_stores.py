@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 import flatstore as fs
-from flatstore.memory import Memory, regions
+from flatstore.memory import Memory, overlaps
 
 
 def a_store():
@@ -58,12 +58,12 @@ def test_views_that_are_gone_are_forgotten_during_a_lend():
 
 
 def test_memories_that_are_gone_are_forgotten(monkeypatch):
-    monkeypatch.setattr(regions, "_prune_at", 0)
+    monkeypatch.setattr(overlaps, "_prune_at", 0)
     Memory.heap(64)
-    alive = len(regions._regions)
+    alive = len(overlaps._regions)
     for _ in range(20_000):
         Memory.heap(64)
-    assert len(regions._regions) <= 2 * alive + 100
+    assert len(overlaps._regions) <= 2 * alive + 100
 
 
 def test_a_lend_of_a_member_calls_as_many_functions_beside_views_of_all_the_others():

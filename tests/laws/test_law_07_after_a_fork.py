@@ -109,10 +109,11 @@ FORKS = {
         print({child(write)}, not view.flags.writeable)
         """,
     "a thread that has stopped as it notes that it reads": """
-        from flatstore.memory import claims, regions
+        from flatstore.memory import overlaps, readers_and_writers
         def stopping(real):
             return lambda *rest: time.sleep(1000) if hasattr(here, "stops") else real(*rest)
-        claims.enter, regions._replace, here = stopping(claims.enter), stopping(regions._replace), threading.local()
+        readers_and_writers.enter = stopping(readers_and_writers.enter)
+        overlaps._replace, here = stopping(overlaps._replace), threading.local()
         for work in (store.to_vector, lambda: fs.Store.zeros(store.layout)):
             in_thread(lambda: (setattr(here, "stops", True), work()))
         time.sleep(0.1)

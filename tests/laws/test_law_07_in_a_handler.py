@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import flatstore as fs
-from flatstore.memory import watched
+from flatstore.memory import live_views
 
 WAITING = """
 import signal, sys, threading, time
@@ -60,7 +60,7 @@ def test_a_handler_may_wait_for_the_verbs_of_another_thread():
 def test_a_lend_that_a_handler_begins_as_views_become_writable_keeps_them_read_only(monkeypatch):
     store, real, lends, calls = (
         fs.Store.from_tree({f"w{i}": np.zeros(16, "f4") for i in range(9)}),
-        watched._thaw,
+        live_views._thaw,
         [],
         [],
     )
@@ -73,7 +73,7 @@ def test_a_lend_that_a_handler_begins_as_views_become_writable_keeps_them_read_o
             lends[0].__enter__()
         return real(*arguments)
 
-    monkeypatch.setattr(watched, "_thaw", struck)
+    monkeypatch.setattr(live_views, "_thaw", struck)
     with store.lend():
         pass
     assert not any(view.flags.writeable for view in views)

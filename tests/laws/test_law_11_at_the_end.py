@@ -151,9 +151,9 @@ ENDINGS = {
     ),
     "a thread that has stopped as it notes that it reads": (
         """
-        from flatstore.memory import claims
-        real, here = claims.enter, threading.local()
-        claims.enter = lambda *rest: time.sleep(1000) if hasattr(here, "stops") else real(*rest)
+        from flatstore.memory import readers_and_writers
+        real, here = readers_and_writers.enter, threading.local()
+        readers_and_writers.enter = lambda *rest: time.sleep(1000) if hasattr(here, "stops") else real(*rest)
         threading.Thread(target=lambda: (setattr(here, "stops", True), store.to_vector()), daemon=True).start()
         time.sleep(0.2)
         AtTheEnd(lambda: say("wrote:", store.assign(np.zeros(300_000, "f4"))))

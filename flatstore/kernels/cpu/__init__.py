@@ -1,11 +1,5 @@
 """Compiled loops over blocks of parameters, by Numba."""
 
-from flatstore.kernels.cpu.at_once import BY as BY
-from flatstore.kernels.cpu.at_once import NOTE as NOTE
-from flatstore.kernels.cpu.at_once import NOWHERE as NOWHERE
-from flatstore.kernels.cpu.at_once import STOPPED as STOPPED
-from flatstore.kernels.cpu.at_once import all_or_nothing as all_or_nothing
-from flatstore.kernels.cpu.at_once import over_ranges as over_ranges
 from flatstore.kernels.cpu.bounds import CLIP as CLIP
 from flatstore.kernels.cpu.bounds import REFLECT as REFLECT
 from flatstore.kernels.cpu.bounds import UNBOUNDED as UNBOUNDED
@@ -24,11 +18,21 @@ from flatstore.kernels.cpu.generation import first_run as first_run
 from flatstore.kernels.cpu.generation import generation_loop as generation_loop
 from flatstore.kernels.cpu.generation import ranges as ranges
 from flatstore.kernels.cpu.generation import writer as writer
+from flatstore.kernels.cpu.in_one_call import BY as BY
+from flatstore.kernels.cpu.in_one_call import NOTE as NOTE
+from flatstore.kernels.cpu.in_one_call import NOWHERE as NOWHERE
+from flatstore.kernels.cpu.in_one_call import STOPPED as STOPPED
+from flatstore.kernels.cpu.in_one_call import all_or_nothing as all_or_nothing
+from flatstore.kernels.cpu.in_one_call import over_ranges as over_ranges
 from flatstore.kernels.cpu.mutation import EVERY_GENE as EVERY_GENE
 from flatstore.kernels.cpu.mutation import NO_GENE as NO_GENE
 from flatstore.kernels.cpu.mutation import SEGMENT as SEGMENT
 from flatstore.kernels.cpu.mutation import SOME_GENES as SOME_GENES
 from flatstore.kernels.cpu.mutation import mutation_loop as mutation_loop
+from flatstore.kernels.cpu.noise_loops import SEEDS_AT_ONCE as SEEDS_AT_ONCE
+from flatstore.kernels.cpu.noise_loops import perturbation_loop as perturbation_loop
+from flatstore.kernels.cpu.noise_loops import sampling_loop as sampling_loop
+from flatstore.kernels.cpu.noise_loops import update_loop as update_loop
 from flatstore.kernels.cpu.optimisers import adam as adam
 from flatstore.kernels.cpu.optimisers import finite_check as finite_check
 from flatstore.kernels.cpu.optimisers import momentum as momentum
@@ -44,7 +48,3 @@ from flatstore.kernels.cpu.storage import SMALLEST_NORMAL as SMALLEST_NORMAL
 from flatstore.kernels.cpu.storage import STORAGE as STORAGE
 from flatstore.kernels.cpu.storage import TOO_LARGE as TOO_LARGE
 from flatstore.kernels.cpu.storage import refuse_other_dtypes as refuse_other_dtypes
-from flatstore.kernels.cpu.strategies import SEEDS_AT_ONCE as SEEDS_AT_ONCE
-from flatstore.kernels.cpu.strategies import perturbation_loop as perturbation_loop
-from flatstore.kernels.cpu.strategies import sampling_loop as sampling_loop
-from flatstore.kernels.cpu.strategies import update_loop as update_loop

@@ -23,9 +23,9 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
-from flatstore.threads import helpers
-from flatstore.threads.helpers import SHORT_OF_MEMORY, Helper, acquire, helper_of_this_thread, release
-from flatstore.threads.raising import add_notes, moment
+from flatstore.threads import helper_threads
+from flatstore.threads.helper_threads import SHORT_OF_MEMORY, Helper, acquire, helper_of_this_thread, release
+from flatstore.threads.notes import add_notes, moment
 
 T = TypeVar("T")
 
@@ -114,13 +114,13 @@ def _turn(
                 told = True
                 if caught is None:
                     caught = raised
-        if mail.process is helpers.process:
+        if mail.process is helper_threads.process:
             try:
                 acquire(mail.done, 1)
             except BaseException as raised:
                 if caught is None:
                     caught = raised
-        while not mail.over and mail.process is helpers.process:  # only then, too
+        while not mail.over and mail.process is helper_threads.process:  # only then, too
             try:
                 acquire(mail.done, 1)
             except BaseException as raised:

@@ -11,7 +11,7 @@ from functools import partial
 from operator import call
 from typing import Any
 
-from flatstore.threads.helpers import caller
+from flatstore.threads.helper_threads import caller
 
 _raise_in: Any = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _raise_in.restype, _raise_in.argtypes = ctypes.c_int, [ctypes.c_ulong, ctypes.py_object]

@@ -20,7 +20,7 @@ import jax.core
 import numpy as np
 
 from flatstore.layout.dtypes import belongs_to, is_numeric, is_torch_tensor, torch_dtype
-from flatstore.layout.hidden import refuse_hidden
+from flatstore.layout.hidden_numbers import refuse_hidden
 from flatstore.layout.masks import Array, refuse_mask
 from flatstore.trees import in_words, repeats
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.layout.leaf import Leaf
-from flatstore.layout.numeric import Array
+from flatstore.layout.numeric_values import Array
 
 
 class _StandIn(np.ndarray[Any, np.dtype[Any]]):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from flatstore.memory.guarded import LentError
+from flatstore.memory.guarded_views import LentError
 from flatstore.threads import caller
 
 T = TypeVar("T")

@@ -21,10 +21,10 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 
 from flatstore.layout import Array
-from flatstore.memory.guarded import LentError
+from flatstore.memory.guarded_views import LentError
 from flatstore.memory.host import Memory
-from flatstore.memory.regions import LENDS, READS, WRITES, enter, overlap, region_of
-from flatstore.memory.turns import BusyError, persist
+from flatstore.memory.overlaps import LENDS, READS, WRITES, enter, overlap, region_of
+from flatstore.memory.waits import BusyError, persist
 from flatstore.threads import caller
 from flatstore.trees import first_of
 

@@ -5,12 +5,12 @@ import threading
 
 import pytest
 
-from flatstore.threads import caller, helpers, uninterrupted
+from flatstore.threads import caller, helper_threads, uninterrupted
 
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_helper_that_is_struck_as_it_starts_is_replaced(monkeypatch, times):
-    starts, round_to = [], helpers._round
+    starts, round_to = [], helper_threads._round
 
     def struck(mode):
         starts.append(threading.get_ident())
@@ -18,7 +18,7 @@ def test_a_helper_that_is_struck_as_it_starts_is_replaced(monkeypatch, times):
             raise SystemExit  # as `PyThreadState_SetAsyncExc` raises it; of others the interpreter prints a traceback
         return round_to(mode)
 
-    monkeypatch.setattr(helpers, "_round", struck)
+    monkeypatch.setattr(helper_threads, "_round", struck)
     done = []
 
     def work():

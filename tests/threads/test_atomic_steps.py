@@ -6,7 +6,7 @@ import pytest
 
 import flatstore  # noqa: F401 (all functions that are declared so are known then)
 from flatstore.threads import unparted
-from flatstore.threads.steps import STEPS
+from flatstore.threads.atomic_steps import STEPS
 
 # Where CPython looks whether there is a signal to handle, or another thread to let go on.
 LOOKS = ("CALL", "PRECALL", "JUMP_BACKWARD", "POP_JUMP_BACKWARD", "FOR_ITER", "SEND", "YIELD", "BEFORE_WITH", "IMPORT")
@@ -40,7 +40,7 @@ def test_a_call_and_a_loop_are_found():
 
 
 def test_without_the_interpreter_s_lock_another_one_is_held(monkeypatch):
-    monkeypatch.setattr("flatstore.threads.steps._has_lock", False)
+    monkeypatch.setattr("flatstore.threads.atomic_steps._has_lock", False)
     held = []
 
     class Lock:
@@ -50,7 +50,7 @@ def test_without_the_interpreter_s_lock_another_one_is_held(monkeypatch):
         def __exit__(self, *_):
             held.append("end")
 
-    monkeypatch.setattr("flatstore.threads.steps._lock", Lock())
+    monkeypatch.setattr("flatstore.threads.atomic_steps._lock", Lock())
 
     def add(x):
         held.append(x)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flatstore as fs
-from flatstore.memory import region_of, regions
+from flatstore.memory import overlaps, region_of
 
 LAYOUT = fs.Layout.from_tree({"w": np.zeros(16, "f4")})
 
@@ -69,7 +69,7 @@ def test_threads_that_wrap_parts_of_one_buffer_at_the_same_time_make_one_region(
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
         assert len({region_of(store.memory) for store in stores}) == 1
-        assert len(regions.members_at(stores[0].memory.start, stores[0].memory.stop)) >= 2
+        assert len(overlaps.members_at(stores[0].memory.start, stores[0].memory.stop)) >= 2
 
 
 def test_threads_that_make_stores_at_the_same_time_lose_none():
@@ -83,6 +83,6 @@ def test_threads_that_make_stores_at_the_same_time_lose_none():
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     for store in made:
-        assert regions.members_at(store.memory.start, store.memory.stop) == [store.memory]
-    starts = [region.start for region in regions._regions]
-    assert starts == sorted(starts) == regions._starts
+        assert overlaps.members_at(store.memory.start, store.memory.stop) == [store.memory]
+    starts = [region.start for region in overlaps._regions]
+    assert starts == sorted(starts) == overlaps._starts

@@ -12,7 +12,7 @@ from safetensors import deserialize
 
 import flatstore as fs
 from flatstore.files import layout_of
-from flatstore.files.note import written
+from flatstore.files.layout_note import written
 from tests.example_trees import says
 
 
