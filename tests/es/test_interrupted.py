@@ -26,8 +26,8 @@ def interrupted(call, after):
     """Call, with a Ctrl-C so many seconds later: what was raised, in the end."""
     thread = threading.Thread(target=lambda: (time.sleep(after), signal.raise_signal(signal.SIGINT)))
     gc.disable()  # what is raised inside of a callback of the collector, as Hypothesis has one, is lost
-    thread.start()
     try:
+        thread.start()  # here, too, it may come: where the machine is busy, a thread takes long to start
         call()
         thread.join()
         time.sleep(0.01)  # the handler runs in this thread, and may do so after the other has ended

@@ -1,10 +1,10 @@
 """The loop: a generator over generations equals the loop written by hand, stops anywhere and goes on to the bit."""
 
-import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -184,7 +184,7 @@ def test_an_interrupt_in_a_step_comes_when_the_step_is_done(monkeypatch):
     run = breeding.run
 
     def interrupted(*arguments):  # by the helper, while the caller waits
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         run(*arguments)
 
     pop, other = population(), population()

@@ -116,7 +116,7 @@ def test_a_reader_beside_a_writer_gets_a_whole_state_or_an_error_or_waits(writer
 
     thread = threading.Thread(target=keep_writing)
     thread.start()
-    whole, deadline = 0, time.monotonic() + 20
+    whole, deadline = 0, time.monotonic() + 60
     try:
         while whole < 6 and time.monotonic() < deadline and not failed:
             try:

@@ -1,7 +1,7 @@
 """What is raised, and its notes: those of now, though the same object has been raised before."""
 
-import os
 import signal
+import threading
 import time
 
 import pytest
@@ -31,7 +31,7 @@ def test_a_handler_that_raises_the_same_object_each_time_does_not_pile_up_notes(
         raise error
 
     def work(fails=False):
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
         time.sleep(0.01)
         if fails:
             raise ArithmeticError

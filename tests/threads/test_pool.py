@@ -223,7 +223,7 @@ def test_interrupts_are_held_back_until_the_work_is_finished(size, n):
 
     def task(i):
         for _ in range(3):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             time.sleep(0.003)
         done.append(i)
 
@@ -236,7 +236,7 @@ def test_interrupts_are_held_back_until_the_work_is_finished(size, n):
 
 def test_an_interrupt_of_work_that_fails_says_so():
     def task(i):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         time.sleep(0.01)
         raise ArithmeticError
 
@@ -253,7 +253,7 @@ def test_what_the_handler_of_another_signal_raises_is_held_back_too():
     before, done = signal.signal(signal.SIGUSR1, ring), []
 
     def task(i):
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
         time.sleep(0.01)
         done.append(i)
 
@@ -269,7 +269,7 @@ def test_a_handler_that_raises_nothing_is_called_after_the_work():
     calls = []
     before = signal.signal(signal.SIGINT, lambda number, frame: calls.append(number))
     try:
-        each(lambda i: os.kill(os.getpid(), signal.SIGINT), 1)
+        each(lambda i: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT), 1)
     finally:
         signal.signal(signal.SIGINT, before)
     assert calls == [signal.SIGINT]
