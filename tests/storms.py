@@ -138,12 +138,22 @@ def flat(objects):
     return [x.buffer for x in objects]
 
 
-def perturbed(body):
+def perturbed(body, dtype="f4"):
     def run(objects):
         with es.perturbed(objects[0], NOISE, 3):
             body(objects[0])
 
-    return Verb(lambda: [store_of()], run, flat)
+    return Verb(lambda: [store_of(dtype=dtype)], run, flat)
+
+
+def logged(run):
+    """A verb that uses the undo log of 16-bit leaves. Whether it is used up is a part of the state."""
+
+    def make():
+        store = store_of(dtype="bfloat16")
+        return [store, es.perturb(store, NOISE, 3)]
+
+    return Verb(make, run, lambda objects: [objects[0].buffer, objects[1].at, objects[1].nbytes])
 
 
 def lend(store):
@@ -199,6 +209,14 @@ def evolving(optimiser=None, dtype="f4"):
     return Loop(make, start, parts)
 
 
+def climbing(dtype="f4"):
+    def start(objects, resume):
+        score = lambda params, n: fitness(params)  # noqa: E731
+        return es.mezo(objects[0], score, seed=1, noise=NOISE, rate=0.001, steps=3, resume=resume)
+
+    return Loop(lambda: [store_of(2000, dtype)], start, flat)
+
+
 def population():
     return fs.Population.from_tree({"a": np.zeros(500, "f4"), "b": np.ones(3, "f4")}, 32)
 
@@ -241,6 +259,10 @@ WORK = {
     "perturb in 16 bits": Verb(
         lambda: [store_of(dtype="bfloat16")], lambda x: es.perturb(x[0], NOISE, 1, exact=False), flat
     ),
+    "perturb, and keep a log": Verb(lambda: [store_of(dtype="bfloat16")], lambda x: es.perturb(x[0], NOISE, 1), flat),
+    "undo by a log": logged(lambda x: es.perturb(x[0], NOISE, 3, sign=-1, undo=x[1])),
+    "across by a log": logged(lambda x: es.perturb(x[0], NOISE, 3, sign=-2, undo=x[1])),
+    "update by a log": logged(lambda x: es.update(x[0], NOISE, [3], [0.5], perturbed=1, undo=x[1])),
     "snap": Verb(lambda: [fs.Store.from_tree({"a": np.full(20_000, 0.1, "f4")})], lambda x: es.snap(x[0], NOISE), flat),
     "update": an_update(),
     "update in 16 bits": an_update("float16"),
@@ -259,6 +281,7 @@ WORK = {
     "put_back": Verb(lambda: [store_of()], lambda x: fs.put_back(x[0], SEVENS), flat),
     "adopt": Verb(a_module, lambda x: fs.adopt(*x), of_module),
     "perturbed": perturbed(lambda store: None),
+    "perturbed in 16 bits": perturbed(lambda store: None, "bfloat16"),
     "perturbed, long": perturbed(lambda store: MATRIX @ MATRIX),
     "perturbed, lent": perturbed(lend),
     "lend": Verb(lambda: [store_of()], lambda x: (lend(x[0]), x[0].__setitem__("a", SEVENS["a"])), flat),
@@ -266,13 +289,8 @@ WORK = {
     "es.evolve": evolving(),
     "es.evolve in 16 bits": evolving(dtype="bfloat16"),
     "es.evolve with Adam": evolving(es.Adam),
-    "mezo": Loop(
-        lambda: [store_of(2000)],
-        lambda x, resume: es.mezo(
-            x[0], lambda params, n: fitness(params), seed=1, noise=NOISE, rate=0.001, steps=3, resume=resume
-        ),
-        flat,
-    ),
+    "mezo": climbing(),
+    "mezo in 16 bits": climbing("bfloat16"),
 }
 STORE, MATRIX = store_of(), np.ones((200, 200))
 

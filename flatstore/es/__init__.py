@@ -2,6 +2,7 @@
 
 from flatstore.es.contexts import perturbed as perturbed
 from flatstore.es.evolution import evolve as evolve
+from flatstore.es.grid import snap as snap
 from flatstore.es.in_jit import on_grid as on_grid
 from flatstore.es.in_jit import snapped as snapped
 from flatstore.es.in_jit import updated as updated
@@ -12,10 +13,10 @@ from flatstore.es.optimisers import Adam as Adam
 from flatstore.es.optimisers import Momentum as Momentum
 from flatstore.es.optimisers import Optimiser as Optimiser
 from flatstore.es.perturbing import perturb as perturb
-from flatstore.es.perturbing import snap as snap
 from flatstore.es.ranks import centred_ranks as centred_ranks
 from flatstore.es.sampling import sample as sample
 from flatstore.es.spsa import mezo as mezo
+from flatstore.es.undo_log import UndoLog as UndoLog
 from flatstore.es.updating import update as update
 from flatstore.es.weights import weighted_seeds as weighted_seeds
 from flatstore.es.weights import words as words

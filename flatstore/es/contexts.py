@@ -10,6 +10,7 @@ import numpy as np
 
 from flatstore.es.groups import IN_NOISE, SIGNS_ACROSS, check_sign
 from flatstore.es.perturbing import perturb
+from flatstore.es.undo_log import UndoLog
 from flatstore.es.updating import update
 from flatstore.memory import LentError, patience, waiting, write
 from flatstore.noise import Noise, Seed
@@ -23,6 +24,7 @@ class Perturbation:
     def __init__(self, store: Store, noise: Noise, seed: Seed) -> None:
         self.store, self.noise, self.seed = store, noise, seed
         self._since = moment()
+        self._log: UndoLog | None = None
         self.at = 0
         """How many times the noise is added now: 1, 0 or -1. It is always true, also after an interrupt."""
 
@@ -30,7 +32,7 @@ class Perturbation:
         """Go to one side of the centre, 1 or -1, or back to it, 0, in one pass. Raises the errors of `perturb`."""
 
         def move() -> None:
-            perturb(self.store, self.noise, self.seed, sign=at - self.at)
+            self._log = perturb(self.store, self.noise, self.seed, sign=at - self.at, undo=self._log)
             self.at = at
 
         if at != self.at:
@@ -40,8 +42,9 @@ class Perturbation:
         """Take the noise back, and add it weighted, in one pass; call `then` when the store has moved."""
 
         def move() -> None:
-            update(self.store, self.noise, np.array([self.seed], np.uint64), weights, perturbed=self.at)
-            self.at = 0
+            keys = np.array([self.seed], np.uint64)
+            update(self.store, self.noise, keys, weights, perturbed=self.at, undo=self._log)
+            self.at, self._log = 0, None
             then()
 
         write([self.store.memory], move)
@@ -61,10 +64,10 @@ class Perturbation:
             return self._back()
         except LentError as lent:
             if error is None:
-                lent.add_note(f"the store is still perturbed; fix: end the lend, then {self._way_back()}")
+                lent.add_note(f"the store is still perturbed; fix: end the lend, then {self._way_back(lent)}")
                 raise
         except MemoryError as short:
-            short.add_note(f"the store is still perturbed; fix: {self._way_back()}")
+            short.add_note(f"the store is still perturbed; fix: {self._way_back(short)}")
             raise
         caught: BaseException | None = error
         cleared: set[int] = set()
@@ -76,11 +79,15 @@ class Perturbation:
             with waiting(max(1.0, patience())):  # for a computation that was begun in the block, and still reads
                 self._back()
         except LentError:
-            note = f"the store is lent and still perturbed; fix: end the lend, then {self._way_back()}"
+            note = f"the store is lent and still perturbed; fix: end the lend, then {self._way_back(error)}"
             add_notes(error, self._since, note)
 
-    def _way_back(self) -> str:
-        return f"es.perturb(store, noise, {self.seed}, sign={-self.at})"
+    def _way_back(self, error: Any) -> str:
+        """The call that goes back. The undo log, if there is one, is handed over with the error."""
+        if self._log is not None:
+            error.undo = self._log
+        undo = ", undo=error.undo" if self._log is not None else ""
+        return f"es.perturb(store, noise, {self.seed}, sign={-self.at}{undo})"
 
     def _back(self) -> None:
         """Go back to the centre, at the second try if memory was short for a moment."""

@@ -2,89 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from flatstore.checks import whole
+from flatstore.es.grid import grid_of, stopped_because
 from flatstore.es.groups import (
     IN_NOISE,
     ROOM,
     SIGNS_ACROSS,
-    TASK,
     WIDTH,
     Group,
-    blocks,
     check_sign,
     factors_of,
     is_small,
     noisy_groups,
-    noisy_leaves,
     random_words,
     refuse_not_finite,
     tasks_of,
 )
 from flatstore.es.small_moves import Part, move_at_once
-from flatstore.kernels.cpu import BITS, WHOLE_NUMBERS, perturbation_loop
+from flatstore.es.undo_log import LoggedMove, UndoLog, check_log
+from flatstore.kernels.cpu import WHOLE_NUMBERS, perturbation_loop
 from flatstore.layout import Array, Leaf
 from flatstore.memory import write
 from flatstore.noise import Noise, Seed, as_keys, seeds
 from flatstore.store import Store
-from flatstore.threads import REACHED, Task, run_tasks
+from flatstore.threads import Task, run_tasks
 
 
-def snap(store: Store, noise: Noise) -> None:
-    """Round the parameters that `noise` moves to its grid, in place: to the nearest multiple, minus zero to zero.
-
-    Call it once, before the first `perturb`: `perturb` and `update` keep parameters on the grid. float32 parameters
-    move by at most `noise.step / 2`.
-
-    >>> import flatstore as fs
-    >>> store = fs.Store.from_tree({"w": np.array([0.1, -0.0], "f4")})
-    >>> snap(store, fs.Normal(0.02, bound=1.0))
-    >>> (store["w"] / fs.Normal(0.02, bound=1.0).grid("f4")).tolist()
-    [1677722.0, 0.0]
-
-    Raises `ValueError` for parameters that are not finite or reach the bound, and for 16-bit leaves, which have no
-    grid; `LentError` while the store is lent. In all these cases nothing is written.
-    """
-    groups = noisy_groups(store, noise)
-    refuse_16_bit(groups)
-    views = [(leaf, *store.leaf_matrix(leaf)) for leaf in noisy_leaves(store, noise)]
-    tasks = [Task(values, *ends) for _, values in views for ends in blocks(values.size, TASK)]
-
-    def scratch() -> dict[Any, Array]:
-        longest = max((task.stop - task.start for task in tasks), default=0)
-        return {values.dtype: np.empty(longest, values.dtype) for _, values in views}
-
-    def round_part(task: Task, scratch: dict[Any, Array], note: Any) -> None:
-        part = task.group[task.start : task.stop]
-        part[:] = to_grid(part, noise, scratch[part.dtype][: part.size])
-        note[REACHED] = task.stop
-
-    def round_all() -> None:
-        refuse_not_finite(store, groups)
-        for leaf, values in views:
-            half = noise.grid(values.dtype) / 2
-            largest = max(float(np.abs(values[start:stop]).max()) for start, stop in blocks(values.size, TASK))
-            if largest >= noise.bound - half:  # would be rounded up to it, or lies beyond
-                raise _past_the_bound(noise, leaf.path, largest, "pass a larger bound= of the noise")
-        run_tasks(tasks, round_part, scratch, finish=True)
-
-    write([store.memory], round_all)
-
-
-def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: bool = True) -> None:
+def perturb(
+    store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: bool = True, undo: UndoLog | None = None
+) -> UndoLog | None:
     """Add `sign` times the noise of a seed to the store, in place. The opposite sign takes it back, to the bit.
 
     On the noise's grid (see `snap`) every sum is exact, so any number of perturbations may be nested and undone in any
     order. Frozen leaves and leaves of scale 0 are not touched. No memory is needed that grows with the store.
 
+    16-bit leaves have no grid, and their sums are rounded. What is lost is returned as a log, a few per cent of the
+    bytes of the leaves, and has to be passed as `undo` to go back to the bit; see `UndoLog`.
+
     >>> import flatstore as fs
     >>> store, noise = fs.Store.from_tree({"w": np.linspace(-1, 1, 5, dtype="f4")}), fs.Normal(0.02)
-    >>> snap(store, noise)
+    >>> fs.es.snap(store, noise)
     >>> before = store.flat.tobytes()
     >>> perturb(store, noise, 7)
     >>> perturb(store, noise, 7, sign=-1)
@@ -96,69 +58,140 @@ def perturb(store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: boo
         noise: `fs.Normal` or `fs.Rademacher`, with the bound that no parameter may reach.
         seed: a non-negative integer below 2**64, or several, which are hashed to one.
         sign: 1 or -1; 2 or -2 to go from one side of the centre to the other in one pass.
-        exact: False for rounded float sums: they need no grid and no bound, but have no exact way back. 16-bit leaves
-            have no other way; each perturbation that is undone may leave them slightly elsewhere.
+        exact: False for rounded float sums: they need no grid, no bound and no log, but have no exact way back. What is
+            perturbed and "undone" so ends slightly elsewhere.
+        undo: what the perturbation that is to be taken back returned; with it `sign` leads back to the centre, or
+            across it.
+
+    Returns None, or the log that leads back to the centre if there are 16-bit leaves and they are not there now. If an
+    interrupt was held back until they had moved, the log is its attribute `undo`.
 
     Raises `ValueError` for parameters that are off the grid, or that reach the bound before or after the move, with the
-    leaf and its largest magnitude; for 16-bit leaves, unless `exact=False`; `LentError` while the store is lent. In all
-    these cases the store is left as it was.
+    leaf and its largest magnitude; for 16-bit leaves that are not finite before or after it, or not as their log left
+    them; for a log of another noise, seed or layout; `LentError` while the store is lent. In all these cases the store
+    is left as it was, and the log can still be used.
     """
     check_sign(sign, IN_NOISE, SIGNS_ACROSS)
-    groups = noisy_groups(store, noise)
-    if exact:
-        refuse_16_bit(groups)
+    noisy = noisy_groups(store, noise)
+    groups, gridless = ([x for x in noisy if bool(x.grid or not exact) == wanted] for wanted in (True, False))
     key = key_of(seed)
-    draw = noise.kind, key, *factors_of(store.layout, noise)
+    _check_way_back(store, noise, key, sign, bool(gridless), undo)
+    plain = _PlainMove(store, groups, noise, key, sign, exact)
+    logged = LoggedMove(store, gridless, noise, key, sign, undo)
+    if exact and not gridless and is_small(groups):
+        plain.move_at_once()
+    elif not exact:
+        write([store.memory], plain.move_for_good)
+    else:
+        try:
+            write([store.memory], lambda: _move(plain, logged))
+        except BaseException as interrupt:
+            if logged.new_log:  # the store has moved, and what came meanwhile is raised now
+                error: Any = interrupt
+                error.undo = logged.new_log
+                error.add_note("the store is perturbed; error.undo is what takes it back")
+            raise
+    return logged.new_log
 
-    def arguments(group: Group, sign: int, bound: float, scratch: Any) -> tuple[Any, ...]:
-        rows = scratch[0], *scratch[1][group.dtype]
-        return group.raw, group.pieces, draw, group.real(sign * noise.step), grid_of(group, bound), rows
 
-    def move(task: Task, end: int, sign: int, bound: float, scratch: Any, note: Any) -> None:
-        loop = perturbation_loop(task.group.dtype, noise.width)
-        loop(task.start, end, *arguments(task.group, sign, bound, scratch), note)
+def _move(plain: _PlainMove, logged: LoggedMove) -> None:
+    """Move all leaves, or raise and leave them as they were."""
+
+    def of(task: Task) -> _PlainMove | LoggedMove:
+        return plain if task.group.grid else logged
 
     def add(task: Task, scratch: Any, note: Any) -> None:
-        move(task, task.stop, sign, noise.bound if exact else 0.0, scratch, note)
+        of(task).add(task, scratch[of(task)], note)
 
-    def undo(task: Task, end: int, scratch: Any) -> None:
-        move(task, end, -sign, 0.0, scratch, scratch[2])
+    def take_back(task: Task, end: int, scratch: Any) -> None:
+        of(task).take_back(task, end, scratch[of(task)])
 
-    def scratch() -> Any:
-        rows = {group.dtype: number_rows(noise, group.real) for group in groups}
-        return random_words(noise.width, 1, WIDTH), rows, np.zeros(1, np.int64)
+    tasks = [*plain.tasks(), *logged.tasks()]
+    parts = {of(task): None for task in tasks}
+    stopped = run_tasks(tasks, add, lambda: {part: part.scratch() for part in parts}, [take_back])
+    if stopped:
+        raise of(stopped[0]).stopped_because(stopped[0].group, stopped[1])
+    logged.end()
 
-    def delta(leaf: Leaf, begin: int, end: int) -> Array:
-        return sign * noise.delta(leaf, key, begin, end)[0]
 
-    def move_all() -> None:
-        if not exact:
-            refuse_not_finite(store, groups)
-        stopped = run_tasks(tasks_of(groups), add, scratch, [undo] if exact else [], finish=not exact)
-        if stopped:
-            refuse(stopped[0].group, stopped[1])
+class _PlainMove:
+    """A move of leaves by sums that are exact, on the grid; or by rounded sums, which are not taken back."""
 
-    def refuse(group: Group, index: int) -> None:
-        raise stopped_because(store, noise, group, index, delta, "pass a larger bound= of the noise")
+    def __init__(self, store: Store, groups: Sequence[Group], noise: Noise, key: Array, sign: int, exact: bool) -> None:
+        self._store, self._groups, self._noise, self._key, self._sign = store, groups, noise, key, sign
+        self._bound = noise.bound if exact else 0.0
+        self._draw = noise.kind, key, *factors_of(store.layout, noise)
 
-    if exact and is_small(groups):
-        rows = scratch()
-        stopped = move_at_once(
-            store,
-            [
-                Part(
-                    group,
-                    perturbation_loop(group.dtype, noise.width),
-                    arguments(group, sign, noise.bound, rows),
-                    arguments(group, -sign, 0.0, rows),
-                )
-                for group in groups
-            ],
+    def tasks(self) -> list[Task]:
+        """The tasks for the threads."""
+        return tasks_of(self._groups)
+
+    def scratch(self) -> Any:
+        """What a thread works in."""
+        rows = {group.dtype: number_rows(self._noise, group.real) for group in self._groups}
+        return random_words(self._noise.width, 1, WIDTH), rows, np.zeros(1, np.int64)
+
+    def add(self, task: Task, scratch: Any, note: Any) -> None:
+        """Do a task. It stops where a parameter is off the grid, or reaches the bound."""
+        given = self._arguments(task.group, self._sign, self._bound, scratch)
+        self._loop(task.group)(task.start, task.stop, *given, note)
+
+    def take_back(self, task: Task, end: int, scratch: Any) -> None:
+        """Undo a task that has come to `end`."""
+        given = self._arguments(task.group, -self._sign, 0.0, scratch)
+        self._loop(task.group)(task.start, end, *given, scratch[2])
+
+    def move_at_once(self) -> None:
+        """Do all tasks in this thread. Raises the error of a task that stops."""
+        rows, sign = self.scratch(), self._sign
+        parts = [
+            Part(
+                group,
+                self._loop(group),
+                self._arguments(group, sign, self._bound, rows),
+                self._arguments(group, -sign, 0.0, rows),
+            )
+            for group in self._groups
+        ]
+        if stopped := move_at_once(self._store, parts):
+            raise self.stopped_because(*stopped)
+
+    def move_for_good(self) -> None:
+        """Do all tasks; what is begun is finished."""
+        refuse_not_finite(self._store, self._groups)
+        run_tasks(self.tasks(), self.add, self.scratch, finish=True)
+
+    def stopped_because(self, group: Group, index: int) -> ValueError:
+        """The error for a move that has stopped at an index, when it is taken back."""
+
+        def delta(leaf: Leaf, begin: int, end: int) -> Array:
+            return self._sign * self._noise.delta(leaf, self._key, begin, end)[0]
+
+        return stopped_because(self._store, self._noise, group, index, delta, "pass a larger bound= of the noise")
+
+    def _loop(self, group: Group) -> Any:
+        return perturbation_loop(group.dtype, self._noise.width)
+
+    def _arguments(self, group: Group, sign: int, bound: float, scratch: Any) -> tuple[Any, ...]:
+        rows = scratch[0], *scratch[1][group.dtype]
+        step = group.real(sign * self._noise.step)
+        return group.raw, group.pieces, self._draw, step, grid_of(group, bound), rows
+
+
+def _check_way_back(store: Store, noise: Noise, key: Array, sign: int, logged: bool, undo: UndoLog | None) -> None:
+    """Raise unless a log that is given leads where `sign` says, and is given if it is needed."""
+    if undo is not None:
+        check_log(store, noise, key, undo)
+        if sign not in (-undo.at, -2 * undo.at) or not logged:
+            raise ValueError(
+                f"expected sign {-undo.at}, to take back what was added {undo.at} times, or {-2 * undo.at}, to go "
+                f"across, and exact=True, got sign {sign}{'' if logged else ' and exact=False'}; fix: pass one of these"
+            )
+    elif logged and abs(sign) > 1:
+        raise ValueError(
+            f"expected the undo log of 16-bit leaves to go across the centre, got sign {sign} without one; "
+            "fix: undo=, what the first perturbation returned"
         )
-        if stopped:
-            refuse(*stopped)
-    else:
-        write([store.memory], move_all)
 
 
 def key_of(seed: Seed) -> Array:
@@ -171,77 +204,6 @@ def key_of(seed: Seed) -> Array:
     return np.array([number], np.uint64)
 
 
-def grid_of(group: Group, bound: float) -> tuple[Any, Any, Any]:
-    """The grid, its reciprocal and the bits of the bound: what the compiled loop checks parameters against."""
-    return _grid_of(group.real, group.grid or 1.0, bound)
-
-
-@lru_cache(maxsize=64)
-def _grid_of(real: Any, grid: float, bound: float) -> tuple[Any, Any, Any]:
-    size = real(grid)
-    return size, real(1) / size, real(bound).view(BITS[real])
-
-
 def number_rows(noise: Noise, real: Any) -> tuple[Array, Array]:
     """Scratch for one block: the whole numbers of its draws, and a copy of its parameters before the move."""
     return np.zeros(WIDTH + ROOM, WHOLE_NUMBERS[noise.width][1]), np.zeros(WIDTH, real)
-
-
-def refuse_16_bit(
-    groups: list[Group], fix: str = "es.sample into a second store, or exact=False, which drifts"
-) -> None:
-    """Raise `ValueError` if there are leaves without a grid."""
-    gridless = [group.dtype for group in groups if not group.grid]
-    if gridless:
-        raise ValueError(
-            f"expected float32 or float64 leaves, which have a grid for exact undo, got {', '.join(gridless)}; "
-            f"fix: {fix}"
-        )
-
-
-def stopped_because(
-    store: Store, noise: Noise, group: Group, index: int, delta: Callable[[Leaf, int, int], Array], fix: str
-) -> ValueError:
-    """The error for a group that stopped at an index because parameters are off the grid or reach the bound.
-
-    The store is as it was before the move, which was to add `delta(leaf, start, stop)` to its parameters.
-    """
-    worst = "", 0.0
-    for leaf in noisy_leaves(store, noise):
-        if leaf.dtype.name != group.dtype or not leaf.index - WIDTH < index < leaf.index + leaf.size:
-            continue
-        start, stop = max(index - leaf.index, 0), min(index - leaf.index + WIDTH, leaf.size)
-        refuse_not_finite(store, [group])
-        (values,) = store.leaf_matrix(leaf)
-        part = values[start:stop]
-        largest = max(float(np.abs(values[a:b]).max()) for a, b in blocks(leaf.size, TASK))
-        if largest >= noise.bound:
-            return _past_the_bound(noise, leaf.path, largest, "pass a larger bound= of the noise")
-        if to_grid(part, noise).tobytes() != part.tobytes():
-            return ValueError(
-                f"{leaf.path!r}: expected parameters on the grid of the noise (step {noise.step:.3g}), got others, the "
-                f"largest {largest:.6g}; fix: es.snap(store, noise) once"
-            )
-        move = delta(leaf, start, stop)
-        if (largest := float(np.abs(move).max())) >= noise.bound:  # such a move has too many digits for an exact sum
-            return ValueError(
-                f"{leaf.path!r}: expected a move below the bound {noise.bound:g}, got one of {largest:.6g}; fix: {fix}"
-            )
-        worst = max(worst, (leaf.path, float(np.abs(part + move).max())), key=lambda found: found[1])
-    return _past_the_bound(noise, *worst, fix, " after the move")
-
-
-def _past_the_bound(noise: Noise, path: str, largest: float, fix: str, when: str = "") -> ValueError:
-    return ValueError(
-        f"{path!r}: expected parameters below the bound {noise.bound:g}{when}, got a largest magnitude of "
-        f"{largest:.6g}; fix: {fix}"
-    )
-
-
-def to_grid(values: Array, noise: Noise, out: Array | None = None) -> Array:
-    """The values rounded to the nearest multiples of the grid: a copy, or `out`. Minus zero becomes zero."""
-    grid = values.dtype.type(noise.grid(values.dtype))
-    out = np.divide(values, grid, out=out)
-    np.rint(out, out=out)
-    np.multiply(out, grid, out=out)
-    return np.add(out, 0, out=out)  # minus zero plus zero is zero

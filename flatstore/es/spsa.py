@@ -12,7 +12,6 @@ import numpy as np
 from flatstore.es.contexts import Perturbation
 from flatstore.es.groups import noisy_groups
 from flatstore.es.journal import Move, move_of
-from flatstore.es.perturbing import refuse_16_bit
 from flatstore.evaluation import Rate, check_run, handed_out, is_real, rate_at, resumed_number
 from flatstore.layout import Spec, as_array
 from flatstore.noise import Noise, Seed, seeds
@@ -77,7 +76,7 @@ def mezo(
     start = resume.number + 1 if isinstance(resume, Move) else resumed_number(resume)
     run = check_run(evaluate, seed, start, steps, "steps")
     rate_at(rate, start)
-    refuse_16_bit(noisy_groups(store, noise), "es.evolve(..., members=2), which samples beside the store")
+    noisy_groups(store, noise)
     move_of(store, noise, None)
     with store.lend():
         pass

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.checks import real
+from flatstore.es.grid import grid_of, stopped_because
 from flatstore.es.groups import (
     IN_WEIGHTS,
     ROOM,
@@ -20,10 +21,10 @@ from flatstore.es.groups import (
     refuse_not_finite,
     tasks_of,
 )
-from flatstore.es.perturbing import grid_of, stopped_because
 from flatstore.es.small_moves import Part, move_at_once
+from flatstore.es.undo_log import UndoLog, check_blocks, check_log, chunk_tasks
 from flatstore.es.weights import fixed_point
-from flatstore.kernels.cpu import SEEDS_AT_ONCE, WHOLE_NUMBERS, update_loop
+from flatstore.kernels.cpu import BLOCK, SEEDS_AT_ONCE, WHOLE_NUMBERS, update_loop
 from flatstore.layout import Array, Leaf
 from flatstore.memory import write
 from flatstore.noise import Noise
@@ -35,7 +36,15 @@ WIDTH = 4096
 
 
 def update(
-    store: Store, noise: Noise, seeds: Any, weights: Any, *, sign: int = 1, exact: bool = True, perturbed: int = 0
+    store: Store,
+    noise: Noise,
+    seeds: Any,
+    weights: Any,
+    *,
+    sign: int = 1,
+    exact: bool = True,
+    perturbed: int = 0,
+    undo: UndoLog | None = None,
 ) -> None:
     """Add `sum_i weights[i] * noise(seeds[i])` to the store, in place: what `perturb` adds, weighted.
 
@@ -68,10 +77,12 @@ def update(
             back. For parameters that are not on a grid, such as a gradient.
         perturbed: 1 or -1 if the store is perturbed by the first seed with that sign, which is then taken back in the
             same pass; 0 if it is not.
+        undo: if it is, and has 16-bit leaves, the log that `perturb` returned.
 
     Raises `ValueError` unless there is a finite weight for each seed, for parameters that are not finite, off the grid
-    or that reach the bound before or after the move, and for `sign=-1` or `perturbed` with 16-bit leaves or
-    `exact=False`; `LentError` while the store is lent. In all these cases the store is left as it was.
+    or that reach the bound before or after the move, for `sign=-1` with 16-bit leaves or `exact=False`, and for
+    `perturbed` with 16-bit leaves without their log, or that are not as it left them; `LentError` while the store is
+    lent. In all these cases the store is left as it was.
     """
     keys, fixed = fixed_point(noise, seeds, weights)
     check_sign(sign, IN_WEIGHTS)
@@ -79,22 +90,19 @@ def update(
         raise ValueError(f"expected perturbed in (0, 1, -1), got {perturbed}; fix: pass the sign of the perturbation")
     groups = noisy_groups(store, noise)
     gridless = [group.dtype for group in groups if not group.grid]
-    if (perturbed or sign < 0) and (gridless or not exact):
+    if sign < 0 and (gridless or not exact) or perturbed and not exact:
         raise ValueError(
             f"expected float32 or float64 leaves on a grid to take back to the bit, got "
             f"{', '.join(gridless) or 'exact=False'}; fix: es.sample into a second store instead"
         )
-    if perturbed and not len(keys):
-        raise ValueError(
-            "expected the seed that the store is perturbed by, got none; fix: pass its seed first, or perturbed=0"
-        )
+    _check_perturbed(store, noise, keys, perturbed, gridless, undo)
     on_grid, off_grid = ([x for x in groups if bool(exact and x.grid) == wanted] for wanted in (True, False))
     draw = noise.kind, keys, factors_of(store.layout, noise).rows
 
     def arguments(
-        group: Group, whole: Array, sign: int, taken_back: int, checked: bool, scratch: Any
+        group: Group, whole: Array, sign: int, taken_back: int, checked: bool, scratch: Any, log: Any = None
     ) -> tuple[Any, ...]:
-        words, drawn, dither, sums, numbers, _ = scratch
+        words, drawn, dither, sums, numbers, restored, _ = scratch
         gridded = exact and group.grid > 0
         # A float64 grid is 2**29 times as fine as a step.
         drop = max(0, fixed.point - round(np.log2(noise.step / group.grid))) if gridded else 0
@@ -102,33 +110,36 @@ def update(
         rounding = group.real(sign), drop, unit, fixed.key, group.real(taken_back), group.real(noise.step)
         grid = grid_of(group, noise.bound if gridded and checked else 0.0)
         rows = words, drawn, numbers[group.real], sums, dither
-        return group.raw, group.pieces, draw, whole, rounding, grid, rows
+        return group.raw, group.pieces, draw, whole, rounding, grid, (*(log or no_log), *restored), rows
 
     def loop_of(group: Group) -> Any:
-        return update_loop(group.dtype, noise.width, exact and group.grid > 0)
+        return update_loop(group.dtype, noise.width, exact and group.grid > 0, bool(perturbed and not group.grid))
 
     def move(
         task: Task, end: int, whole: Array, sign: int, taken_back: int, checked: bool, scratch: Any, note: Any
     ) -> None:
-        given = arguments(task.group, whole, sign, taken_back, checked, scratch)
+        log = chunks.get((task.group.dtype, task.stop))
+        given = arguments(task.group, whole, sign, taken_back, checked, scratch, log)
         loop_of(task.group)(task.start, end, *given, note)
 
     def add(task: Task, scratch: Any, note: Any) -> None:
         move(task, task.stop, fixed.whole, sign, perturbed, True, scratch, note)
 
-    def undo(task: Task, end: int, scratch: Any) -> None:
+    def take_back(task: Task, end: int, scratch: Any) -> None:
         move(task, end, fixed.whole, -sign, 0, False, scratch, scratch[-1])
 
     def perturb_again(task: Task, end: int, scratch: Any) -> None:
         move(task, end, no_weights, 1, -perturbed, False, scratch, scratch[-1])
 
-    def scratch() -> Any:
+    def scratch(width: int = 0) -> Any:
+        width = width or WIDTH
         return (
-            random_words(noise.width, min(SEEDS_PER_DRAW, max(1, len(keys))), WIDTH),
-            np.zeros((SEEDS_AT_ONCE, WIDTH + ROOM), WHOLE_NUMBERS[noise.width][1]),
-            random_words(32, 1, WIDTH),
-            np.zeros(WIDTH, np.int64),
-            {group.real: np.zeros(WIDTH, group.real) for group in groups},
+            random_words(noise.width, min(SEEDS_PER_DRAW, max(1, len(keys))), width),
+            np.zeros((SEEDS_AT_ONCE, width + ROOM), WHOLE_NUMBERS[noise.width][1]),
+            random_words(32, 1, width),
+            np.zeros(width, np.int64),
+            {group.real: np.zeros(width, group.real) for group in groups},
+            (np.zeros(width if undo else 0, np.float32), np.zeros(width if undo else 0, np.uint16)),
             np.zeros(1, np.int64),
         )
 
@@ -139,16 +150,23 @@ def update(
         parts = (w * noise.delta(leaf, np.array([key]), begin, end)[0].astype(np.float64) for w, key in moves)
         return sum(parts, np.zeros(end - begin))
 
-    no_weights = np.zeros_like(fixed.whole)
-    steps = [undo, perturb_again] if perturbed else [undo]
+    no_weights, no_log = np.zeros_like(fixed.whole), (np.zeros(0, np.uint8), 0)
+    chunks = {(chunk.dtype, chunk.stop): (chunk.data, chunk.start) for chunk in (undo.chunks if undo else ())}
+    steps = [take_back, perturb_again] if perturbed else [take_back]
 
     def move_all() -> None:
         refuse_not_finite(store, off_grid)
+        if undo:
+            check_blocks(store, noise, off_grid, undo)
         stopped = run_tasks(tasks_of(on_grid, len(keys)), add, scratch, steps)
         if stopped:
             refuse(stopped[0].group, stopped[1])
         # These groups cannot be taken back, so they come last, when nothing but a lack of memory can fail any more.
-        run_tasks(tasks_of(off_grid, len(keys)), add, scratch, finish=True)
+        if undo:
+            run_tasks(chunk_tasks(off_grid, undo), add, lambda: scratch(BLOCK), finish=True)
+            undo.close()
+        else:
+            run_tasks(tasks_of(off_grid, len(keys)), add, scratch, finish=True)
 
     def refuse(group: Group, index: int) -> None:
         raise stopped_because(
@@ -173,3 +191,25 @@ def update(
             refuse(*stopped)
     else:
         write([store.memory], move_all)
+
+
+def _check_perturbed(
+    store: Store, noise: Noise, keys: Array, perturbed: int, gridless: list[str], undo: UndoLog | None
+) -> None:
+    """Raise unless what is to be taken back first has a seed and, for 16-bit leaves, a log."""
+    if perturbed and not len(keys):
+        raise ValueError(
+            "expected the seed that the store is perturbed by, got none; fix: pass its seed first, or perturbed=0"
+        )
+    if undo is None and perturbed and gridless:
+        raise ValueError(
+            f"expected the undo log of {' and '.join(gridless)} leaves to take the perturbation back, got none; "
+            "fix: undo=, what es.perturb returned"
+        )
+    if undo is not None:
+        check_log(store, noise, keys[:1], undo)
+        if undo.at != perturbed:
+            raise ValueError(
+                f"expected perturbed={undo.at}, as the undo log says, got {perturbed}; fix: pass that, with its seed "
+                "first"
+            )

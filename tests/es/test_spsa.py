@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -226,13 +225,6 @@ def test_arguments_are_checked_when_it_is_called(change, kind, message):
     with pytest.raises(kind, match=message):
         run(store, **change)
     assert store.buffer.tobytes() == before
-
-
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_16_bit_leaves_are_refused_with_what_to_do_instead(dtype):
-    store = a_store(dtype)
-    with pytest.raises(ValueError, match="which have a grid for exact undo, got .*float16; fix: es.evolve.*members=2"):
-        run(store)
 
 
 def test_a_lent_store_is_refused():

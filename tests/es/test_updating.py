@@ -259,11 +259,20 @@ def test_a_bad_argument_is_an_error_and_nothing_is_written(change, message):
     assert store.buffer.tobytes() == before
 
 
-@pytest.mark.parametrize("change", [{"sign": -1}, {"perturbed": 1}])
-def test_16_bit_leaves_cannot_take_an_update_back(change):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sign": -1}, "on a grid to take back to the bit, got float16; fix: es.sample"),
+        (
+            {"perturbed": 1},
+            "expected the undo log of float16 leaves to take the perturbation back, got none; fix: undo=",
+        ),
+    ],
+)
+def test_16_bit_leaves_take_back_a_perturbation_by_its_log_and_no_update(change, message):
     store = a_store(dtype=np.float16)
     before = store.buffer.tobytes()
-    with pytest.raises(ValueError, match="on a grid to take back to the bit, got float16; fix: es.sample"):
+    with pytest.raises(ValueError, match=message):
         es.update(store, NOISES[0], fs.seeds(1, 2), [1.0, 2.0], **change)
     assert store.buffer.tobytes() == before
 

@@ -1,0 +1,259 @@
+"""Undo logs: what it takes to give 16-bit leaves back to the bit, and moves of such leaves that keep and use them.
+
+bfloat16 and float16 have no room for a grid: what is added is rounded, and taking it back gives another number where
+the sum had fewer digits. A log holds what is missing there, block by block (`flatstore/kernels/cpu/undo_log.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flatstore.es.groups import (
+    ROOM,
+    TASK,
+    Group,
+    blocks,
+    factors_of,
+    noisy_leaves,
+    random_words,
+    refuse_not_finite,
+)
+from flatstore.kernels.cpu import (
+    BLOCK,
+    FOUND_OTHERS,
+    LENGTH,
+    READ_BEYOND,
+    WHOLE_NUMBERS,
+    WHY,
+    checking_loop,
+    log_bytes,
+    logged_loop,
+)
+from flatstore.layout import Array, Layout, Leaf
+from flatstore.noise import Noise
+from flatstore.store import Store
+from flatstore.threads import REACHED, Task, run_tasks
+
+LOGGED_TASK = 1 << 18
+"""Parameters in a task: each thread has room for the largest log of one."""
+
+
+class Chunk(NamedTuple):
+    """The log of the parameters start .. stop - 1 of a dtype."""
+
+    dtype: str
+    start: int
+    stop: int
+    data: Array
+    """uint8, with a few bytes more than are used."""
+
+
+class UndoLog:
+    """What `es.perturb` returns for a store with 16-bit leaves, and takes to go back to the bit.
+
+    It holds what rounding lost: for normal noise of 1e-3 on weights around 0.02 about 3 % of the bytes of the leaves.
+    It is used up as the noise is taken back. Logs nest: the last is used first.
+
+    >>> import ml_dtypes, flatstore as fs
+    >>> store = fs.Store.from_tree({"w": np.linspace(-1, 1, 1000).astype(ml_dtypes.bfloat16)})
+    >>> before = store.flat.tobytes()
+    >>> log = fs.es.perturb(store, fs.Normal(0.02), 7)
+    >>> log
+    UndoLog(seed 7, at +1, 51 bytes)
+    >>> fs.es.perturb(store, fs.Normal(0.02), 7, sign=-1, undo=log)
+    >>> store.flat.tobytes() == before
+    True
+    """
+
+    def __init__(self, layout: Layout, noise: Noise, key: Array, at: int, chunks: Sequence[Chunk]) -> None:
+        self.layout, self.noise, self.key = layout, noise, key
+        self.at = at
+        """How many times the noise has been added, negative if it has been subtracted; 0 when it is taken back."""
+        self.chunks = chunks
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it holds."""
+        return sum(chunk.data.nbytes for chunk in self.chunks)
+
+    def close(self) -> None:
+        """Use it up."""
+        self.at, self.chunks = 0, ()
+
+    def __repr__(self) -> str:
+        """Its seed, where it leads back from, and its size."""
+        where = f"at {self.at:+d}, {self.nbytes:,} bytes" if self.at else "taken back"
+        return f"UndoLog(seed {int(self.key[0])}, {where})"
+
+
+def check_log(store: Store, noise: Noise, key: Array, undo: Any) -> None:
+    """Raise `TypeError` or `ValueError` unless `undo` is a log of this store's layout, and of this noise and seed."""
+    if not isinstance(undo, UndoLog):
+        raise TypeError(f"expected an undo log, got {type(undo).__name__}; fix: pass what es.perturb returned")
+    if not undo.at:
+        raise ValueError("expected an undo log that was not used, got one that was; fix: use each log once")
+    if undo.layout != store.layout:
+        raise ValueError("expected an undo log of this store, got one of another layout; fix: pass the store it is of")
+    for name, want, got in (("noise", undo.noise, noise), ("seed", int(undo.key[0]), int(key[0]))):
+        if want != got:
+            raise ValueError(f"expected the {name} of the undo log, {want}, got {got}; fix: pass that {name}")
+
+
+def chunk_tasks(groups: Sequence[Group], undo: UndoLog) -> list[Task]:
+    """A task for each chunk of a log."""
+    by_dtype = {group.dtype: group for group in groups}
+    return [Task(by_dtype[chunk.dtype], chunk.start, chunk.stop) for chunk in undo.chunks]
+
+
+def check_blocks(store: Store, noise: Noise, groups: Sequence[Group], undo: UndoLog) -> None:
+    """Raise `ValueError` if the store is not as a log left it."""
+    chunks = {(chunk.dtype, chunk.stop): chunk for chunk in undo.chunks}
+
+    def look(task: Task, block: Array, note: Any) -> None:
+        group, start, stop = task
+        chunk = chunks[group.dtype, stop]
+        checking_loop(start, stop, group.raw, group.pieces, chunk.data, chunk.start, block, note)
+
+    stopped = run_tasks(chunk_tasks(groups, undo), look, lambda: np.zeros(BLOCK, np.uint16))
+    if stopped:
+        raise changed_since(store, noise, stopped[0].group, stopped[1])
+
+
+def changed_since(store: Store, noise: Noise, group: Group, index: int) -> ValueError:
+    """The error for a block that is not as its log left it."""
+    paths = " or ".join(repr(leaf.path) for leaf in _leaves_in(store, noise, group, index)[:8])
+    return ValueError(
+        f"{paths}: expected parameters as the undo log left them, got others; fix: take later moves back first, and "
+        "write nothing in between"
+    )
+
+
+def _leaves_in(store: Store, noise: Noise, group: Group, index: int) -> list[Leaf]:
+    """The leaves of a group that have parameters in the block that begins at an index."""
+    return [
+        leaf
+        for leaf in noisy_leaves(store, noise)
+        if leaf.dtype.name == group.dtype and leaf.index < index + BLOCK and index < leaf.index + leaf.size
+    ]
+
+
+class LoggedMove:
+    """A move of 16-bit leaves by `sign` times the noise, from where a log says that they are: in tasks for the threads.
+
+    Without a log they are at the centre.
+    """
+
+    def __init__(
+        self, store: Store, groups: Sequence[Group], noise: Noise, key: Array, sign: int, undo: UndoLog | None
+    ) -> None:
+        self.at = undo.at if undo else 0
+        self.target = self.at + sign
+        self._store, self._groups, self._noise, self._key, self._undo = store, groups, noise, key, undo
+        self._rows = factors_of(store.layout, noise).rows
+        self._old = {(chunk.dtype, chunk.stop): chunk for chunk in (undo.chunks if undo else ())}
+        self._new: dict[tuple[str, int], Chunk] = {}
+        self._why = 0
+        self.new_log: UndoLog | None = None
+        """What takes the move back, when it is made."""
+
+    def tasks(self) -> list[Task]:
+        """The tasks: those of the log, or new ones."""
+        if self._undo:
+            return chunk_tasks(self._groups, self._undo)
+        return [
+            Task(group, begin + start, begin + stop)
+            for group in self._groups
+            for begin, end in group.ranges.tolist()
+            for start, stop in blocks(end - begin, min(LOGGED_TASK, max(BLOCK, TASK // BLOCK * BLOCK)))
+        ]
+
+    def scratch(self) -> Any:
+        """What a thread works in."""
+        numbers = WHOLE_NUMBERS[self._noise.width][1]
+        longest = max((task.stop - task.start for task in self.tasks()), default=0)
+        return (
+            (
+                random_words(self._noise.width, 1, BLOCK),
+                np.zeros(BLOCK + ROOM, numbers),
+                np.zeros(BLOCK, np.float32),
+                *np.zeros((4, BLOCK + 64), np.uint16),
+                np.zeros(2, np.int64),
+            ),
+            np.zeros(log_bytes(longest), np.uint8),
+            np.zeros(1, np.int64),
+        )
+
+    def add(self, task: Task, scratch: Any, note: Any) -> None:
+        """Do a task, and keep its new log. It stops where a block is not as the log left it, or would not be finite."""
+        rows, out, _ = scratch
+        key = task.group.dtype, task.stop
+        whole = self._old.get(key)
+        self._run(task.group, task.start, task.stop, self.at, self.target, whole, scratch, note)
+        if rows[-1][WHY]:
+            self._why = int(rows[-1][WHY])
+        if not self.target:
+            return
+        try:
+            used = int(rows[-1][LENGTH]) + READ_BEYOND
+            self._new[key] = Chunk(task.group.dtype, task.start, task.stop, out[:used].copy())
+        except MemoryError:
+            made = Chunk(task.group.dtype, task.start, task.stop, out)
+            self._run(task.group, task.start, int(note[REACHED]), self.target, 0, made, scratch, scratch[2])
+            if self.at:
+                self._add(task, int(note[REACHED]), scratch)
+            note[REACHED] = task.start
+            raise
+
+    def take_back(self, task: Task, end: int, scratch: Any) -> None:
+        """Undo a task that has come to `end`."""
+        made = self._new.get((task.group.dtype, task.stop))
+        if made is not None:
+            self._run(task.group, task.start, end, self.target, 0, made, scratch, scratch[2])
+        if self.at:
+            self._add(task, end, scratch)
+
+    def stopped_because(self, group: Group, index: int) -> ValueError:
+        """The error for a move that has stopped at a block, when it is taken back."""
+        store = self._store
+        if self._why == FOUND_OTHERS:
+            return changed_since(store, self._noise, group, index)
+        refuse_not_finite(store, [group])
+        leaf = max(_leaves_in(store, self._noise, group, index), key=self._largest)
+        return ValueError(
+            f"{leaf.path!r}: expected parameters that stay finite in {leaf.dtype}, got a magnitude of "
+            f"{self._largest(leaf):.6g} after the move; fix: pass a noise of a smaller scale"
+        )
+
+    def end(self) -> None:
+        """Make the new log, if there is anything to take back, and use up the one that was given."""
+        if self.target and self._groups:
+            chunks = tuple(self._new.values())
+            self.new_log = UndoLog(self._store.layout, self._noise, self._key, self.target, chunks)
+        if self._undo:
+            self._undo.close()
+
+    def _largest(self, leaf: Leaf) -> float:
+        """The largest magnitude of a leaf after the move, before it is rounded."""
+        (values,) = self._store.leaf_matrix(leaf)
+        change = self.target - self.at
+        return max(
+            float(np.abs(values[a:b].astype(np.float32) + change * self._noise.delta(leaf, self._key, a, b)[0]).max())
+            for a, b in blocks(leaf.size, TASK)
+        )
+
+    def _run(
+        self, group: Group, start: int, stop: int, at: int, target: int, whole: Chunk | None, scratch: Any, note: Any
+    ) -> None:
+        rows, out, _ = scratch
+        loop = logged_loop(group.dtype, self._noise.width, at != 0, target != 0)
+        draw = self._noise.kind, self._key, self._rows
+        steps = np.float32(at * self._noise.step), np.float32(target * self._noise.step)
+        data = (whole.data, whole.start) if whole else (out[:0], start)
+        loop(start, stop, group.raw, group.pieces, draw, steps, data, out, rows, note)
+
+    def _add(self, task: Task, end: int, scratch: Any) -> None:
+        """Add the noise to the centre as it had been added before: the same bits. The log that is made is not kept."""
+        self._run(task.group, task.start, end, 0, self.at, None, scratch, scratch[2])
