@@ -64,5 +64,14 @@ def test_a_strategy_of_evosax_asks_into_a_population():
     assert number(r"largest error of the best: (\S+)", text) < 0.01
 
 
+@pytest.mark.parametrize(("scheme", "steps"), [("mezo", 150), pytest.param("at-scale", 20, marks=pytest.mark.long)])
+def test_a_language_model_is_fine_tuned_in_place_and_loaded_by_transformers(scheme, steps, tmp_path):
+    text = shown("mezo_transformers", "--scheme", scheme, "--steps", str(steps), "--out", str(tmp_path / "out"))
+    before, after = number(r"parameters, loss (\S+)", text), number(r"steps: loss (\S+)", text)
+    assert after < before - 0.5
+    assert "loaded by transformers, the same bits" in text
+
+
 def test_every_example_is_run_here():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"cma_es", "evosax_snes", "nsga2", "lexicase", "sbx"}
+    names = {"cma_es", "evosax_snes", "nsga2", "lexicase", "mezo_transformers", "sbx"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == names
