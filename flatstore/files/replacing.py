@@ -1,0 +1,192 @@
+"""A file replaced by another, whole or not at all: neither a kill nor a power cut leaves half of it.
+
+```
+.flatstore-saving-5f0c…    written, flushed --.
+model.safetensors                             '-- renamed; then the folder is flushed
+```
+
+What is being written has a lock, which the kernel takes away when its writer dies. So the next save knows which of the
+files of this name, in the same folder, are left over, and removes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+from flatstore.threads import add_notes, moment
+
+try:
+    import fcntl
+except ImportError:  # Windows: what is left over stays
+    fcntl: Any = None
+
+_PREFIX = ".flatstore-saving-"
+_NAME = re.compile(re.escape(_PREFIX) + "[0-9a-f]{16}")
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+class Writer:
+    """What is written to the new file, in any order."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def write(self, content: Any, at: int) -> None:
+        """Write all of the bytes at a place. Raises `OSError` where they cannot be, such as on a full disk."""
+        rest = memoryview(content)
+        while rest:
+            written = os.pwrite(self._number, rest, at)
+            if not written:
+                raise OSError(f"expected {len(rest):,} more bytes to be written, got none; fix: see the disk")
+            at += written
+            rest = rest[written:]
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Generator[Writer]:
+    """A context in which a file is written that takes the place of the one at `path` when the block is over.
+
+    If the block fails, or is interrupted, the old file stays. The new one has its mode and its owner; without an old
+    file, those of any new file. A link at `path` stays, and the file that it leads to is replaced.
+
+    Raises `FileNotFoundError` for a folder that does not exist, `ValueError` where something lies that is no file, and
+    `OSError` for whatever the disk refuses.
+    """
+    target, old = _target(path)
+    folder = os.path.dirname(target)
+    sweep(folder)
+    name, number = _begun(folder, 0o666 if old is None else 0o600)
+    renamed = False
+    since = moment()
+    try:
+        try:
+            yield Writer(number)
+            if old is not None:
+                _like_the_old(number, old)
+            os.fsync(number)
+            os.replace(name, target)
+            renamed = True
+        finally:
+            os.close(number)  # the lock with it
+        _flush_folder(folder)
+    except BaseException as error:
+        if renamed:
+            add_notes(error, since, f"the new file is at {target!r}; a power cut may bring the old one back")
+        else:
+            with contextlib.suppress(FileNotFoundError):  # it was interrupted right after the renaming
+                os.unlink(name)
+        raise
+
+
+def _target(path: str | os.PathLike[str]) -> tuple[str, os.stat_result | None]:
+    """The path of the file that is replaced, no link, and what is there now."""
+    given = os.fspath(path)
+    target = os.path.realpath(given)
+    if not os.path.isdir(os.path.dirname(target)) or os.path.isdir(target):
+        raise FileNotFoundError(f"expected a file in a folder that exists, got {given!r}; fix: make the folder")
+    try:
+        old = os.stat(target)
+    except FileNotFoundError:
+        return target, None
+    if not stat.S_ISREG(old.st_mode):
+        raise ValueError(f"expected a file, or nothing yet, got a device or a pipe at {given!r}; fix: name a file")
+    return target, old
+
+
+def _begun(folder: str, mode: int) -> tuple[str, int]:
+    """A new file with a lock: (its path, its number)."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | _BINARY
+    while True:
+        name = os.path.join(folder, _PREFIX + secrets.token_hex(8))
+        try:
+            number = os.open(name, flags, mode)
+        except FileExistsError:
+            continue
+        try:
+            if _is_locked(number) and os.fstat(number).st_nlink:
+                return name, number
+        except BaseException:
+            _forget(name, number)
+            raise
+        _forget(name, number)  # somebody who sweeps took it for a dead one, before it had its lock
+
+
+def _forget(name: str, number: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name)
+    os.close(number)
+
+
+def _is_locked(number: int) -> bool:
+    """Lock a file, and return whether that was possible. Where the file system has no locks nothing is swept."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def sweep(folder: str) -> list[str]:
+    """Remove what killed saves have left in a folder, and return the names. Files that are being written stay."""
+    if fcntl is None:
+        return []
+    swept: list[str] = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _NAME.fullmatch(entry.name):
+                with contextlib.suppress(OSError):  # it is gone, it is another's, or its writer is alive
+                    _sweep_one(entry.path)
+                    swept.append(entry.name)
+    return swept
+
+
+def _sweep_one(path: str) -> None:
+    """Remove a file. Raises `OSError` if it may not be opened, or has a lock."""
+    number = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | _NO_LINK)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    finally:
+        os.close(number)
+
+
+def _like_the_old(number: int, old: os.stat_result) -> None:
+    """Give a file the owner and the mode of the one that it is to replace."""
+    mode = stat.S_IMODE(old.st_mode)
+    now = os.fstat(number)
+    if (now.st_uid, now.st_gid) != (old.st_uid, old.st_gid):
+        owner_kept = _may(lambda: os.fchown(number, old.st_uid, old.st_gid))
+        if not owner_kept and not _may(lambda: os.fchown(number, -1, old.st_gid)):
+            mode &= ~0o070  # what its group might do is not for another group
+    os.fchmod(number, mode)
+
+
+def _may(change: Callable[[], None]) -> bool:
+    try:
+        change()
+    except PermissionError:
+        return False
+    return True
+
+
+def _flush_folder(folder: str) -> None:
+    """Flush a folder, so that a renaming is not lost in a power cut."""
+    if os.name != "posix":
+        return
+    number = os.open(Path(folder), os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
