@@ -152,10 +152,11 @@ def evolve(
         kept.make(record, partial(move, keys, weights, step), hand_in)
 
     def unmoved(n: int, error: BaseException) -> Iterator[str]:
-        if moving and not is_whole(optimiser) and run is None:
+        if moving and not is_whole(optimiser):
+            last = "of the last record" if run is None else "that the run began with"
             yield (
                 f"the optimiser's step in generation {n} did not end, and may have moved the centre; "
-                f"fix: go back to the centre and the optimiser of the last record, and evolve(..., resume={n})"
+                f"fix: go back to the centre and the optimiser {last}, and evolve(..., {way_on(run, n)})"
             )
         else:
             yield f"the centre is as generation {n} found it; fix: evolve(..., {way_on(run, n)}) goes on"
