@@ -52,7 +52,7 @@ class Chunk(NamedTuple):
 
 
 class UndoLog:
-    """What `es.perturb` returns for a store with 16-bit leaves, and takes to go back to the bit.
+    """What `es.perturb` returns for a store with 16-bit leaves, and takes to go back to the bit; `es.update`, if asked.
 
     It holds what rounding lost: for normal noise of 1e-3 on weights around 0.02 about 3 % of the bytes of the leaves.
     It is used up as the noise is taken back. Logs nest: the last is used first.
@@ -68,35 +68,49 @@ class UndoLog:
     True
     """
 
-    def __init__(self, layout: Layout, noise: Noise, key: Array, at: int, chunks: Sequence[Chunk]) -> None:
+    def __init__(self, layout: Layout, noise: Noise, key: Array, at: int, of_update: bool) -> None:
         self.layout, self.noise, self.key = layout, noise, key
         self.at = at
         """How many times the noise has been added, negative if it has been subtracted; 0 when it is taken back."""
-        self.chunks = chunks
+        self.of_update = of_update
+        """Whether it takes an update back, not a perturbation."""
+        self.chunks: dict[tuple[str, int], Chunk] = {}
+        """The chunks by dtype and end."""
 
     @property
     def nbytes(self) -> int:
         """The bytes that it holds."""
-        return sum(chunk.data.nbytes for chunk in self.chunks)
+        return sum(chunk.data.nbytes for chunk in self.chunks.values())
 
     def close(self) -> None:
         """Use it up."""
-        self.at, self.chunks = 0, ()
+        self.at = 0
+        self.chunks.clear()
 
     def __repr__(self) -> str:
         """Its seed, where it leads back from, and its size."""
-        where = f"at {self.at:+d}, {self.nbytes:,} bytes" if self.at else "taken back"
-        return f"UndoLog(seed {int(self.key[0])}, {where})"
+        of = "an update" if self.of_update else f"seed {int(self.key[0])}"
+        at = "" if self.of_update else f"at {self.at:+d}, "
+        return f"UndoLog({of}, {f'{at}{self.nbytes:,} bytes' if self.at else 'taken back'})"
 
 
-def check_log(store: Store, noise: Noise, key: Array, undo: Any) -> None:
-    """Raise `TypeError` or `ValueError` unless `undo` is a log of this store's layout, and of this noise and seed."""
+def check_log(store: Store, noise: Noise, key: Array, undo: Any, *, of_update: bool = False) -> None:
+    """Raise `TypeError` or `ValueError` unless `undo` is a log of this store's layout, and of this noise and seed.
+
+    The key of an update is a hash of its seeds and weights.
+    """
     if not isinstance(undo, UndoLog):
         raise TypeError(f"expected an undo log, got {type(undo).__name__}; fix: pass what es.perturb returned")
+    if undo.of_update != of_update:
+        names = "an update", "a perturbation"
+        want, got = names if of_update else reversed(names)
+        raise ValueError(f"expected the undo log of {want}, got that of {got}; fix: pass what this call returned")
     if not undo.at:
         raise ValueError("expected an undo log that was not used, got one that was; fix: use each log once")
     if undo.layout != store.layout:
         raise ValueError("expected an undo log of this store, got one of another layout; fix: pass the store it is of")
+    if of_update and undo.key[0] != key[0]:
+        raise ValueError("expected the seeds and weights of the undo log, got others; fix: pass those of the update")
     for name, want, got in (("noise", undo.noise, noise), ("seed", int(undo.key[0]), int(key[0]))):
         if want != got:
             raise ValueError(f"expected the {name} of the undo log, {want}, got {got}; fix: pass that {name}")
@@ -105,16 +119,15 @@ def check_log(store: Store, noise: Noise, key: Array, undo: Any) -> None:
 def chunk_tasks(groups: Sequence[Group], undo: UndoLog) -> list[Task]:
     """A task for each chunk of a log."""
     by_dtype = {group.dtype: group for group in groups}
-    return [Task(by_dtype[chunk.dtype], chunk.start, chunk.stop) for chunk in undo.chunks]
+    return [Task(by_dtype[chunk.dtype], chunk.start, chunk.stop) for chunk in undo.chunks.values()]
 
 
 def check_blocks(store: Store, noise: Noise, groups: Sequence[Group], undo: UndoLog) -> None:
     """Raise `ValueError` if the store is not as a log left it."""
-    chunks = {(chunk.dtype, chunk.stop): chunk for chunk in undo.chunks}
 
     def look(task: Task, block: Array, note: Any) -> None:
         group, start, stop = task
-        chunk = chunks[group.dtype, stop]
+        chunk = undo.chunks[group.dtype, stop]
         checking_loop(start, stop, group.raw, group.pieces, chunk.data, chunk.start, block, note)
 
     stopped = run_tasks(chunk_tasks(groups, undo), look, lambda: np.zeros(BLOCK, np.uint16))
@@ -146,6 +159,8 @@ class LoggedMove:
     Without a log they are at the centre.
     """
 
+    _is_update = False
+
     def __init__(
         self, store: Store, groups: Sequence[Group], noise: Noise, key: Array, sign: int, undo: UndoLog | None
     ) -> None:
@@ -153,8 +168,9 @@ class LoggedMove:
         self.target = self.at + sign
         self._store, self._groups, self._noise, self._key, self._undo = store, groups, noise, key, undo
         self._rows = factors_of(store.layout, noise).rows
-        self._old = {(chunk.dtype, chunk.stop): chunk for chunk in (undo.chunks if undo else ())}
-        self._new: dict[tuple[str, int], Chunk] = {}
+        # Made before anything is moved: when all is, there may be no memory to make it.
+        self._made = UndoLog(store.layout, noise, key, self.target, self._is_update)
+        self._old, self._new = undo.chunks if undo else {}, self._made.chunks
         self._why = 0
         self.new_log: UndoLog | None = None
         """What takes the move back, when it is made."""
@@ -228,10 +244,9 @@ class LoggedMove:
         )
 
     def end(self) -> None:
-        """Make the new log, if there is anything to take back, and use up the one that was given."""
+        """Hand out the new log, if there is anything to take back, and use up the one that was given."""
         if self.target and self._groups:
-            chunks = tuple(self._new.values())
-            self.new_log = UndoLog(self._store.layout, self._noise, self._key, self.target, chunks)
+            self.new_log = self._made
         if self._undo:
             self._undo.close()
 

@@ -342,7 +342,8 @@ def test_an_update_takes_the_perturbation_back_in_the_same_pass(dtype, perturbed
         ({"perturbed": -1}, "expected perturbed=1, as the undo log says, got -1; fix"),
         ({"perturbed": 0}, "expected perturbed=1, as the undo log says, got 0; fix"),
         ({"seeds": [8]}, "expected the seed of the undo log, 7, got 8; fix"),
-        ({"sign": -1}, "on a grid to take back to the bit, got bfloat16; fix"),
+        ({"sign": -1}, "expected the undo log of an update, got that of a perturbation; fix"),
+        ({"keep": True}, "expected keep=True at the centre, got sign=-1 or perturbed; fix"),
     ],
 )
 def test_an_update_of_a_perturbed_store_needs_its_log(change, message):
@@ -359,6 +360,57 @@ def test_an_update_of_a_store_that_is_not_as_its_log_left_it_moves_nothing():
     before = store.buffer.tobytes()
     with pytest.raises(ValueError, match="'c/one'.* expected parameters as the undo log left them"):
         es.update(store, MIXED, [7], [1.0], perturbed=1, undo=log)
+    assert store.buffer.tobytes() == before
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weight", [1e-4, 0.01, 3.0, 1e4])
+@pytest.mark.parametrize("n", [1, 3, 9])
+def test_an_update_is_taken_back_by_its_log_to_the_bit(dtype, weight, n, cut):
+    cut(TASK=5000)
+    noise = fs.Normal({"*/bias": 0, "*": 0.1}, bound=2.0**16)
+    store, other, keys = a_model(dtype), a_model(dtype), fs.seeds(3, n)
+    es.snap(store, noise)
+    es.snap(other, noise)
+    before, weights = store.buffer.tobytes(), weight * np.linspace(-1, 2, n)
+    log = es.update(store, noise, keys, weights, keep=True)
+    assert es.update(other, noise, keys, weights) is None
+    assert store.buffer.tobytes() == other.buffer.tobytes()
+    assert before != store.buffer.tobytes()
+    assert es.update(store, noise, keys, weights, sign=-1, undo=log) is None
+    assert store.buffer.tobytes() == before
+    assert repr(log) == "UndoLog(an update, taken back)"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_update_of_any_numbers_is_taken_back_also_where_they_become_infinite(dtype):
+    store, keys = fs.Store.from_tree({"w": finite(dtype)}), fs.seeds(1, 3)
+    for scale, weights in ((1.0, [9e4, -1.0, 0.5]), (1e-3, [1.0, 2.0, 1e-3]), (30.0, [1e7, 1.0, 1.0])):
+        before = store.buffer.tobytes()
+        log = es.update(store, fs.Rademacher(scale), keys, weights, keep=True)
+        es.update(store, fs.Rademacher(scale), keys, weights, sign=-1, undo=log)
+        assert store.buffer.tobytes() == before
+
+
+def test_a_small_update_has_a_small_log():
+    store = fs.Store.from_tree({"w": RNG.normal(0, 0.02, 1 << 18).astype(ml_dtypes.bfloat16)})
+    log = es.update(store, fs.Normal(0.001, bound=2), fs.seeds(1, 8), np.full(8, 1e-3), keep=True)
+    assert log.nbytes < 0.01 * store["w"].nbytes
+
+
+def test_updates_and_perturbations_nest():
+    store = a_model()
+    before, keys = store.buffer.tobytes(), fs.seeds(1, 4)
+    first = es.perturb(store, MIXED, 1)
+    second = es.update(store, MIXED, keys, [1, 2, 3, 4.0], keep=True)
+    with pytest.raises(ValueError, match="take later moves back first"):
+        es.perturb(store, MIXED, 1, sign=-1, undo=first)
+    with pytest.raises(ValueError, match="expected the seeds and weights of the undo log, got others; fix"):
+        es.update(store, MIXED, keys, [1, 2, 3, 5.0], sign=-1, undo=second)
+    with pytest.raises(ValueError, match="expected the undo log of a perturbation, got that of an update; fix"):
+        es.perturb(store, MIXED, 1, sign=-1, undo=second)
+    es.update(store, MIXED, keys, [1, 2, 3, 4.0], sign=-1, undo=second)
+    es.perturb(store, MIXED, 1, sign=-1, undo=first)
     assert store.buffer.tobytes() == before
 
 
