@@ -12,7 +12,7 @@ import numpy as np
 from flatstore.es.contexts import Perturbation
 from flatstore.es.groups import noisy_groups
 from flatstore.es.journal import Move, move_of
-from flatstore.evaluation import Rate, check_run, handed_out, is_real, rate_at, resumed_number
+from flatstore.evaluation import Rate, check_run, handed_out, is_real, rate_at, refuse_rounded, resumed_number
 from flatstore.layout import Spec, as_array
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Store
@@ -92,6 +92,7 @@ def mezo(
                 f"expected one finite number as the fitness of step {n} at {side:+d} times the noise, got {got}; "
                 f"fix: clip it in evaluate, or skip this step by mezo(..., resume={n + 1})"
             )
+        refuse_rounded([given])
         return value
 
     side: Perturbation | None = None

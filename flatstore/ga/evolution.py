@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.evaluation import best_first, check_run, fitness_of, handed_out, refuse_unlendable, resumed_number
+from flatstore.evaluation import (
+    as_fitness,
+    best_first,
+    check_run,
+    fitness_of,
+    handed_out,
+    refuse_unlendable,
+    resumed_number,
+)
 from flatstore.ga.bounds import Bounds
 from flatstore.ga.breeding import Step, check_elite, check_operators, check_suitable, plan_step, run_step
 from flatstore.ga.crossover import Crossover, Uniform
@@ -38,7 +46,7 @@ class Generation:
         for name, dtype in (("fitness", np.float64), ("parents", None), ("kept", None)):
             value = getattr(self, name)
             if value is not None:
-                array = np.array(value, dtype)
+                array = as_fitness(value) if name == "fitness" else np.array(value, dtype)
                 array.flags.writeable = False
                 object.__setattr__(self, name, array)
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
+from flatstore.checks import real
 from flatstore.memory.guarded_views import LentError
 from flatstore.threads import caller
 
@@ -39,9 +40,9 @@ def waiting(seconds: float) -> Generator[None]:
 
     Raises `ValueError` unless `seconds` is a number of 0 or more.
     """
-    if not isinstance(seconds, (int, float)) or not seconds >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not real(seconds) >= 0:
         raise ValueError(f"expected seconds >= 0 to wait, got {seconds!r}; fix: pass a number such as 10.0")
-    token = _patience.set(seconds)
+    token = _patience.set(real(seconds))
     try:
         yield
     finally:
