@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from flatstore.files.header import parsed
 from flatstore.layout import Layout, Leaf, Spec, place
 from flatstore.trees import Difference, StructureError, flatten, keys_of, path_of
 
@@ -50,7 +51,7 @@ def read(text: str, tensors: Mapping[str, Spec]) -> Note:
     twice, homes other than the tensors, ties to something that is not a home before them; `RecursionError` for JSON
     that is nested too deeply.
     """
-    table: Any = json.loads(text)
+    table: Any = parsed(text)
     match table:
         case {"version": int(version), "align": int(align), "leaves": [*leaves]} if (
             type(version) is type(align) is int  # and not bool

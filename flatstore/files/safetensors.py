@@ -1,4 +1,4 @@
-"""Files: a store as safetensors, through the safetensors library.
+"""Files: a store as safetensors, which other libraries read and write.
 
 A tensor per home, named by its path. The metadata hold 'format', which other libraries ask for, what the caller adds,
 and the note that gives the layout back. The format: https://huggingface.co/docs/safetensors.
@@ -6,22 +6,20 @@ and the note that gives the layout back. The format: https://huggingface.co/docs
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import secrets
 from collections import OrderedDict
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, BinaryIO
+from io import FileIO
+from typing import Any
 
 import jax
 import numpy as np
 
-from flatstore.extras import require
 from flatstore.files import layout_note
-from flatstore.layout import Layout, Spec
+from flatstore.files.header import ALIGN, Header, Tensor, header_bytes, is_text, read_header
+from flatstore.files.replacing import replaced
+from flatstore.layout import Array, Layout, Spec
 from flatstore.memory import reading
 from flatstore.store import Store
 from flatstore.trees import Difference, StructureError, path_of
@@ -34,7 +32,12 @@ _DTYPES = {
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
 
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
 _NOTE = "flatstore"
+
+_COPIED = 1 << 22
+"""The most bytes that are copied at a time where a leaf does not lie in one piece."""
 
 # The default of 'format'. Of files with metadata, huggingface_hub loads 'pt' and 'mlx'
 # (serialization/_torch.py), transformers 4 'pt', 'tf', 'flax' and 'mlx' (modeling_utils.py), and 5 any.
@@ -44,16 +47,19 @@ _FORMAT = "pt"
 def save(path: str | os.PathLike[str], store: Store, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write a store to a safetensors file: a copy. The file is replaced as a whole, or not at all.
 
+    It is on the disk when this returns. Of a file that is replaced, mode, owner and group stay; a symbolic link is
+    written through. What a save has left that was killed, the next one to the same file removes. No memory is needed
+    beside the store, but for 4 MiB where leaves do not lie in one piece.
+
     `metadata` is a mapping of strings that the file keeps, for people and for other libraries; `metadata_of` reads it.
     Its entry 'format' is 'pt' by default, which most libraries load. A tied leaf is written once, under the path of its
     home.
 
     Raises `StructureError` for dtypes, names and axes that the format cannot hold, `ValueError` for a layout that is
     mostly gaps and for metadata under the name that flatstore uses, `TypeError` if `store` is not a store or metadata
-    are not strings, `FileNotFoundError` for a folder that does not exist, `ImportError` without safetensors, and
+    are not strings, `FileNotFoundError` for a folder that does not exist, `OSError` if it cannot be written, and
     `LentError` while another thread writes the store. In all these cases the file is left as it was.
     """
-    library = require("safetensors.numpy", "demo")
     if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"expected a Store, got {type(store).__name__}; fix: save a member, pop[i]")
     homes = store.layout.homes
@@ -67,54 +73,61 @@ def save(path: str | os.PathLike[str], store: Store, *, metadata: Mapping[str, s
     unnamed = [
         Difference(leaf.path, "a name that safetensors can write", leaf.path, "rename the key")
         for leaf in homes
-        if leaf.path == "__metadata__" or not _is_text(leaf.path)
+        if leaf.path == "__metadata__" or not is_text(leaf.path)
     ]
     if unnamed:
         raise StructureError(unnamed, "of a name that cannot be saved")
     if not (metadata is None or isinstance(metadata, Mapping)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"metadata: expected strings by name, got {metadata!r}; fix: pass a dict, or None for none")
     for name, value in (metadata or {}).items():
-        if not (_is_text(name) and _is_text(value)):
+        if not (is_text(name) and is_text(value)):
             raise TypeError(f"metadata: expected strings by name, got {name!r}: {value!r}; fix: json.dumps the value")
         if name == _NOTE:
             raise ValueError(f"metadata: expected names other than flatstore's own, got {name!r}; fix: leave it out")
     texts = {"format": _FORMAT, **(metadata or {}), _NOTE: layout_note.written(store.layout)}
-    target = Path(path)
-    if not target.parent.is_dir() or target.is_dir():
-        raise FileNotFoundError(f"expected a file in a folder that exists, got {str(target)!r}; fix: make the folder")
-    name = target.parent / f".{target.name}.{secrets.token_hex(4)}"  # known before it is there, so that it is removed
-    try:
-        name.touch(exist_ok=False)
-        mode = name.stat().st_mode  # that of any new file; the library makes one that is private
-        with reading(store.memory):
-            library.save_file({leaf.path: store[leaf.path] for leaf in homes}, name, metadata=texts)
-        with open(name, "r+b") as written:
-            _sort_metadata(written)
-            written.flush()
-            os.fsync(written.fileno())
-        name.chmod(mode)
-        os.replace(name, target)
-    except BaseException:
-        name.unlink(missing_ok=True)  # it is not there any more if the interrupt came after the replacement
-        raise
+    ordered = sorted(homes, key=lambda leaf: (leaf.nbytes % ALIGN != 0, -leaf.dtype.itemsize))
+    header = header_bytes(texts, {leaf.path: (_NAMES[leaf.dtype.name], leaf.spec) for leaf in ordered})
+    with replaced(path) as file, reading(store.memory):
+        _write(file, header)
+        for leaf in ordered:
+            for part in _parts(store.leaf_view(leaf.path)):
+                _write(file, part)
 
 
-def _sort_metadata(file: BinaryIO) -> None:
-    """Sort the metadata by name, in place: the library's order is random, and equal stores should give equal files."""
-    size = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(size))
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    file.seek(8)
-    file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
+def _parts(array: Array) -> Generator[Any]:
+    """The bytes of an array in C order, as buffers: views where it is contiguous, else copies of a few MiB at most."""
+    if array.flags.c_contiguous:
+        yield array.reshape(-1).view(np.uint8)
+    elif array.nbytes <= _COPIED:
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    elif array[0].nbytes >= _COPIED:
+        for row in array:
+            yield from _parts(row)
+    else:
+        rows = _COPIED // max(1, array[0].nbytes)
+        for start in range(0, len(array), rows):
+            yield from _parts(array[start : start + rows])
 
 
-def _is_text(value: Any) -> bool:
-    """Whether a value is a string that UTF-8 can encode, without half of a surrogate pair."""
-    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
+def _write(file: FileIO, data: Any) -> None:
+    """Write all bytes of a buffer: the system may take them in parts."""
+    left = memoryview(data)
+    while left.nbytes:
+        left = left[file.write(left) :]
+
+
+def _read_into(file: FileIO, out: Any, path: str | os.PathLike[str]) -> None:
+    """Read as many bytes as `out` has, straight into it."""
+    left = memoryview(out)
+    while left.nbytes:
+        count = file.readinto(left)
+        if not count:
+            raise _not_a_file(path, f"expected {left.nbytes:,} bytes more, got its end")
+        left = left[count:]
 
 
 def load(path: str | os.PathLike[str], *, like: Any = None) -> Store:
-    """A store with what a safetensors file holds: a copy.
+    """A store with what a safetensors file holds: a copy, read straight into its place.
 
     `like` is a tree (of arrays or shapes), a store or a layout that says which leaves to expect and of which nodes the
     tree is made. Without it the tree is made of ordered dicts, and a store that `save` wrote has the same digest again.
@@ -122,30 +135,33 @@ def load(path: str | os.PathLike[str], *, like: Any = None) -> Store:
 
     Raises `StructureError` with every leaf that differs from `like`, and otherwise the errors of `layout_of`.
     """
-    library = require("safetensors", "demo")
-    content = Path(path).read_bytes()  # once: a file that is replaced meanwhile is read whole, old or new
-    with _errors_of(path):
-        found = dict(sorted(library.deserialize(content)))
-    # The library gives the metadata of paths alone. It has checked the header by now.
-    header: dict[str, Any] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    metadata: dict[str, str] = header.get("__metadata__") or {}
-    del content
-    specs = _specs({name: (tensor["dtype"], tensor["shape"]) for name, tensor in found.items()})
-    if like is None:
-        layout = _layout(metadata, specs, path)
-    else:
-        given = like.layout if isinstance(like, Store) else like
-        layout = given if isinstance(given, Layout) else Layout.from_tree(given)
-    are_paths = like is not None or _NOTE in metadata
-    tensors = {
-        name if are_paths else path_of((name,)): np.frombuffer(found[name]["data"], spec.dtype).reshape(spec.shape)
-        for name, spec in specs.items()
-    }
-    ties = {leaf.path: tensors[leaf.tied] for leaf in layout.leaves if leaf.tied in tensors}
-    values = {**ties, **tensors}
-    layout.check_leaves(values.items())
-    store = Store.zeros(layout)
-    store.assign(values)
+    with open(path, "rb", buffering=0) as file:  # once: a file that is replaced meanwhile is read whole
+        found = _header(file, path)
+        specs = _specs(found.tensors)
+        if like is None:
+            layout = _layout(found.metadata, specs, path)
+        else:
+            given = like.layout if isinstance(like, Store) else like
+            layout = given if isinstance(given, Layout) else Layout.from_tree(given)
+        are_paths = like is not None or _NOTE in found.metadata
+        paths = {name: name if are_paths else path_of((name,)) for name in specs}
+        there = {paths[name]: jax.ShapeDtypeStruct(*spec) for name, spec in specs.items()}
+        ties = {leaf.path: there[leaf.tied] for leaf in layout.leaves if leaf.tied in there}
+        layout.check_leaves({**ties, **there}.items())
+        store = Store.zeros(layout)
+        again: dict[str, Array] = {}  # tensors of leaves that are tied here, and are not in their file
+        for name, tensor in found.tensors.items():
+            leaf = layout.by_path[paths[name]]
+            if leaf.tied is None:
+                start = store.start_of(leaf)
+                part = store.memory.bytes[start : start + leaf.nbytes]
+            else:
+                part = np.empty(leaf.nbytes, np.uint8)
+                again[leaf.path] = part.view(leaf.dtype).reshape(leaf.shape)
+            file.seek(tensor.begin)
+            _read_into(file, part, path)
+    if again:
+        store.assign({path: store.leaf_view(leaf.path) for path, leaf in layout.by_path.items()} | again)
     return store
 
 
@@ -156,14 +172,11 @@ def layout_of(path: str | os.PathLike[str]) -> Layout:
     packed dict whose keys are the tensors' names.
 
     Raises `ValueError` if it is not a safetensors file, holds no tensors, or if the note in its metadata is damaged;
-    `StructureError` for dtypes and shapes that NumPy and JAX do not have; `ImportError` without safetensors.
+    `StructureError` for dtypes and shapes that NumPy and JAX do not have.
     """
-    library = require("safetensors", "demo")
-    with _errors_of(path), library.safe_open(path, framework="np") as file:
-        metadata: dict[str, str] = file.metadata() or {}
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        kinds = {name: (tensor.get_dtype(), tensor.get_shape()) for name, tensor in slices.items()}
-    return _layout(metadata, _specs(kinds), path)
+    with open(path, "rb", buffering=0) as file:
+        found = _header(file, path)
+    return _layout(found.metadata, _specs(found.tensors), path)
 
 
 def metadata_of(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -171,38 +184,37 @@ def metadata_of(path: str | os.PathLike[str]) -> dict[str, str]:
 
     A file that is saved again keeps them by `save(path, store, metadata=metadata_of(path))`.
 
-    Raises `ValueError` if it is not a safetensors file, `ImportError` without safetensors.
+    Raises `ValueError` if it is not a safetensors file.
     """
-    library = require("safetensors", "demo")
-    with _errors_of(path), library.safe_open(path, framework="np") as file:
-        metadata: dict[str, str] = file.metadata() or {}
+    with open(path, "rb", buffering=0) as file:
+        metadata = _header(file, path).metadata
     return {name: metadata[name] for name in sorted(metadata) if name != _NOTE}
 
 
-@contextmanager
-def _errors_of(path: str | os.PathLike[str]) -> Generator[None]:
-    """Raise errors of the library as `ValueError`s that name the file."""
-    library = require("safetensors", "demo")
+def _header(file: FileIO, path: str | os.PathLike[str]) -> Header:
+    """The header of an open file. Raises `ValueError` that names the file."""
     try:
-        yield
-    except library.SafetensorError as error:
-        raise ValueError(
-            f"expected a safetensors file, got {os.fspath(path)!r}: {error}; fix: save it again"
-        ) from error
+        return read_header(file, os.fstat(file.fileno()).st_size)
+    except ValueError as error:
+        raise _not_a_file(path, error) from error
 
 
-def _specs(kinds: Mapping[str, tuple[str, list[int]]]) -> dict[str, Spec]:
+def _not_a_file(path: str | os.PathLike[str], why: object) -> ValueError:
+    return ValueError(f"expected a safetensors file, got {os.fspath(path)!r}: {why}; fix: save it again")
+
+
+def _specs(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
     """Shapes and dtypes by name. Raises `StructureError` for each that NumPy and JAX do not have."""
     specs: dict[str, Spec] = {}
     unknown: list[Difference] = []
-    for name, (dtype, shape) in kinds.items():
+    for name, (dtype, shape, *_) in sorted(tensors.items()):
         if dtype not in _DTYPES:
             unknown.append(Difference(name, "a dtype of NumPy or JAX", dtype, _CONVERT))
             continue
-        specs[name] = Spec(tuple(shape), np.dtype(_DTYPES[dtype]))
+        specs[name] = Spec(shape, np.dtype(_DTYPES[dtype]))
         # NumPy counts the bytes of the other axes where one has no elements.
         if len(shape) > 64 or math.prod(filter(None, shape)) * specs[name].dtype.itemsize >= 2**63:
-            got = f"{len(shape)} axes" if len(shape) > 64 else str(shape)
+            got = f"{len(shape)} axes" if len(shape) > 64 else str(list(shape))
             unknown.append(Difference(name, "a shape that NumPy can have, of at most 64 axes", got, _CONVERT))
     if unknown:
         raise StructureError(unknown, "of a kind that cannot be read")
