@@ -171,7 +171,7 @@ class LoggedMove:
         # Made before anything is moved: when all is, there may be no memory to make it.
         self._made = UndoLog(store.layout, noise, key, self.target, self._is_update)
         self._old, self._new = undo.chunks if undo else {}, self._made.chunks
-        self._why = 0
+        self._why: dict[int, int] = {}  # by the index at which a task stopped
         self.new_log: UndoLog | None = None
         """What takes the move back, when it is made."""
 
@@ -209,7 +209,7 @@ class LoggedMove:
         whole = self._old.get(key)
         self._run(task.group, task.start, task.stop, self.at, self.target, whole, scratch, note)
         if rows[-1][WHY]:
-            self._why = int(rows[-1][WHY])
+            self._why[int(note[REACHED])] = int(rows[-1][WHY])
         if not self.target:
             return
         try:
@@ -234,7 +234,7 @@ class LoggedMove:
     def stopped_because(self, group: Group, index: int) -> ValueError:
         """The error for a move that has stopped at a block, when it is taken back."""
         store = self._store
-        if self._why == FOUND_OTHERS:
+        if self._why[index] == FOUND_OTHERS:
             return changed_since(store, self._noise, group, index)
         refuse_not_finite(store, [group])
         leaf = max(_leaves_in(store, self._noise, group, index), key=self._largest)
