@@ -114,9 +114,9 @@ def set_threads(n: int) -> None:
     """
     global _threads
     count = whole(n)
-    if not isinstance(count, int) or count < 1:
+    if not count >= 1:
         raise ValueError(f"expected a whole number of threads, 1 or more, got {n!r}; fix: use set_threads(4), say")
-    _threads = count
+    _threads = int(count)
 
 
 def _cpus() -> int:

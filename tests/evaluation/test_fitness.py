@@ -190,6 +190,10 @@ def test_numbers_that_float64_would_round_are_refused_wherever_fitness_enters(na
         ga.step(pop, given, seed=1, mutate=None)
     with pytest.raises(ValueError, match=words):
         next(ga.evolve(pop, lambda stacked, n: given, seed=1, mutate=None))
+    with pytest.raises(ValueError, match=words):
+        ga.Generation(0, given)
+    with pytest.raises(ValueError, match=words):
+        es.Move(0, given, [1], [0.5])
 
 
 def test_numbers_that_float64_holds_are_taken_from_any_list():

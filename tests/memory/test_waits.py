@@ -1,5 +1,7 @@
 """Threads that wait for each other: the one that began to wait last gets an error, and the other goes on."""
 
+import random
+import signal
 import threading
 import time
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 import flatstore as fs
+from flatstore.memory import patience
 
 
 def stores():
@@ -116,3 +119,36 @@ def test_the_seconds_to_wait_are_a_number(seconds):
     with pytest.raises(ValueError, match="expected seconds >= 0 to wait, got .*; fix: pass a number such as"):
         with fs.waiting(seconds):
             pass
+
+
+def test_what_is_waited_for_seconds_is_waited_for_in_the_block_alone():
+    with fs.waiting(np.float32(0.5)):
+        with pytest.raises(KeyError), fs.waiting(2):
+            assert patience() == 2
+            raise KeyError
+        assert patience() == 0.5
+    assert patience() == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="an alarm strikes")
+def test_whatever_strikes_a_thread_does_not_go_on_to_wait_after_the_block():
+    class Struck(Exception):
+        pass
+
+    def strike(*_):
+        raise Struck
+
+    draw, before = random.Random(5), signal.signal(signal.SIGALRM, strike)
+    try:
+        for _ in range(3000):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 + 6e-5 * draw.random())
+                for _ in range(20):
+                    with fs.waiting(5.0):
+                        pass
+                while True:
+                    time.sleep(0.01)
+            except Struck:
+                assert patience() == 0
+    finally:
+        signal.signal(signal.SIGALRM, before)
