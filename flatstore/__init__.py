@@ -6,6 +6,7 @@
 from flatstore import es as es
 from flatstore import ga as ga
 from flatstore.files import load as load
+from flatstore.files import open as open
 from flatstore.files import save as save
 from flatstore.interop import adopt as adopt
 from flatstore.layout import Layout as Layout

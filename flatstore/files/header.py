@@ -1,151 +1,204 @@
-"""The header of a safetensors file: which tensors it holds, and where their bytes are.
+"""The header of a safetensors file: what tensors lie where in it, and its metadata.
 
 ```
-bytes   0          8                     8 + n
-        | n, uint64 | JSON, n bytes ...   | tensors, one behind the other, without gaps
+8 bytes    header, JSON                                              data
+| length | {"__metadata__": {...}, "w": {"dtype": "F32", ...}}     | w | b |
 ```
 
-It is data from elsewhere: what it says is checked against the size of the file, and it is not longer than 100 MB.
-
-Source: https://huggingface.co/docs/safetensors; the checks are those of the library of this name.
+The data have neither holes nor overlaps. A header is taken if, and only if, the safetensors library takes it, in time
+and memory that grow with its length alone. The format: https://huggingface.co/docs/safetensors.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Mapping
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO, NamedTuple
 
-from flatstore.layout import Spec
+from flatstore.files.bounded_json import Scanner
+
+MOST = 100_000_000
+"""The bytes that a header may take."""
 
 BITS = {
     "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
-"""The bits of an element, for each dtype that the format has."""
+"""The dtypes of safetensors, and the bits of a number of each."""
 
-LONGEST = 100_000_000
-"""The most bytes of a header, as in other libraries."""
+DATA_ALIGN = 64
+"""The bytes at whose multiples the data start, in the files that are written here."""
 
-ALIGN = 64
-"""Where the tensors begin in what is written: at a multiple of this, so that they can be used where they lie."""
+_METADATA = "__metadata__"
 
-
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+# An entry as most writers write it; what does not match is read field by field.
+_INT = "(?:0|[1-9][0-9]{0,18})"
+_PLAIN = re.compile(
+    rf' ?\{{"dtype": ?"({"|".join(BITS)})", ?"shape": ?\[((?:{_INT}(?:, ?{_INT})*+)?)\], ?'
+    rf'"data_offsets": ?\[({_INT}), ?({_INT})\]\}}'
+)
 
 
 class Tensor(NamedTuple):
-    """A tensor of a file."""
+    """Where a tensor lies in a file, and what it is."""
 
+    name: str
     dtype: str
-    """The name that the format has for it."""
+    """A key of `BITS`."""
     shape: tuple[int, ...]
-    begin: int
-    """The first byte, from the start of the file."""
-    end: int
+    start: int
+    """Its first byte, counted from that of the data."""
+    stop: int
 
 
 class Header(NamedTuple):
-    """What the header of a file says."""
+    """What a file holds."""
 
+    tensors: list[Tensor]
+    """In the order of the data."""
     metadata: dict[str, str]
-    tensors: dict[str, Tensor]
-    """In the order of their bytes."""
+    data_start: int
+    """The byte of the file at which the data start."""
 
 
 def read_header(file: BinaryIO, size: int) -> Header:
-    """The header of a file of `size` bytes, read from its beginning. Raises `ValueError` that says what is wrong."""
-    start = file.read(8)
-    if len(start) < 8:
-        raise ValueError(f"expected a header, got {len(start)} bytes")
-    length = int.from_bytes(start, "little")
-    if length > LONGEST or length + 8 > size:
-        raise ValueError(f"expected a header of at most {min(LONGEST, size - 8):,} bytes, got one of {length:,}")
-    text = file.read(length)
-    if len(text) < length:
-        raise ValueError(f"expected a header of {length:,} bytes, got {len(text):,}")
-    table = parsed(text)
-    if not text.startswith(b"{") or not isinstance(table, dict):
-        raise ValueError("expected a header that begins with '{'")
-    given: dict[str, Any] = table  # pyright: ignore[reportUnknownVariableType]
-    metadata: Any = given.pop("__metadata__", None)
-    if not _are_texts({} if metadata is None else metadata):
-        raise ValueError("expected metadata that are strings by name, got others")
-    tensors = {name: _tensor(name, row, 8 + length) for name, row in given.items()}
-    return Header(metadata or {}, _packed(tensors, 8 + length, size))
+    """The header of a file of `size` bytes, which is at its first. Raises `ValueError` that says what is wrong."""
+    length = int.from_bytes(_read_all(file, min(8, size)), "little")
+    if size < 8:
+        raise ValueError(f"expected at least 8 bytes, got {size}")
+    if length > min(MOST, size - 8):
+        raise ValueError(f"expected a header of at most {min(MOST, size - 8):,} bytes, got one of {length:,}")
+    tensors, metadata = parsed(_read_all(file, length))
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
+    _check_places(tensors, size - 8 - length)
+    return Header(tensors, metadata, 8 + length)
 
 
-def parsed(text: str | bytes) -> Any:
-    """What a JSON text says. Raises `ValueError` for what JSON does not have, and for texts that are mostly brackets.
+def _read_all(file: BinaryIO, length: int) -> bytes:
+    parts: list[bytes] = []
+    while length:
+        part = file.read(length)
+        if not part:
+            raise ValueError(f"expected {length:,} more bytes, got the end of the file")
+        parts.append(part)
+        length -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    Outside of strings brackets become objects of a hundred bytes: a file could ask for thirty times its size.
+
+def parsed(content: bytes) -> tuple[list[Tensor], dict[str, str]]:
+    """The tensors and the metadata of a header; whether the tensors lie well is not checked.
+
+    >>> parsed(b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {"a": "b"}}')
+    ([Tensor(name='w', dtype='F32', shape=(2,), start=0, stop=8)], {'a': 'b'})
+
+    Raises `ValueError` that says what is wrong.
     """
-    words = text.decode() if isinstance(text, bytes) else text
-    bare = _STRING.sub("", words)
-    brackets = bare.count("[") + bare.count("{")
-    if brackets > 64 + len(words) // 8:
-        raise ValueError(f"expected JSON with strings and numbers in it, got {brackets:,} brackets in {len(words):,}")
+    scan = Scanner(content)
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] | None = None
+    for name in scan.keys():
+        if name != _METADATA:
+            tensors[name] = _tensor(scan, name)  # of several of one name the last one counts
+        elif metadata is not None:
+            raise ValueError(f"expected {_METADATA!r} once, got it twice")
+        else:
+            metadata = {} if scan.null() else {key: scan.string() for key in scan.keys()}
+    scan.end()
+    return list(tensors.values()), metadata or {}
+
+
+def _tensor(scan: Scanner, name: str) -> Tensor:
+    found = scan.pattern(_PLAIN)
+    if found is not None:
+        shape = tuple(map(int, found[2].split(","))) if found[2] else ()
+        return Tensor(name, found[1], shape, int(found[3]), int(found[4]))
+    fields: dict[str, tuple[int, ...] | str] = {}
     try:
-        return json.loads(words, parse_constant=_refuse)
-    except RecursionError:
-        raise ValueError("expected JSON that is not nested so deeply") from None
+        if scan.peek() == "[":
+            keys = iter(("dtype", "shape", "data_offsets"))
+            for _ in scan.elements():
+                _read_field(scan, next(keys, "a fourth field"), fields)
+        else:
+            for key in scan.keys():
+                _read_field(scan, key, fields)
+        dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
+    except KeyError as error:
+        raise ValueError(f"{name[:60]!r}: expected its dtype, shape and data_offsets, got no {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{name[:60]!r}: {error}") from None
+    assert isinstance(dtype, str) and isinstance(shape, tuple) and isinstance(start, int) and isinstance(stop, int)
+    return Tensor(name, dtype, shape, start, stop)
 
 
-def _refuse(name: str) -> Any:
-    raise ValueError(f"expected JSON, which has no {name}")
+def _read_field(scan: Scanner, key: str, fields: dict[str, tuple[int, ...] | str]) -> None:
+    if key in fields:
+        raise ValueError(f"expected each field once, got {key!r} twice")
+    if key == "dtype":
+        fields[key] = _dtype(scan)
+    elif key in ("shape", "data_offsets"):
+        fields[key] = tuple([scan.natural() for _ in scan.elements()])
+        if key == "data_offsets" and len(fields[key]) != 2:
+            raise ValueError(f"expected data_offsets of two numbers, got {len(fields[key])}")
+    elif key == "a fourth field":
+        raise ValueError("expected three fields, got a fourth")
+    else:
+        scan.skip(2)
 
 
-def is_text(value: Any) -> bool:
-    """Whether a value is a string that UTF-8 can encode, without half of a surrogate pair."""
-    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
+def _dtype(scan: Scanner) -> str:
+    """A dtype: its name, or an object of its name and null."""
+    found = [""]
+    if scan.peek() == "{":
+        found = [name for name in scan.keys() if scan.null() or _refuse(scan)]
+    else:
+        found = [scan.string()]
+    if len(found) != 1 or found[0] not in BITS:
+        raise ValueError(f"expected a dtype of safetensors, got {str(found)[:60]}")
+    return found[0]
 
 
-def _are_texts(metadata: Any) -> bool:
-    return isinstance(metadata, dict) and all(is_text(x) for pair in metadata.items() for x in pair)  # pyright: ignore
+def _refuse(scan: Scanner) -> bool:
+    raise scan.error("a dtype of safetensors")
 
 
-def _tensor(name: str, row: Any, start: int) -> Tensor:
-    match row:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if (
-            is_text(name) and dtype in BITS and all(_is_size(x) for x in (*shape, begin, end))
-        ):
-            return Tensor(dtype, tuple(shape), start + begin, start + end)
-        case _:
-            raise ValueError(f"{name[:60]!r}: expected a dtype, a shape and two offsets, got {str(row)[:100]}")
+def _check_places(tensors: Sequence[Tensor], size: int) -> None:
+    """Raise `ValueError` unless the tensors fill `size` bytes of data, without holes and overlaps."""
+    end = 0
+    for name, dtype, shape, start, stop in tensors:
+        if start != end or stop < start:
+            raise ValueError(f"{name[:60]!r}: expected data from byte {end:,} on, got {start:,} .. {stop:,}")
+        bits = 1
+        for n in (*shape, BITS[dtype]):
+            bits *= n
+            if bits >= 1 << 64:
+                raise ValueError(f"{name[:60]!r}: expected a size below 2**64, got {dtype}{str(shape)[:60]}")
+        if bits != 8 * (stop - start):
+            raise ValueError(
+                f"{name[:60]!r}: expected {bits // 8:,} bytes of {dtype}{str(list(shape))[:60]}, got {stop - start:,}"
+            )
+        end = stop
+    if end != size:
+        raise ValueError(f"expected {end:,} bytes of data, as the header says, got {size:,}")
 
 
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 64
+def written(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A header, its length before it, with spaces behind it so that the data start at a multiple of `DATA_ALIGN`.
 
+    >>> header = written([Tensor("w", "F32", (2,), 0, 8)], {"a": "b"})
+    >>> len(header), header[8:].rstrip()
+    (128, b'{"__metadata__":{"a":"b"},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}')
 
-def _packed(tensors: dict[str, Tensor], start: int, size: int) -> dict[str, Tensor]:
-    """The tensors in the order of their bytes, which are all there, and as many as shapes and dtypes say."""
-    ordered = dict(sorted(tensors.items(), key=lambda item: item[1][2:]))
-    for name, (dtype, shape, begin, end) in ordered.items():
-        if begin != start or end < begin:
-            raise ValueError(f"{name[:60]!r}: expected bytes from {start} on, got {begin} .. {end}")
-        elements = math.prod(shape)
-        if elements >= 1 << 64 or elements * BITS[dtype] != 8 * (end - begin):
-            raise ValueError(f"{name[:60]!r}: expected the bytes of {dtype}{list(shape)[:9]}, got {end - begin:,}")
-        start = end
-    if start != size:
-        raise ValueError(f"expected tensors that end where the file does, at {size:,}, got {start:,}")
-    return ordered
-
-
-def header_bytes(metadata: Mapping[str, str], tensors: Mapping[str, tuple[str, Spec]]) -> bytes:
-    """The header of tensors that are written one behind the other: {name: (dtype's name in the format, spec)}.
-
-    Spaces at its end bring the first tensor to a multiple of `ALIGN`.
+    Raises `ValueError` if it takes more than `MOST` bytes, which other libraries do not read.
     """
-    table: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    at = 0
-    for name, (dtype, spec) in tensors.items():
-        table[name] = {"dtype": dtype, "shape": list(spec.shape), "data_offsets": [at, at + spec.nbytes]}
-        at += spec.nbytes
-    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(8 + len(text)) % ALIGN)
-    return len(text).to_bytes(8, "little") + text
+    entries = {x.name: {"dtype": x.dtype, "shape": x.shape, "data_offsets": (x.start, x.stop)} for x in tensors}
+    header = {_METADATA: dict(sorted(metadata.items())), **entries}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    length = -(-(8 + len(text)) // DATA_ALIGN) * DATA_ALIGN - 8
+    if length > MOST:
+        raise ValueError(
+            f"expected names and metadata of at most {MOST:,} bytes, got {length:,}; "
+            "fix: shorten the metadata, or the names of leaves"
+        )
+    return length.to_bytes(8, "little") + text.ljust(length)

@@ -1,115 +1,192 @@
-"""A file that is replaced as a whole, or not at all: written beside its place, flushed, and renamed.
+"""A file replaced by another, whole or not at all: neither a kill nor a power cut leaves half of it.
 
-What is being written has a name of its own, and is locked by who writes it: the kernel gives the lock up when that
-process ends, so that the next one to save can tell what a killed save has left, and removes it.
+```
+.flatstore-saving-5f0c…    written, flushed --.
+model.safetensors                             '-- renamed; then the folder is flushed
+```
+
+What is being written has a lock, which the kernel takes away when its writer dies. So the next save knows which of the
+files of this name, in the same folder, are left over, and removes them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import stat
-from collections.abc import Generator
-from contextlib import contextmanager
-from io import FileIO
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from flatstore.threads import add_notes, moment
+
 try:
     import fcntl
-except ImportError:  # not on POSIX: nothing is swept there
+except ImportError:  # Windows: what is left over stays
     fcntl: Any = None
 
-_SUFFIX = ".saving"
-_LONGEST = 200  # bytes of the name that are part of the temporary one; a name may have 255
+_PREFIX = ".flatstore-saving-"
+_NAME = re.compile(re.escape(_PREFIX) + "[0-9a-f]{16}")
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
 
 
-@contextmanager
-def replaced(path: str | os.PathLike[str]) -> Generator[FileIO]:
-    """A context in which a new file is written, which takes the place of `path` at the end, if nothing was raised.
+class Writer:
+    """What is written to the new file, in any order."""
 
-    It is on the disk before it gets its name, and so is the name before the context ends. Mode, owner and group are
-    those of the file that is replaced, or of any new file; a symbolic link stays, and what it leads to is replaced.
+    def __init__(self, number: int) -> None:
+        self._number = number
 
-    Raises `FileNotFoundError` unless the path is a file, or may become one, in a folder that exists; `OSError` if it
-    cannot be written. The old file is then as it was, and no other is left.
+    def write(self, content: Any, at: int) -> None:
+        """Write all of the bytes at a place. Raises `OSError` where they cannot be, such as on a full disk."""
+        rest = memoryview(content)
+        while rest:
+            written = os.pwrite(self._number, rest, at)
+            if not written:
+                raise OSError(f"expected {len(rest):,} more bytes to be written, got none; fix: see the disk")
+            at += written
+            rest = rest[written:]
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Generator[Writer]:
+    """A context in which a file is written that takes the place of the one at `path` when the block is over.
+
+    If the block fails, or is interrupted, the old file stays. The new one has its mode and its owner; without an old
+    file, those of any new file. A link at `path` stays, and the file that it leads to is replaced.
+
+    Raises `FileNotFoundError` for a folder that does not exist, `ValueError` where something lies that is no file, and
+    `OSError` for whatever the disk refuses.
     """
-    target = Path(os.path.realpath(path))
-    if not target.parent.is_dir() or target.is_dir():
-        raise FileNotFoundError(
-            f"expected a file in a folder that exists, got {os.fspath(path)!r}; fix: make the folder"
-        )
-    _sweep(target)
-    old = os.stat(target) if target.exists() else None
-    name = _beside(target, secrets.token_hex(8))  # known before it is there, so that it is removed
+    target, old = _target(path)
+    folder = os.path.dirname(target)
+    sweep(folder)
+    name, number = _begun(folder, 0o666 if old is None else 0o600)
+    renamed = False
+    since = moment()
     try:
-        with _opened(name, 0o666 if old is None else stat.S_IMODE(old.st_mode)) as file:
+        try:
+            yield Writer(number)
             if old is not None:
-                _keep(file, old)
-            yield file
-            os.fsync(file.fileno())
+                _like_the_old(number, old)
+            os.fsync(number)
             os.replace(name, target)
-        _flush_folder(target.parent)
-    except BaseException:
-        name.unlink(missing_ok=True)  # it is not there any more if an interrupt came after the replacement
+            renamed = True
+        finally:
+            os.close(number)  # the lock with it
+        _flush_folder(folder)
+    except BaseException as error:
+        if renamed:
+            add_notes(error, since, f"the new file is at {target!r}; a power cut may bring the old one back")
+        else:
+            with contextlib.suppress(FileNotFoundError):  # it was interrupted right after the renaming
+                os.unlink(name)
         raise
 
 
-def _beside(target: Path, token: str) -> Path:
-    start = os.fsencode(target.name)[:_LONGEST]
-    return target.parent / os.fsdecode(b"." + start + b"." + os.fsencode(token + _SUFFIX))
-
-
-def _opened(name: Path, mode: int) -> FileIO:
-    """The new file, locked. If another process swept it away before it was, it is made again."""
-
-    def opener(path: str, flags: int) -> int:
-        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), mode)
-
-    while True:
-        file = open(name, "xb", buffering=0, opener=opener)  # noqa: SIM115 (the caller's)
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_nlink:
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-
-
-def _keep(file: FileIO, old: os.stat_result) -> None:
-    """Give the file the mode of the old one, and its owner and group where the process may."""
-    with contextlib.suppress(PermissionError):
-        os.chown(file.fileno(), old.st_uid, old.st_gid)
-    os.chmod(file.fileno(), stat.S_IMODE(old.st_mode))
-
-
-def _sweep(target: Path) -> None:
-    """Remove what saves of this file have left that were killed: what nobody holds the lock of."""
-    if fcntl is None:
-        return
-    start = _beside(target, "").name.removesuffix(_SUFFIX)
-    for name in os.listdir(target.parent):
-        if not (name.startswith(start) and name.endswith(_SUFFIX)):
-            continue
-        left = target.parent / name
-        with contextlib.suppress(FileNotFoundError, PermissionError, BlockingIOError):
-            place = os.open(left, os.O_RDWR | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(place).st_nlink:
-                    left.unlink()
-            finally:
-                os.close(place)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Have the name of a file on the disk."""
-    place = os.open(folder, os.O_RDONLY)
+def _target(path: str | os.PathLike[str]) -> tuple[str, os.stat_result | None]:
+    """The path of the file that is replaced, no link, and what is there now."""
+    given = os.fspath(path)
+    target = os.path.realpath(given)
+    if not os.path.isdir(os.path.dirname(target)) or os.path.isdir(target):
+        raise FileNotFoundError(f"expected a file in a folder that exists, got {given!r}; fix: make the folder")
     try:
-        os.fsync(place)
+        old = os.stat(target)
+    except FileNotFoundError:
+        return target, None
+    if not stat.S_ISREG(old.st_mode):
+        raise ValueError(f"expected a file, or nothing yet, got a device or a pipe at {given!r}; fix: name a file")
+    return target, old
+
+
+def _begun(folder: str, mode: int) -> tuple[str, int]:
+    """A new file with a lock: (its path, its number)."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | _BINARY
+    while True:
+        name = os.path.join(folder, _PREFIX + secrets.token_hex(8))
+        try:
+            number = os.open(name, flags, mode)
+        except FileExistsError:
+            continue
+        try:
+            if _is_locked(number) and os.fstat(number).st_nlink:
+                return name, number
+        except BaseException:
+            _forget(name, number)
+            raise
+        _forget(name, number)  # somebody who sweeps took it for a dead one, before it had its lock
+
+
+def _forget(name: str, number: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name)
+    os.close(number)
+
+
+def _is_locked(number: int) -> bool:
+    """Lock a file, and return whether that was possible. Where the file system has no locks nothing is swept."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def sweep(folder: str) -> list[str]:
+    """Remove what killed saves have left in a folder, and return the names. Files that are being written stay."""
+    if fcntl is None:
+        return []
+    swept: list[str] = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _NAME.fullmatch(entry.name):
+                with contextlib.suppress(OSError):  # it is gone, it is another's, or its writer is alive
+                    _sweep_one(entry.path)
+                    swept.append(entry.name)
+    return swept
+
+
+def _sweep_one(path: str) -> None:
+    """Remove a file. Raises `OSError` if it may not be opened, or has a lock."""
+    number = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | _NO_LINK)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
     finally:
-        os.close(place)
+        os.close(number)
+
+
+def _like_the_old(number: int, old: os.stat_result) -> None:
+    """Give a file the owner and the mode of the one that it is to replace."""
+    mode = stat.S_IMODE(old.st_mode)
+    now = os.fstat(number)
+    if (now.st_uid, now.st_gid) != (old.st_uid, old.st_gid):
+        owner_kept = _may(lambda: os.fchown(number, old.st_uid, old.st_gid))
+        if not owner_kept and not _may(lambda: os.fchown(number, -1, old.st_gid)):
+            mode &= ~0o070  # what its group might do is not for another group
+    os.fchmod(number, mode)
+
+
+def _may(change: Callable[[], None]) -> bool:
+    try:
+        change()
+    except PermissionError:
+        return False
+    return True
+
+
+def _flush_folder(folder: str) -> None:
+    """Flush a folder, so that a renaming is not lost in a power cut."""
+    if os.name != "posix":
+        return
+    number = os.open(Path(folder), os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

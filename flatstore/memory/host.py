@@ -25,13 +25,17 @@ class Memory:
     The views that were handed out are known, so that they are read-only while what they show is lent.
     """
 
-    __slots__ = ("__weakref__", "bytes", "region", "start", "stop", "views")
+    __slots__ = ("__weakref__", "bytes", "is_read_only", "region", "start", "stop", "views")
 
     region: Region
     """Where it is noted who reads and who writes: that of all memories that share addresses with this one."""
 
-    def __init__(self, array: Array) -> None:
+    is_read_only: bool
+    """Whether verbs and the views that are handed out must not write it, although the system would let them."""
+
+    def __init__(self, array: Array, *, is_read_only: bool = False) -> None:
         self.bytes = array
+        self.is_read_only = is_read_only
         self.start: int = array.__array_interface__["data"][0]
         self.stop: int = self.start + array.nbytes
         self.views = WatchedViews()

@@ -53,6 +53,12 @@ class Access:
         if lends:
             self.uses += [Use(ref, memory, LENDS, *threads) for memory in lends]
         if writes:
+            for memory in writes:
+                if memory.is_read_only:
+                    raise ValueError(
+                        "expected memory that may be written, got that of a file opened with mode='r'; fix: open it "
+                        "with mode='r+' to write the file, with 'c' to keep what is written to yourself, or copy()"
+                    )
             self.uses += [Use(ref, memory, WRITES, *threads) for memory in writes]
 
     def begin(self) -> None:

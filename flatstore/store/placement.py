@@ -4,18 +4,20 @@
 store             | bias | gap | kernel |                        each leaf where the layout says
 order="leaf"      | bias of 0, 1, 2 | kernel of 0, 1, 2 |        a dense block per leaf
 order="member"    | bias 0, kernel 0 | bias 1, kernel 1 | ...    a packed row per member
+a file            | kernel | bias |                              packed, in the order of the file
 ```
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from flatstore.checks import whole
 from flatstore.layout import Layout, check_layout, round_up
 from flatstore.memory import JAX_ALIGN
 
-Order = Literal["store", "leaf", "member"]
+Order = Literal["store", "leaf", "member", "file"]
 
 
 class Place(NamedTuple):
@@ -42,6 +44,23 @@ def placement_of_store(layout: Layout) -> Placement:
     check_layout(layout)
     places = {leaf.path: Place(leaf.offset, None) for leaf in layout.leaves}
     return Placement(places, tuple((leaf.offset, leaf.nbytes) for leaf in layout.homes), "store", layout.nbytes)
+
+
+def placement_in_file(layout: Layout, starts: Mapping[str, int], size: int | None) -> Placement:
+    """The placement of a store in a file in which its homes start at these bytes; with a `size`, of a population.
+
+    The members' copies of a leaf lie side by side there, as in order='leaf'.
+    """
+    members = {leaf.path: size if leaf.trainable else None for leaf in layout.homes}
+    sizes = {leaf.path: leaf.nbytes * (size if size is not None and leaf.trainable else 1) for leaf in layout.homes}
+    places = {
+        leaf.path: Place(starts[leaf.path], None if members[leaf.path] is None else leaf.nbytes)
+        for leaf in layout.homes
+    }
+    places |= {leaf.path: places[leaf.tied] for leaf in layout.leaves if leaf.tied is not None}
+    blocks = tuple((starts[path], nbytes) for path, nbytes in sizes.items())
+    nbytes = max(start + nbytes for start, nbytes in blocks)
+    return Placement(places, blocks, "file" if size is None else "leaf", nbytes)
 
 
 def placement_of_population(layout: Layout, size: int, order: str) -> Placement:

@@ -21,7 +21,7 @@ Leaves that do not train are held once, after the rest, and shared by all member
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self, overload
 
 import numpy as np
@@ -30,7 +30,7 @@ from flatstore.checks import whole
 from flatstore.layout import Array, Dims, Layout, Tied, Trainable
 from flatstore.memory import JAX_ALIGN, Memory, reading
 from flatstore.store.assigning import checked_leaves
-from flatstore.store.placement import placement_of_population
+from flatstore.store.placement import placement_in_file, placement_of_population
 from flatstore.store.store import Store
 from flatstore.store.verbs import Verbs, memories_in
 
@@ -84,6 +84,11 @@ class Population(Verbs):
         """A population over memory that you own: views. Accepts the same memory and raises the same as `Store.wrap`."""
         placement = placement_of_population(layout, size, order)
         return cls._mark_whole(cls._wrap(buffer, layout, placement, JAX_ALIGN if order == "leaf" else 1, size))
+
+    @classmethod
+    def in_file(cls, memory: Memory, layout: Layout, starts: Mapping[str, int], size: int) -> Self:
+        """A population over the bytes of a file, in which its leaves start at `starts`; for this package's modules."""
+        return cls._mark_whole(cls._over(layout, memory, placement_in_file(layout, starts, size), 0, size))
 
     @classmethod
     def _mark_whole(cls, pop: Self) -> Self:

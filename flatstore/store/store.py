@@ -18,7 +18,7 @@ import numpy as np
 
 from flatstore.layout import Array, Dims, Layout, Leaf, Tied, Trainable
 from flatstore.memory import GuardedView, Memory
-from flatstore.store.placement import placement_of_store
+from flatstore.store.placement import placement_in_file, placement_of_store
 from flatstore.store.verbs import Verbs
 
 
@@ -56,6 +56,13 @@ class Store(Verbs, Mapping[str, Array]):
         leaves are not zero; `TypeError` if it is not memory, or `layout` not a `Layout`.
         """
         return cls._wrap(buffer, layout, placement_of_store(layout), layout.align)
+
+    @classmethod
+    def in_file(cls, memory: Memory, layout: Layout, starts: Mapping[str, int]) -> Self:
+        """A store over the bytes of a file, in which its homes start at `starts`; for this package's own modules."""
+        store = cls._over(layout, memory, placement_in_file(layout, starts, None))
+        store._whole = True
+        return store
 
     # -- a mapping
 
@@ -112,7 +119,7 @@ class Store(Verbs, Mapping[str, Array]):
     def flats(self) -> dict[str, Array]:
         """A dict {dtype name: 1-D vector of the trainable leaves of that dtype}: views, like `flat`."""
         groups: dict[str, list[Leaf]] = {}
-        for leaf in sorted(self.layout.homes, key=lambda leaf: (leaf.offset, leaf.nbytes)):
+        for leaf in sorted(self.layout.homes, key=lambda leaf: (self.start_of(leaf), leaf.nbytes)):
             if leaf.trainable:
                 groups.setdefault(leaf.dtype.name, []).append(leaf)
         return {name: self._vector(name, leaves) for name, leaves in groups.items()}
@@ -126,11 +133,13 @@ class Store(Verbs, Mapping[str, Array]):
         starts = [self.start_of(leaf) for leaf in leaves]
         stops = [start + leaf.nbytes for start, leaf in zip(starts, leaves, strict=True)]
         dtype = leaves[0].dtype
+        most_gap = 0 if self._placement.order == "file" else max(self.layout.align, dtype.itemsize) - 1
         for leaf, stop, start in zip(leaves[1:], stops, starts[1:], strict=False):
-            if not 0 <= start - stop < max(self.layout.align, dtype.itemsize):
+            if not 0 <= start - stop <= most_gap:
+                why = "other leaves lie between them in the file" if most_gap == 0 else "it is tied to a leaf elsewhere"
                 raise ValueError(
-                    f"expected leaves that lie together, got {leaf.path!r} apart from the one before it (it is tied to "
-                    "a leaf outside of this node); fix: use node.to_vector() or node.copy().flat, which copy"
+                    f"expected leaves that lie together, got {leaf.path!r} apart from the one before it ({why}); "
+                    "fix: use x.to_vector() or x.copy().flat, which copy"
                 )
         size = (stops[-1] - starts[0]) // dtype.itemsize
         return self._combined_view(name, lambda: np.ndarray(size, dtype, self._memory.bytes, starts[0]))

@@ -167,9 +167,9 @@ class Views(Placed, Subtree):
         views, home = handed.views, leaf.tied or leaf.path
         view = views.get(home)
         if view is None:
-            shared = self._is_shared(leaf)
-            view = self._new_view(leaf, not shared).view(GuardedView if shared else handed.view_type)
-            if not shared:
+            closed = self._memory.is_read_only or self._is_shared(leaf)
+            view = self._new_view(leaf, not closed).view(GuardedView if closed else handed.view_type)
+            if not closed:
                 self._memory.watch(view)
             view = views.setdefault(home, view)  # the first that is made is the one that everybody gets
         return views.setdefault(leaf.path, view)
@@ -179,8 +179,12 @@ class Views(Placed, Subtree):
         handed = self._handed_out()
         view = handed.combined.get(name)
         if view is None:
-            view = make().view(handed.view_type)
-            self._memory.watch(view)
+            closed = self._memory.is_read_only
+            view = make().view(GuardedView if closed else handed.view_type)
+            if closed:
+                view.flags.writeable = False
+            else:
+                self._memory.watch(view)
             view = handed.combined.setdefault(name, view)
         return view
 

@@ -77,7 +77,7 @@ NOTES: dict[str, tuple[Any, str]] = {
     "a short row": ({**TABLE, "leaves": [["a/b", True, None]]}, "row 0: expected a path"),
     "trainable is a word": (row(1, 1, "yes"), "row 1: expected a path, whether it trains, its home and names of axes"),
     "trainable is 1": (row(1, 1, 1), "row 1: expected a path"),
-    "axes are numbers": (row(1, 3, [3]), "got ['a/c/0', True, None, [3]]"),
+    "axes are numbers": (row(1, 3, [3]), 'got ["a/c/0", true, null, [3]]'),
     "axes are a word": (row(1, 3, "n"), "row 1: expected a path"),
     "an axis too many": (row(1, 3, ["n", "m"]), "dims: expected 1 names for 'a/c/0'"),
     "a path is a number": (row(1, 0, 7), "row 1: expected a path"),

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 import flatstore as fs
-from flatstore.files.safetensors import layout_of
+from flatstore.files import layout_of
 
 
 def a_store():
@@ -168,9 +168,10 @@ def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path):
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_population_is_not_saved_as_if_it_were_one_model(tmp_path):
-    with pytest.raises(TypeError, match=r"expected a Store, got Population; fix: save a member, pop\[i\]"):
-        fs.save(tmp_path / "a", fs.Population.from_tree({"w": np.zeros(2, "f4")}, 3))
+def test_what_is_neither_a_store_nor_a_population_is_an_error(tmp_path):
+    with pytest.raises(TypeError, match=r"expected a Store or a Population, got dict; fix: Store.from_tree\(tree\)"):
+        fs.save(tmp_path / "a", {"w": np.zeros(2, "f4")})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_not_there_is_an_error_that_names_the_file(tmp_path):

@@ -1,0 +1,113 @@
+"""load: what a safetensors file holds, as a store or a population."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from flatstore.files.checksums import PIECE, checksum
+from flatstore.files.contents import Located, contents_of
+from flatstore.files.planning import Plan, plan
+from flatstore.files.rows import pieces, rows_of
+from flatstore.layout import Array, Leaf
+from flatstore.store import Population, Store
+from flatstore.trees import Difference, Glob, Rename, StructureError
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    like: Any = None,
+    only: Glob | None = None,
+    rename: Rename = None,
+    verify: bool = True,
+) -> Any:
+    """A store, or a population, with what a safetensors file holds: a copy, read straight into its memory.
+
+    Without `like` the tree is made of ordered dicts, and what `save` wrote has the same layout again; a file of others
+    gives one dict of its tensors' names. The file's metadata are not kept: `metadata_of` reads them, and `save` takes
+    them.
+
+    Args:
+        path: a safetensors file, or the index of several (`model.safetensors.index.json`).
+        like: a tree (of arrays or shapes), a store, a population or a layout that says which leaves to expect and of
+            which nodes the tree is made.
+        only: globs of the leaves that are read, by their names in the file, a tied leaf by any of its names. Into a
+            model that has others, too: `store.assign(load(path, only="backbone/*").items())`.
+        rename: new names for leaves and nodes, {'model/*': '*'}, as for `replan`; before they are compared with `like`.
+        verify: whether the checksums of what is read are compared with those that `save` wrote.
+
+    Raises:
+        StructureError: every leaf that differs from `like`; dtypes and shapes that NumPy and JAX do not have.
+        ValueError: what is no safetensors file, holds no tensors, or is damaged; globs that match nothing.
+        OSError: a file that is not there, or cannot be read.
+    """
+    with contents_of(path) as contents:
+        planned = plan(contents, like, only, rename)
+        layout, members = planned.layout, planned.members
+        x = Store.zeros(layout) if members is None else Population.zeros(layout, members.size, order=members.order)
+        sources = {at: contents.tensors[name] for at, name in planned.names.items()}
+        for at, source in sorted(sources.items(), key=lambda item: (item[1].path, item[1].start)):
+            leaf = layout.by_path[at]
+            if leaf.tied is None:
+                parts = _read(source, rows_of(x, leaf))
+                if verify and source.checksum is not None:
+                    check_sum(source, checksum(parts))
+                else:
+                    deque(parts, 0)
+        _compare_ties(planned, sources, x)
+    return x
+
+
+def _read(source: Located, rows: Array) -> Iterator[Array]:
+    """Read a tensor into the bytes of its leaf, piece by piece."""
+    source.file.seek(source.start)
+    for piece in pieces(rows, PIECE, to_be_filled=True):
+        read_into(source, piece)
+        yield piece
+
+
+def read_into(source: Located, piece: Array) -> None:
+    """Fill a piece with what comes next in a file. Raises `ValueError` if it ends too early."""
+    rest = piece.data
+    while rest:
+        count = source.file.readinto(rest)
+        if not count:
+            raise ValueError(
+                f"{source.name!r}: expected {source.nbytes:,} bytes, got a file that became shorter while it was read, "
+                f"{source.path!r}; fix: replace files as save does, by renaming"
+            )
+        rest = rest[count:]
+
+
+def check_sum(source: Located, got: int) -> None:
+    """Raise `ValueError` unless the data have the checksum that `save` wrote."""
+    if source.checksum != got:
+        raise ValueError(
+            f"{source.name!r}: expected the data that save wrote, with the checksum {source.checksum:016x}, got "
+            f"others, with {got:016x}, in {source.path!r}; fix: take another copy of the file; verify=False reads it as it is"
+        )
+
+
+def _compare_ties(planned: Plan, sources: dict[str, Located], x: Store | Population) -> None:
+    """Raise `StructureError` if tied leaves are several tensors in the file, and not the same."""
+    differences: list[Difference] = []
+    for at, source in sources.items():
+        home = planned.layout.by_path[at].tied
+        if home is not None and not _is_same(source, x, planned.layout.by_path[home]):
+            fix = f"give both the same, or plan with tied=False: it is another name of {home!r}"
+            differences.append(Difference(at, f"the values of {home!r}", "other values", fix))
+    if differences:
+        raise StructureError(differences)
+
+
+def _is_same(source: Located, x: Store | Population, home: Leaf) -> bool:
+    source.file.seek(source.start)
+    for piece in pieces(rows_of(x, home), PIECE):
+        other = piece.copy()
+        read_into(source, other)
+        if other.tobytes() != piece.tobytes():
+            return False
+    return True
