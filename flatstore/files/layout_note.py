@@ -87,6 +87,8 @@ def read(text: str, tensors: Mapping[str, Spec]) -> Note:
     rows: Rows = {}
     homes: set[str] = set()
     for i, (path, trainable, tied, dims) in enumerate(_rows(text, start.end())):
+        if path.count("/") >= _DEEPEST:
+            raise ValueError(f"expected at most {_DEEPEST} keys in a path, got {path.count('/') + 1} in {path[:60]!r}")
         if path in rows or path_of(keys_of(path)) != path:
             raise ValueError(f"row {i}: expected a path of its own, as path_of writes it, got {path!r}")
         if tied is not None and tied not in homes:
@@ -146,8 +148,6 @@ def planned(note: Note, tensors: Mapping[str, Spec], *, in_order: bool = True) -
     for path in note.rows:
         node: Any = tree
         *above, last = keys_of(path)
-        if len(above) >= _DEEPEST:
-            raise ValueError(f"expected at most {_DEEPEST} keys in a path, got {len(above) + 1} in {path[:60]!r}")
         for key in above:
             node = node.setdefault(key, OrderedDict())
             if isinstance(node, str):

@@ -87,7 +87,8 @@ def check_sum(source: Located, got: int) -> None:
     if source.checksum != got:
         raise ValueError(
             f"{source.name!r}: expected the data that save wrote, with the checksum {source.checksum:016x}, got "
-            f"others, with {got:016x}, in {source.path!r}; fix: take another copy of the file; verify=False reads it as it is"
+            f"others, with {got:016x}, in {source.path!r}; "
+            "fix: take another copy of the file; verify=False reads it as it is"
         )
 
 

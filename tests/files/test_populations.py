@@ -31,12 +31,7 @@ def test_a_population_comes_back_in_its_order_and_others_read_stacked_leaves(tmp
     assert type(again) is fs.Population and again.order == order and same(again, pop)
     shapes = {"w": (5, 4, 3), "b": (5,), "e": (5, 0, 2), "n": (3,)}
     theirs = safetensors.numpy.load_file(tmp_path / "p")
-    assert {name: array.shape for name, array in theirs.items()} == {
-        "w": (5, 4, 3),
-        "b": (5,),
-        "e": (5, 0, 2),
-        "n": (3,),
-    }
+    assert {name: array.shape for name, array in theirs.items()} == shapes
     assert all(same_bits(theirs[name], pop[name]) for name in theirs)
     assert layout_of(tmp_path / "p") == pop.layout
 
