@@ -65,13 +65,13 @@ def fates(folder, kills, seed):
     return in_the_middle
 
 
-@pytest.mark.long(but="[12]")
-@pytest.mark.parametrize("kills", [12, 50])
+@pytest.mark.long(but="[4]")
+@pytest.mark.parametrize("kills", [4, 50])
 def test_a_save_that_is_killed_leaves_a_whole_file_and_the_next_one_sweeps(tmp_path, kills):
     assert fates(tmp_path, kills, seed=kills) > 0
 
 
-# Hundreds of kills: python -c "import pathlib, tests.files.test_killed as t; print(t.fates(pathlib.Path(FOLDER), 500, 1))"
+# Hundreds: python -c "import pathlib, tests.files.test_killed as t; print(t.fates(pathlib.Path(FOLDER), 500, 1))"
 
 READING = """
 import sys, numpy as np, flatstore as fs
