@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     problem = _problem_with_settings(settings, algo) or _problem_with_folder(arguments.out)
     if problem is not None:
         return _fail(problem)
-    for module in (task_type.NEEDS, "safetensors", "matplotlib", "rich"):
+    for module in (task_type.NEEDS, "matplotlib", "rich"):
         require(module, "demo")
     start, prepared, scratch, curve = time.perf_counter(), 0.0, 0, Curve()
     every, traced = -(-settings.generations // _CHECKS), min(_TRACED, settings.generations - 1)

@@ -52,3 +52,4 @@ def pieces(rows: Array, most: int, *, to_be_filled: bool = False) -> Iterator[Ar
         yield piece
         if to_be_filled:
             part[...] = piece.reshape(part.shape)
+        del piece  # before the next is made

@@ -71,7 +71,7 @@ def test_a_save_that_is_killed_leaves_a_whole_file_and_the_next_one_sweeps(tmp_p
     assert fates(tmp_path, kills, seed=kills) > 0
 
 
-# Hundreds: python -c "import pathlib, tests.files.test_killed as t; print(t.fates(pathlib.Path(FOLDER), 500, 1))"
+# Hundreds of kills: python -c "import tests.files.test_killed as t; print(t.fates(t.Path(FOLDER), 500, seed=1))"
 
 READING = """
 import sys, numpy as np, flatstore as fs

@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+import tracemalloc
 from collections import OrderedDict
 
 import ml_dtypes
@@ -177,6 +178,29 @@ def test_what_is_neither_a_store_nor_a_population_is_an_error(tmp_path):
 def test_a_folder_that_is_not_there_is_an_error_that_names_the_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a file in a folder that exists, got .*none/a"):
         fs.save(tmp_path / "none" / "a", fs.Store.from_tree({"w": np.zeros(2, "f4")}))
+
+
+@pytest.mark.parametrize("order", [None, "leaf", "member"])
+def test_a_save_takes_at_most_8_mib_of_memory_for_any_size_and_strides(tmp_path, order):
+    layout = fs.Layout.from_tree({"w": np.zeros((1000, 64), "f4"), "b": np.zeros(7, "f4"), "n": np.zeros(3 << 20)})
+    x = fs.Store.zeros(layout) if order is None else fs.Population.zeros(layout, 100, order="leaf")
+    if order == "member":
+        layout = fs.Layout.from_tree({"w": np.zeros((1000, 64), "f4"), "b": np.zeros(7, "f4")})
+        x = fs.Population.zeros(layout, 200, order="member")
+    tracemalloc.start()
+    fs.save(tmp_path / "a", x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 8 << 20 and (tmp_path / "a").stat().st_size > 20 << 20
+
+
+def test_leaves_that_fill_lines_of_64_bytes_come_first_and_the_data_start_at_one(tmp_path):
+    tree = {"a": np.zeros(3, "f4"), "b": np.zeros((16, 2), "f4"), "c": np.zeros(13, "f4"), "d": np.zeros(8)}
+    fs.save(tmp_path / "a", fs.Store.from_tree(tree))
+    content = (tmp_path / "a").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    places = {name: x["data_offsets"][0] for name, x in json.loads(content[8 : 8 + size]).items() if name in tree}
+    assert size % 64 == 56 and places == {"b": 0, "d": 128, "a": 192, "c": 204}
 
 
 def test_axes_names_of_a_leaf_whose_path_looks_like_a_glob_come_back(tmp_path):
