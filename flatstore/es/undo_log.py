@@ -23,11 +23,8 @@ from flatstore.es.groups import (
 )
 from flatstore.kernels.cpu import (
     BLOCK,
-    FOUND_OTHERS,
-    LENGTH,
     READ_BEYOND,
     WHOLE_NUMBERS,
-    WHY,
     checking_loop,
     log_bytes,
     logged_loop,
@@ -89,17 +86,28 @@ class UndoLog:
         return f"UndoLog(seed {int(self.key[0])}, {where})"
 
 
+def hand_over(error: Any, log: UndoLog) -> str:
+    """Add a log to those that an exception carries, in the list `error.undo`; return the expression for it."""
+    error.undo = [*getattr(error, "undo", ()), log]
+    return f"error.undo[{len(error.undo) - 1}]"
+
+
 def check_log(store: Store, noise: Noise, key: Array, undo: Any) -> None:
     """Raise `TypeError` or `ValueError` unless `undo` is a log of this store's layout, and of this noise and seed."""
     if not isinstance(undo, UndoLog):
         raise TypeError(f"expected an undo log, got {type(undo).__name__}; fix: pass what es.perturb returned")
-    if not undo.at:
-        raise ValueError("expected an undo log that was not used, got one that was; fix: use each log once")
+    refuse_used(undo)
     if undo.layout != store.layout:
         raise ValueError("expected an undo log of this store, got one of another layout; fix: pass the store it is of")
     for name, want, got in (("noise", undo.noise, noise), ("seed", int(undo.key[0]), int(key[0]))):
         if want != got:
             raise ValueError(f"expected the {name} of the undo log, {want}, got {got}; fix: pass that {name}")
+
+
+def refuse_used(undo: UndoLog | None) -> None:
+    """Raise `ValueError` for a log that was used: by another thread, perhaps, while this one waited to write."""
+    if undo and not undo.at:
+        raise ValueError("expected an undo log that was not used, got one that was; fix: use each log once")
 
 
 def chunk_tasks(groups: Sequence[Group], undo: UndoLog) -> list[Task]:
@@ -124,9 +132,10 @@ def check_blocks(store: Store, noise: Noise, groups: Sequence[Group], undo: Undo
 
 def changed_since(store: Store, noise: Noise, group: Group, index: int) -> ValueError:
     """The error for a block that is not as its log left it."""
-    paths = " or ".join(repr(leaf.path) for leaf in _leaves_in(store, noise, group, index)[:8])
+    paths = [repr(leaf.path) for leaf in _leaves_in(store, noise, group, index)]
+    where = " or ".join(paths) if len(paths) < 9 else f"one of {len(paths)} leaves, {paths[0]} to {paths[-1]}"
     return ValueError(
-        f"{paths}: expected parameters as the undo log left them, got others; fix: take later moves back first, and "
+        f"{where}: expected parameters as the undo log left them, got others; fix: take later moves back first, and "
         "write nothing in between"
     )
 
@@ -155,7 +164,6 @@ class LoggedMove:
         self._rows = factors_of(store.layout, noise).rows
         self._old = {(chunk.dtype, chunk.stop): chunk for chunk in (undo.chunks if undo else ())}
         self._new: dict[tuple[str, int], Chunk] = {}
-        self._why = 0
         self.new_log: UndoLog | None = None
         """What takes the move back, when it is made."""
 
@@ -180,7 +188,7 @@ class LoggedMove:
                 np.zeros(BLOCK + ROOM, numbers),
                 np.zeros(BLOCK, np.float32),
                 *np.zeros((4, BLOCK + 64), np.uint16),
-                np.zeros(2, np.int64),
+                np.zeros(1, np.int64),
             ),
             np.zeros(log_bytes(longest), np.uint8),
             np.zeros(1, np.int64),
@@ -192,12 +200,10 @@ class LoggedMove:
         key = task.group.dtype, task.stop
         whole = self._old.get(key)
         self._run(task.group, task.start, task.stop, self.at, self.target, whole, scratch, note)
-        if rows[-1][WHY]:
-            self._why = int(rows[-1][WHY])
         if not self.target:
             return
         try:
-            used = int(rows[-1][LENGTH]) + READ_BEYOND
+            used = int(rows[-1][0]) + READ_BEYOND
             self._new[key] = Chunk(task.group.dtype, task.start, task.stop, out[:used].copy())
         except MemoryError:
             made = Chunk(task.group.dtype, task.start, task.stop, out)
@@ -210,6 +216,8 @@ class LoggedMove:
     def take_back(self, task: Task, end: int, scratch: Any) -> None:
         """Undo a task that has come to `end`."""
         made = self._new.get((task.group.dtype, task.stop))
+        if made is None and self.target and end > task.start:
+            raise MemoryError("expected memory for the log of what was moved, got none; fix: free some")
         if made is not None:
             self._run(task.group, task.start, end, self.target, 0, made, scratch, scratch[2])
         if self.at:
@@ -218,8 +226,8 @@ class LoggedMove:
     def stopped_because(self, group: Group, index: int) -> ValueError:
         """The error for a move that has stopped at a block, when it is taken back."""
         store = self._store
-        if self._why == FOUND_OTHERS:
-            return changed_since(store, self._noise, group, index)
+        if self._undo:
+            check_blocks(store, self._noise, self._groups, self._undo)
         refuse_not_finite(store, [group])
         leaf = max(_leaves_in(store, self._noise, group, index), key=self._largest)
         return ValueError(

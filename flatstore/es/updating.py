@@ -22,7 +22,7 @@ from flatstore.es.groups import (
     tasks_of,
 )
 from flatstore.es.small_moves import Part, move_at_once
-from flatstore.es.undo_log import UndoLog, check_blocks, check_log, chunk_tasks
+from flatstore.es.undo_log import UndoLog, check_blocks, check_log, chunk_tasks, refuse_used
 from flatstore.es.weights import fixed_point
 from flatstore.kernels.cpu import BLOCK, SEEDS_AT_ONCE, WHOLE_NUMBERS, update_loop
 from flatstore.layout import Array, Leaf
@@ -155,6 +155,7 @@ def update(
     steps = [take_back, perturb_again] if perturbed else [take_back]
 
     def move_all() -> None:
+        refuse_used(undo)
         refuse_not_finite(store, off_grid)
         if undo:
             check_blocks(store, noise, off_grid, undo)

@@ -24,9 +24,6 @@ from flatstore.kernels.cpu.in_one_call import NOWHERE as NOWHERE
 from flatstore.kernels.cpu.in_one_call import STOPPED as STOPPED
 from flatstore.kernels.cpu.in_one_call import all_or_nothing as all_or_nothing
 from flatstore.kernels.cpu.in_one_call import over_ranges as over_ranges
-from flatstore.kernels.cpu.logged_moves import FOUND_OTHERS as FOUND_OTHERS
-from flatstore.kernels.cpu.logged_moves import LENGTH as LENGTH
-from flatstore.kernels.cpu.logged_moves import WHY as WHY
 from flatstore.kernels.cpu.logged_moves import checking_loop as checking_loop
 from flatstore.kernels.cpu.logged_moves import logged_loop as logged_loop
 from flatstore.kernels.cpu.mutation import EVERY_GENE as EVERY_GENE

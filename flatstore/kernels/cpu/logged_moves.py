@@ -18,12 +18,6 @@ from flatstore.kernels.cpu.normal import steps_of
 from flatstore.kernels.cpu.storage import FINITE, SIGN, STORAGE, TOO_LARGE_FOR
 from flatstore.kernels.cpu.undo_log import BLOCK, apart, behind_block, checksum, restore_block, write_block
 
-LENGTH, WHY = range(2)
-"""What a loop notes: how many bytes of its new log are used, and why it stopped."""
-
-FOUND_OTHERS, NOT_FINITE = 1, 2
-"""Why a loop stops: a block is not as its log left it, or would hold an infinity or NaN."""
-
 _U, _W, _H = np.uint32, np.uint64, np.uint16
 _ZERO = _W(0)
 
@@ -106,20 +100,21 @@ def logged_loop(dtype: str, width: int, takes_back: bool, adds: bool) -> Any:
     def move(
         begin: int, end: int, raw: Any, pieces: Any, noise: Any, steps: Any, log: Any, out: Any, scratch: Any, note: Any
     ) -> None:
-        """Move the parameters begin .. end - 1, and note where it stopped in `note[0]`: before a block, or at the end.
+        """Move the parameters begin .. end - 1; notes where it stopped, and the length of the new log, in bytes.
 
-        `noise` is (kind, keys, factors); `steps` what one step of it has added, and what it is to add from now on.
-        `log` is (bytes, index that they begin with). The new log is written to `out` from its beginning. `scratch` ends
-        with what is noted for the caller, by `LENGTH` and `WHY`.
+        It stops before a block that is not as its log left it, or that would hold an infinity or NaN. `noise` is (kind,
+        keys, factors); `steps` what one step of it has added, and what it is to add from now on. `log` is (bytes, index
+        that they begin with). The new log is written to `out` from its beginning. `note[0]` is where it stopped, and
+        the last array of `scratch` gets the length.
         """
         kind, keys, factors = noise
         there, ahead = steps
         data, first_index = log
-        words, whole, delta, old, new, distance, places, outcome = scratch
-        at, place, outcome[WHY] = _ZERO, _ZERO, 0
+        words, whole, delta, old, new, distance, places, length = scratch
+        at, place = _ZERO, _ZERO
         for start in range(first_index if takes_back else begin, end, BLOCK):
             stop, first_piece = min(start + BLOCK, end), first_run(pieces, start)
-            outcome[LENGTH] = place
+            length[0] = place
             if first_piece == pieces.shape[0] or pieces[first_piece, 0] >= stop:
                 continue
             if start < begin:
@@ -139,7 +134,7 @@ def logged_loop(dtype: str, width: int, takes_back: bool, adds: bool) -> Any:
                 k += 1
             if takes_back:
                 if checksum(new, count) != _U(word_at(data, at)):
-                    note[0], outcome[WHY] = start, FOUND_OTHERS
+                    note[0] = start
                     return
                 for i in range(_W(count)):
                     new[i] = store(real(load(new[i]) - there * delta[i]))
@@ -155,7 +150,7 @@ def logged_loop(dtype: str, width: int, takes_back: bool, adds: bool) -> Any:
                     new[i] = store(moved)
                     distance[i] = store(real(load(new[i]) - change))
                 if largest >= too_large:
-                    note[0], outcome[WHY] = start, NOT_FINITE
+                    note[0] = start
                     return
                 for i in range(_W(count)):  # a loop of 16 bits alone: twice as many at a time
                     distance[i] = apart(old[i], distance[i])
@@ -170,7 +165,7 @@ def logged_loop(dtype: str, width: int, takes_back: bool, adds: bool) -> Any:
                     raw[_W(home) + i] = new[_W(count) + i]
                 count += high - low
                 k += 1
-        outcome[LENGTH] = place
+        length[0] = place
         note[0] = end
 
     return move
