@@ -28,7 +28,7 @@ def mezo(
     steps: int | None = None,
     resume: Move | int | None = None,
 ) -> Generator[Move]:
-    """Climb in place by simultaneous perturbation, with no memory beside the model: a generator of its moves.
+    """Climb in place by simultaneous perturbation, with no second model: a generator of its moves.
 
     A step perturbs the store by a seed and evaluates it, goes to the other side in one pass and evaluates it there, and
     takes the noise back and moves the store in a third pass. Then a record of the move is yielded.
@@ -47,14 +47,15 @@ def mezo(
 
     which is the gradient along d, times `rate * scale ** 2` leaf by leaf. So if all leaves have the scale sigma, a
     learning rate of r in the papers is `rate = r / sigma ** 2` here. The move is rounded once, to the grid, without a
-    loss in the mean; the perturbation is taken back to the bit.
+    loss in the mean; the perturbation is taken back to the bit. 16-bit leaves have no grid: their move is rounded to
+    the dtype, and while they are perturbed what rounding lost is kept, a few per cent of their bytes (`UndoLog`).
 
     Step n draws from the seed (*seed, n) and from nothing else. The records are a journal: `replay` moves another store
     to the same bits. A run can be resumed from a record, or from the number of the next step, with the store as it was
     then.
 
     Args:
-        store: the parameters, float32 or float64, on the grid of the noise (`snap`).
+        store: the parameters; those of float32 and float64 on the grid of the noise (`snap`).
         evaluate: `(params, step) -> fitness`. It is given the lent tree and the number of the step, and returns a
             finite real number, to be maximised. It is called twice in each step, and should use the same data both
             times.
@@ -64,7 +65,7 @@ def mezo(
         steps: the total number, including those before `resume`; None to go on until the caller stops.
         resume: the last record, or the number of the step to continue with.
 
-    Raises the errors of `evolve` before anything runs, and `ValueError` for 16-bit leaves, which cannot be taken back.
+    Raises the errors of `evolve` before anything runs.
 
     Raises in a step `ValueError` unless the fitness is a finite real number, whatever `evaluate` and `es.update` raise,
     and KeyboardInterrupt. The store is then taken back, to the bit, and a note says how to continue. A NumPy view of a

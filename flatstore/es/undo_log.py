@@ -94,6 +94,12 @@ class UndoLog:
         return f"UndoLog({of}, {f'{at}{self.nbytes:,} bytes' if self.at else 'taken back'})"
 
 
+def hand_over(error: Any, log: UndoLog) -> str:
+    """Add a log to those that an exception carries, in the list `error.undo`; return the expression for it."""
+    error.undo = [*getattr(error, "undo", ()), log]
+    return f"error.undo[{len(error.undo) - 1}]"
+
+
 def check_log(store: Store, noise: Noise, key: Array, undo: Any, *, of_update: bool = False) -> None:
     """Raise `TypeError` or `ValueError` unless `undo` is a log of this store's layout, and of this noise and seed.
 
@@ -105,8 +111,7 @@ def check_log(store: Store, noise: Noise, key: Array, undo: Any, *, of_update: b
         names = "an update", "a perturbation"
         want, got = names if of_update else reversed(names)
         raise ValueError(f"expected the undo log of {want}, got that of {got}; fix: pass what this call returned")
-    if not undo.at:
-        raise ValueError("expected an undo log that was not used, got one that was; fix: use each log once")
+    refuse_used(undo)
     if undo.layout != store.layout:
         raise ValueError("expected an undo log of this store, got one of another layout; fix: pass the store it is of")
     if of_update and undo.key[0] != key[0]:
@@ -114,6 +119,12 @@ def check_log(store: Store, noise: Noise, key: Array, undo: Any, *, of_update: b
     for name, want, got in (("noise", undo.noise, noise), ("seed", int(undo.key[0]), int(key[0]))):
         if want != got:
             raise ValueError(f"expected the {name} of the undo log, {want}, got {got}; fix: pass that {name}")
+
+
+def refuse_used(undo: UndoLog | None) -> None:
+    """Raise `ValueError` for a log that was used: by another thread, perhaps, while this one waited to write."""
+    if undo and not undo.at:
+        raise ValueError("expected an undo log that was not used, got one that was; fix: use each log once")
 
 
 def chunk_tasks(groups: Sequence[Group], undo: UndoLog) -> list[Task]:
@@ -137,9 +148,10 @@ def check_blocks(store: Store, noise: Noise, groups: Sequence[Group], undo: Undo
 
 def changed_since(store: Store, noise: Noise, group: Group, index: int) -> ValueError:
     """The error for a block that is not as its log left it."""
-    paths = " or ".join(repr(leaf.path) for leaf in _leaves_in(store, noise, group, index)[:8])
+    paths = [repr(leaf.path) for leaf in _leaves_in(store, noise, group, index)]
+    where = " or ".join(paths) if len(paths) < 9 else f"one of {len(paths)} leaves, {paths[0]} to {paths[-1]}"
     return ValueError(
-        f"{paths}: expected parameters as the undo log left them, got others; fix: take later moves back first, and "
+        f"{where}: expected parameters as the undo log left them, got others; fix: take later moves back first, and "
         "write nothing in between"
     )
 
@@ -226,6 +238,8 @@ class LoggedMove:
     def take_back(self, task: Task, end: int, scratch: Any) -> None:
         """Undo a task that has come to `end`."""
         made = self._new.get((task.group.dtype, task.stop))
+        if made is None and self.target and end > task.start:
+            raise MemoryError("expected memory for the log of what was moved, got none; fix: free some")
         if made is not None:
             self._run(task.group, task.start, end, self.target, 0, made, scratch, scratch[2])
         if self.at:

@@ -23,7 +23,7 @@ from flatstore.es.groups import (
 )
 from flatstore.es.logged_updates import LoggedUpdate, check_update_log
 from flatstore.es.small_moves import Part, move_at_once
-from flatstore.es.undo_log import UndoLog, check_blocks, check_log, chunk_tasks
+from flatstore.es.undo_log import UndoLog, check_blocks, check_log, chunk_tasks, refuse_used
 from flatstore.es.weights import fixed_point
 from flatstore.kernels.cpu import BLOCK, SEEDS_AT_ONCE, WHOLE_NUMBERS, update_loop
 from flatstore.layout import Array, Leaf
@@ -190,6 +190,7 @@ def update(
         logged.end()
 
     def move_all() -> None:
+        refuse_used(undo)
         if logged and off_grid:
             return move_with_log(logged)
         refuse_not_finite(store, off_grid)

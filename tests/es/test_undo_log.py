@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import flatstore as fs
 from flatstore import es
+from flatstore.memory import write
 from flatstore.threads import set_threads, threads
 
 DTYPES = [np.float16, ml_dtypes.bfloat16]
@@ -445,11 +446,92 @@ def test_a_context_whose_store_is_still_lent_says_how_to_go_back_and_hands_the_l
     lend = store.lend(patience=0.01)
     with pytest.raises(fs.LentError) as caught, es.perturbed(store, MIXED, 1):
         lend.__enter__()
-    note = "the store is still perturbed; fix: end the lend, then es.perturb(store, noise, 1, sign=-1, undo=error.undo)"
+    note = (
+        "the store is still perturbed; fix: end the lend, then es.perturb(store, noise, 1, sign=-1, undo=error.undo[0])"
+    )
     assert caught.value.__notes__ == [note]
     lend.__exit__(None, None, None)
-    es.perturb(store, MIXED, 1, sign=-1, undo=caught.value.undo)
+    es.perturb(store, MIXED, 1, sign=-1, undo=caught.value.undo[0])
     assert store.buffer.tobytes() == before
+
+
+def test_nested_contexts_that_cannot_go_back_each_hand_their_log_over():
+    store, before = a_model(), a_model().buffer.tobytes()
+    lend = store.lend(patience=0.01)
+    with pytest.raises(fs.LentError) as caught, es.perturbed(store, MIXED, 1), es.perturbed(store, MIXED, 2, sign=-1):
+        lend.__enter__()
+    inner, outer = caught.value.__notes__
+    assert "es.perturb(store, noise, 2, sign=1, undo=error.undo[0])" in inner
+    assert "es.perturb(store, noise, 1, sign=-1, undo=error.undo[1])" in outer
+    lend.__exit__(None, None, None)
+    es.perturb(store, MIXED, 2, sign=1, undo=caught.value.undo[0])
+    es.perturb(store, MIXED, 1, sign=-1, undo=caught.value.undo[1])
+    assert store.buffer.tobytes() == before
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("mine")])
+def test_a_context_whose_store_was_written_hands_the_log_over(error):
+    store, before = a_model(), a_model().buffer.tobytes()
+    with pytest.raises(ValueError, match="'b/kernel'.*: expected parameters as") as caught:  # noqa: SIM117
+        with es.perturbed(store, MIXED, 1):
+            was = store["b/kernel"].copy()
+            store["b/kernel"][:] = 3
+            if error:
+                raise error
+    note = "the store is still perturbed; fix: mend that, then es.perturb(store, noise, 1, sign=-1, undo=error.undo[0])"
+    assert caught.value.__notes__ == [note]
+    store["b/kernel"][:] = was
+    es.perturb(store, MIXED, 1, sign=-1, undo=caught.value.undo[0])
+    assert store.buffer.tobytes() == before
+
+
+def test_an_interrupt_that_was_held_back_has_the_log(monkeypatch):
+    module, store, before = sys.modules["flatstore.es.perturbing"], a_model(), a_model().buffer.tobytes()
+
+    def interrupted(memories, work):
+        write(memories, work)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
+        patch.setattr(module, "write", interrupted)
+        es.perturb(store, MIXED, 1)
+    assert caught.value.__notes__ == ["the store is perturbed; error.undo[0] takes it back"]
+    es.perturb(store, MIXED, 1, sign=-1, undo=caught.value.undo[0])
+    assert store.buffer.tobytes() == before
+
+
+@pytest.mark.parametrize("verb", ["perturbing", "updating"])
+def test_a_log_that_another_thread_has_used_while_this_one_waited_is_refused(verb, monkeypatch):
+    store, log = logged()
+
+    def late(memories, work):
+        monkeypatch.undo()
+        es.perturb(store, MIXED, 7, sign=-1, undo=log)
+        write(memories, work)
+
+    monkeypatch.setattr(sys.modules[f"flatstore.es.{verb}"], "write", late)
+    with pytest.raises(ValueError, match="expected an undo log that was not used, got one that was"):
+        if verb == "perturbing":
+            es.perturb(store, MIXED, 7, sign=-1, undo=log)
+        else:
+            es.update(store, MIXED, [7], [1.0], perturbed=1, undo=log)
+    assert store.buffer.tobytes() == a_model().buffer.tobytes()
+
+
+def test_an_error_for_a_block_of_many_leaves_says_how_many_and_which():
+    store = fs.Store.from_tree({f"x{i:02}": np.ones(3, np.float16) for i in range(20)})
+    log = es.perturb(store, NOISE, 1)
+    store["x17"][1] = 5
+    with pytest.raises(ValueError, match="one of 20 leaves, 'x00' to 'x19': expected parameters as the undo log left"):
+        es.perturb(store, NOISE, 1, sign=-1, undo=log)
+
+
+def test_a_sign_of_any_type_of_number_will_do():
+    store = a_model()
+    log = es.perturb(store, MIXED, 7, sign=np.float32(-1))
+    assert repr(log).startswith("UndoLog(seed 7, at -1, ")
+    es.perturb(store, MIXED, 7, sign=1.0, undo=log)
+    assert store.buffer.tobytes() == a_model().buffer.tobytes()
 
 
 def test_the_twin_inside_jit_moves_to_the_same_bits():
