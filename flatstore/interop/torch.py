@@ -45,7 +45,8 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
 
     With `store`, for instance one that the module had before, the values are copied into it and it is returned:
     tensors that had left it are views of it again. Its layout must be the module's. A new store is filled leaf by leaf,
-    and the old memory of each is given back before the next: there is never a second copy of the module.
+    and the old memory of each is given back as it goes: there is never a second copy of the module. (Of a checkpoint
+    that is mapped from its file, the pages stay until the last leaf has moved; the system may take them at any time.)
 
     The elements of a leaf lie in C order, one after the other, so a module in `torch.channels_last` is refused: its
     strides would be lost without a word. For each tensor that is refused, the message says how to convert it.
