@@ -91,7 +91,7 @@ def saves(quick: bool) -> Iterator[Row]:
             "theirs": lambda: safetensors.numpy.save_file(dict(store), folder / "theirs"),
             "its flush": lambda: flushed(folder / "theirs"),  # at once, so that it does not slow what comes next
         }
-        taken = interleaved(calls, 3 if quick else 7)
+        taken = interleaved(calls, 3 if quick else 7, twice=True)
         taken["theirs, flushed"] = taken["theirs"] + taken.pop("its flush")
         tracemalloc.start()
         fs.save(folder / "ours", store)
@@ -130,7 +130,7 @@ def loads(quick: bool) -> Iterator[Row]:
             "load_file": lambda: safetensors.numpy.load_file(folder / "theirs"),
         }
         gc.collect()
-        taken = interleaved(calls, 5 if quick else 15)
+        taken = interleaved(calls, 5 if quick else 11, twice=True)
         before = resident("VmRSS")
         loaded = fs.load(folder / "ours")
         peak = (resident("VmRSS") - before) / loaded.buffer.nbytes

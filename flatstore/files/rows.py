@@ -18,7 +18,6 @@ import numpy as np
 from flatstore.layout import Array, Leaf
 from flatstore.store import Population, Store
 
-
 MOST_SCRATCH = 2 << 20
 """Bytes of a piece that is a copy."""
 
