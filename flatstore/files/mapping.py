@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import sys
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,7 +23,7 @@ from flatstore.memory import Memory
 from flatstore.store import Population, Store
 from flatstore.trees import Difference, StructureError
 
-_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if os.uname().sysname == "Linux" else 0)
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _SUMS = re.compile(rb'"' + re.escape(checksums.KEY.encode()) + rb'"[ \t\n\r]*:[ \t\n\r]*"([0-9a-f ]*)"')
 _written: WeakKeyDictionary[Memory, mmap.mmap] = WeakKeyDictionary()
 

@@ -63,16 +63,17 @@ def replacing(path: str | os.PathLike[str]) -> Generator[Writer]:
     target, old = _target(path)
     folder = os.path.dirname(target)
     sweep(folder)
-    name, number = _begun(folder, 0o666 if old is None else 0o600)
+    names: list[str] = []
     renamed = False
     since = moment()
     try:
+        number = _begun(folder, 0o666 if old is None else 0o600, names)
         try:
             yield Writer(number)
             if old is not None:
                 _like_the_old(number, old)
             os.fsync(number)
-            os.replace(name, target)
+            os.replace(names[0], target)
             renamed = True
         finally:
             os.close(number)  # the lock with it
@@ -81,8 +82,9 @@ def replacing(path: str | os.PathLike[str]) -> Generator[Writer]:
         if renamed:
             add_notes(error, since, f"the new file is at {target!r}; a power cut may bring the old one back")
         else:
-            with contextlib.suppress(FileNotFoundError):  # it was interrupted right after the renaming
-                os.unlink(name)
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # not there yet, or renamed right before an interrupt
+                    os.unlink(name)
         raise
 
 
@@ -101,28 +103,21 @@ def _target(path: str | os.PathLike[str]) -> tuple[str, os.stat_result | None]:
     return target, old
 
 
-def _begun(folder: str, mode: int) -> tuple[str, int]:
-    """A new file with a lock: (its path, its number)."""
+def _begun(folder: str, mode: int, names: list[str]) -> int:
+    """The number of a new file with a lock. Its path comes to stand in `names`, and does so before it is there."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | _BINARY
     while True:
-        name = os.path.join(folder, _PREFIX + secrets.token_hex(8))
-        try:
-            number = os.open(name, flags, mode)
-        except FileExistsError:
-            continue
+        names[:] = [os.path.join(folder, _PREFIX + secrets.token_hex(8))]
+        number = os.open(names[0], flags, mode)
         try:
             if _is_locked(number) and os.fstat(number).st_nlink:
-                return name, number
+                return number
         except BaseException:
-            _forget(name, number)
+            os.close(number)
             raise
-        _forget(name, number)  # somebody who sweeps took it for a dead one, before it had its lock
-
-
-def _forget(name: str, number: int) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(name)
-    os.close(number)
+        os.close(number)  # somebody who sweeps took it for a dead one, before it had its lock
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(names[0])
 
 
 def _is_locked(number: int) -> bool:

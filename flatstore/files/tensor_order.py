@@ -56,17 +56,15 @@ def _smallest_bunch(counts: dict[int, int]) -> dict[int, int]:
 
     `counts` says how many there are of each.
     """
-    reached: dict[int, dict[int, int]] = {0: {}}  # by sum: the fewest that make it
-    best: dict[int, int] = {}
+    reached: dict[int, tuple[int, dict[int, int]]] = {0: (0, {})}  # by sum: the fewest that make it, and which
+    fewest, best = ALIGN + 1, dict[int, int]()
     for rest, count in counts.items():
-        for total, bunch in list(reached.items()):
-            for n in range(1, min(count, ALIGN) + 1):
-                larger = bunch | {rest: n}
-                number, at = sum(larger.values()), (total + n * rest) % ALIGN
+        for total, (number, bunch) in list(reached.items()):
+            for n in range(1, min(count, fewest - number - 1) + 1):
+                at = (total + n * rest) % ALIGN
                 if at == 0:
-                    if not best or number < sum(best.values()):
-                        best = larger
+                    fewest, best = number + n, bunch | {rest: n}
                     break
-                if at not in reached or number < sum(reached[at].values()):
-                    reached[at] = larger
+                if at not in reached or number + n < reached[at][0]:
+                    reached[at] = number + n, bunch | {rest: n}
     return best

@@ -137,6 +137,39 @@ def test_a_folder_that_cannot_be_flushed_is_an_error_that_says_which_file_is_the
     assert caught.value.__notes__ == [f"the new file is at '{tmp_path / 'a'}'; a power cut may bring the old one back"]
 
 
+INTERRUPTED = """
+import os, random, signal, sys, numpy as np, flatstore as fs
+folder, path, rng = sys.argv[1], sys.argv[1] + "/a", random.Random(1)
+stores = [fs.Store.from_tree({"w": np.full(n, n, "f4")}) for n in (20_000, 30_000)]
+fs.save(path, stores[0])
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+came = 0
+for i in range(300):
+    number = i % 2
+    before = fs.load(path)["w"][0]
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 4e-3))
+            fs.save(path, stores[number])
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        came += 1
+    assert os.listdir(folder) == ["a"], os.listdir(folder)
+    w = fs.load(path)["w"]
+    assert set(w.tolist()) == {float(w.size)} and w[0] in (before, stores[number]["w"].size)
+print(came)
+"""
+
+
+def test_a_save_that_is_interrupted_anywhere_is_an_interrupt_and_leaves_nothing_else(tmp_path):
+    command = [sys.executable, "-W", "error", "-c", INTERRUPTED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert int(done.stdout or 0) > 20, done.stderr
+
+
 def left_over(folder, locked=False):
     """A file as a killed save leaves it; and its number if somebody still writes it."""
     path = folder / f"{module._PREFIX}{os.urandom(8).hex()}"
