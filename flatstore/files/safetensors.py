@@ -24,6 +24,7 @@ from flatstore.files import layout_note
 from flatstore.layout import Layout, Spec
 from flatstore.memory import reading
 from flatstore.store import Store
+from flatstore.threads import Leaving
 from flatstore.trees import Difference, StructureError, path_of
 
 # safetensors' names of the dtypes whose values take whole bytes: its F4 and F6 share bytes, NumPy's do not.
@@ -83,7 +84,7 @@ def save(path: str | os.PathLike[str], store: Store, *, metadata: Mapping[str, s
     if not target.parent.is_dir() or target.is_dir():
         raise FileNotFoundError(f"expected a file in a folder that exists, got {str(target)!r}; fix: make the folder")
     name = target.parent / f".{target.name}.{secrets.token_hex(4)}"  # known before it is there, so that it is removed
-    try:
+    with _Temporary(name):
         name.touch(exist_ok=False)
         mode = name.stat().st_mode  # that of any new file; the library makes one that is private
         with reading(store.memory):
@@ -94,9 +95,22 @@ def save(path: str | os.PathLike[str], store: Store, *, metadata: Mapping[str, s
             os.fsync(written.fileno())
         name.chmod(mode)
         os.replace(name, target)
-    except BaseException:
-        name.unlink(missing_ok=True)  # it is not there any more if the interrupt came after the replacement
-        raise
+
+
+class _Temporary:
+    """A context at whose end a file is removed, if it is there: however often it is interrupted."""
+
+    def __init__(self, name: Path) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    __exit__ = Leaving(idle=True)
+
+    def leave(self, error: BaseException | None) -> None:
+        """Remove the file. It has been renamed if all is done, or if the interrupt came after that."""
+        self._name.unlink(missing_ok=True)
 
 
 def _sort_metadata(file: BinaryIO) -> None:
