@@ -101,7 +101,6 @@ def replay(store: Store, noise: Noise, journal: Iterable[Any], *, optimiser: Opt
     raise.
     """
     entries = [_entry(noise, i, entry, optimiser is not None) for i, entry in enumerate(journal)]
-    move = move_of(store, noise, optimiser)
     done = 0
 
     def count() -> None:
@@ -113,6 +112,7 @@ def replay(store: Store, noise: Noise, journal: Iterable[Any], *, optimiser: Opt
         yield f"{done} of {len(entries)} entries were replayed{unknown}"
 
     with noted(state):
+        move = move_of(store, noise, optimiser)
         for entry in entries:
             move(*entry, count)
 
