@@ -123,7 +123,7 @@ def transformer(quick: bool) -> Iterator[Row]:
 
 
 def cycles(quick: bool) -> Iterator[Row]:
-    """What is left of the weights after many cycles of +1, -2, +1."""
+    """What is left of the weights after many cycles of +1, -2, +1, each with an update that is taken back."""
     times, size = (200, 1 << 16) if quick else (10_000, 1 << 18)
     for name, dtype in DTYPES.items():
         store = fs.Store.from_tree({"w": normal(size).astype(dtype)})
@@ -132,6 +132,8 @@ def cycles(quick: bool) -> Iterator[Row]:
             log = fs.es.perturb(store, NOISE, seed)
             log = fs.es.perturb(store, NOISE, seed, sign=-2, undo=log)
             fs.es.perturb(store, NOISE, seed, sign=1, undo=log)
+            log = fs.es.update(store, NOISE, [seed], [0.01], keep=True)
+            fs.es.update(store, NOISE, [seed], [0.01], sign=-1, undo=log)
         changed = int((store["w"].view(np.uint16) != before.view(np.uint16)).sum())
         yield at_most(f"weights that changed in {times:,} cycles, {name}", 0, changed, "", 0)
         for seed in range(300):

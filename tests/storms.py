@@ -263,6 +263,9 @@ WORK = {
     "undo by a log": logged(lambda x: es.perturb(x[0], NOISE, 3, sign=-1, undo=x[1])),
     "across by a log": logged(lambda x: es.perturb(x[0], NOISE, 3, sign=-2, undo=x[1])),
     "update by a log": logged(lambda x: es.update(x[0], NOISE, [3], [0.5], perturbed=1, undo=x[1])),
+    "update, and keep a log": Verb(
+        lambda: [store_of(dtype="bfloat16")], lambda x: es.update(x[0], NOISE, [1, 2], [0.5, 0.25], keep=True), flat
+    ),
     "snap": Verb(lambda: [fs.Store.from_tree({"a": np.full(20_000, 0.1, "f4")})], lambda x: es.snap(x[0], NOISE), flat),
     "update": an_update(),
     "update in 16 bits": an_update("float16"),

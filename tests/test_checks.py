@@ -13,6 +13,7 @@ import torch
 import flatstore as fs
 from flatstore import es, ga
 from flatstore.checks import real, whole
+from flatstore.threads import set_threads, threads
 
 TRUTH_VALUES = [True, False, np.True_, np.array(True), jnp.array(True), torch.tensor(True)]
 NEITHER = ["1", b"1", bytearray(b"1"), None, 1j, np.complex64(1), torch.tensor(1j), print, object()]
@@ -79,6 +80,7 @@ WHOLE = {  # a call with an integer in the place of {}, and what its error says
         lambda x: ga.evolve(a_population(), len, seed=1, mutate=None, resume=x),
         "expected resume >= 0, got {}",
     ),
+    "threads": (set_threads, "expected a whole number of threads, 1 or more, got {}"),
     "elite": (lambda x: a_step(elite=x), "expected an integer as elite, got "),
     "tournament": (ga.Tournament, "expected a tournament of k >= 1 members, got {}"),
     "points": (ga.Points, "expected k >= 1 cuts, got {}"),
@@ -89,6 +91,7 @@ WHOLE = {  # a call with an integer in the place of {}, and what its error says
     ),
 }  # fmt: skip
 REAL = {
+    "seconds to wait": (fs.waiting, "expected seconds >= 0 to wait, got {}"),
     "patience": (lambda x: a_store().lend(patience=x), "expected patience >= 0 in seconds, got {}"),
     "scale": (fs.Normal, "expected a scale > 0 (0 for leaves to leave alone), got {}"),
     "scale of a leaf": (lambda x: fs.Rademacher({"w": x}), "expected a scale > 0 (0 for leaves to leave alone), got "),
@@ -146,6 +149,23 @@ def test_a_float_is_no_integer_for_any_setting(name):
     words = re.escape(message).replace(r"\{\}", "1.0") + ".*; fix"
     with pytest.raises((TypeError, ValueError, IndexError), match=words):
         call(1.0)
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 2.0, "2", None, 0, -1, np.array([2])], ids=repr)
+def test_a_number_of_threads_is_a_whole_number(value):
+    before = threads()
+    with pytest.raises(ValueError, match=r"expected a whole number of threads, 1 or more, got .*; fix: use set_thr"):
+        set_threads(value)
+    assert threads() == before
+    set_threads(np.int64(before))
+
+
+@pytest.mark.parametrize(
+    "value", [True, math.nan, -1, -0.5, "2", None, 1j, 10**400, np.array([2.0])], ids=lambda x: str(x)[:9]
+)
+def test_seconds_to_wait_are_a_number_of_0_or_more(value):
+    with pytest.raises(ValueError, match=r"expected seconds >= 0 to wait, got .*; fix: pass a number such as 10.0"):
+        fs.waiting(value)
 
 
 def test_an_integer_beyond_floats_is_out_of_range_and_no_other_error():

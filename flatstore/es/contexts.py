@@ -10,7 +10,7 @@ import numpy as np
 
 from flatstore.es.groups import IN_NOISE, SIGNS_ACROSS, check_sign
 from flatstore.es.perturbing import perturb
-from flatstore.es.undo_log import UndoLog
+from flatstore.es.undo_log import UndoLog, hand_over
 from flatstore.es.updating import update
 from flatstore.memory import LentError, patience, waiting, write
 from flatstore.noise import Noise, Seed
@@ -66,9 +66,6 @@ class Perturbation:
             if error is None:
                 lent.add_note(f"the store is still perturbed; fix: end the lend, then {self._way_back(lent)}")
                 raise
-        except MemoryError as short:
-            short.add_note(f"the store is still perturbed; fix: {self._way_back(short)}")
-            raise
         caught: BaseException | None = error
         cleared: set[int] = set()
         while caught is not None and id(caught) not in cleared:  # a chain may be a circle
@@ -84,17 +81,19 @@ class Perturbation:
 
     def _way_back(self, error: Any) -> str:
         """The call that goes back. The undo log, if there is one, is handed over with the error."""
-        if self._log is not None:
-            error.undo = self._log
-        undo = ", undo=error.undo" if self._log is not None else ""
+        undo = f", undo={hand_over(error, self._log)}" if self._log else ""
         return f"es.perturb(store, noise, {self.seed}, sign={-self.at}{undo})"
 
     def _back(self) -> None:
         """Go back to the centre, at the second try if memory was short for a moment."""
         try:
-            self.go(0)
-        except MemoryError:
-            self.go(0)
+            try:
+                self.go(0)
+            except MemoryError:
+                self.go(0)
+        except (MemoryError, ValueError) as stuck:
+            stuck.add_note(f"the store is still perturbed; fix: mend that, then {self._way_back(stuck)}")
+            raise
 
 
 class perturbed(Perturbation):  # a name as of the function that it is used as

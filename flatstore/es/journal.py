@@ -14,6 +14,7 @@ from flatstore.es.groups import refuse_not_finite, trainable_groups
 from flatstore.es.optimisers import Adam, Compiled, Momentum, Optimiser
 from flatstore.es.updating import update
 from flatstore.es.weights import fixed_point
+from flatstore.evaluation import as_fitness
 from flatstore.layout import Array, as_array
 from flatstore.memory import write
 from flatstore.noise import Noise, as_keys
@@ -26,6 +27,7 @@ class Move:
     """The record of one move of a centre: a generation of `evolve` or a step of `mezo`.
 
     Its arrays are read-only, and it can be pickled. `entry` is the part that a journal needs, as lists and numbers.
+    Raises `ValueError` for a fitness that is no vector of real numbers, or that float64 would round.
     """
 
     number: int
@@ -41,7 +43,7 @@ class Move:
 
     def __post_init__(self) -> None:
         for name, array in (
-            ("fitness", np.array(self.fitness, np.float64)),
+            ("fitness", as_fitness(self.fitness)),
             ("seeds", as_keys(self.seeds)),
             ("weights", np.array(self.weights, np.float64)),
         ):
@@ -99,7 +101,6 @@ def replay(store: Store, noise: Noise, journal: Iterable[Any], *, optimiser: Opt
     raise.
     """
     entries = [_entry(noise, i, entry, optimiser is not None) for i, entry in enumerate(journal)]
-    move = move_of(store, noise, optimiser)
     done = 0
 
     def count() -> None:
@@ -111,6 +112,7 @@ def replay(store: Store, noise: Noise, journal: Iterable[Any], *, optimiser: Opt
         yield f"{done} of {len(entries)} entries were replayed{unknown}"
 
     with noted(state):
+        move = move_of(store, noise, optimiser)
         for entry in entries:
             move(*entry, count)
 

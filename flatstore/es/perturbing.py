@@ -24,7 +24,7 @@ from flatstore.es.groups import (
     tasks_of,
 )
 from flatstore.es.small_moves import Part, move_at_once
-from flatstore.es.undo_log import LoggedMove, UndoLog, check_log
+from flatstore.es.undo_log import LoggedMove, UndoLog, check_log, hand_over, refuse_used
 from flatstore.kernels.cpu import WHOLE_NUMBERS, perturbation_loop
 from flatstore.layout import Array, Leaf
 from flatstore.memory import write
@@ -64,7 +64,7 @@ def perturb(
             across it.
 
     Returns None, or the log that leads back to the centre if there are 16-bit leaves and they are not there now. If an
-    interrupt was held back until they had moved, the log is its attribute `undo`.
+    interrupt was held back until they had moved, it has the log: the last of its attribute `undo`, a list.
 
     Raises `ValueError` for parameters that are off the grid, or that reach the bound before or after the move, with the
     leaf and its largest magnitude; for 16-bit leaves that are not finite before or after it, or not as their log left
@@ -72,6 +72,7 @@ def perturb(
     is left as it was, and the log can still be used.
     """
     check_sign(sign, IN_NOISE, SIGNS_ACROSS)
+    sign = int(sign)
     noisy = noisy_groups(store, noise)
     groups, gridless = ([x for x in noisy if bool(x.grid or not exact) == wanted] for wanted in (True, False))
     key = key_of(seed)
@@ -84,18 +85,17 @@ def perturb(
         write([store.memory], plain.move_for_good)
     else:
         try:
-            write([store.memory], lambda: _move(plain, logged))
+            write([store.memory], lambda: _move(plain, logged, undo))
         except BaseException as interrupt:
             if logged.new_log:  # the store has moved, and what came meanwhile is raised now
-                error: Any = interrupt
-                error.undo = logged.new_log
-                error.add_note("the store is perturbed; error.undo is what takes it back")
+                interrupt.add_note(f"the store is perturbed; {hand_over(interrupt, logged.new_log)} takes it back")
             raise
     return logged.new_log
 
 
-def _move(plain: _PlainMove, logged: LoggedMove) -> None:
+def _move(plain: _PlainMove, logged: LoggedMove, undo: UndoLog | None) -> None:
     """Move all leaves, or raise and leave them as they were."""
+    refuse_used(undo)
 
     def of(task: Task) -> _PlainMove | LoggedMove:
         return plain if task.group.grid else logged
@@ -190,7 +190,7 @@ def _check_way_back(store: Store, noise: Noise, key: Array, sign: int, logged: b
     elif logged and abs(sign) > 1:
         raise ValueError(
             f"expected the undo log of 16-bit leaves to go across the centre, got sign {sign} without one; "
-            "fix: undo=, what the first perturbation returned"
+            f"fix: perturb by sign {sign // -2} first, and pass undo=, what that returned"
         )
 
 

@@ -19,6 +19,7 @@ from flatstore.evaluation import (
     handed_out,
     is_real,
     rate_at,
+    refuse_rounded,
     refuse_two_starts,
     resumed_number,
     way_on,
@@ -40,7 +41,7 @@ def mezo(
     resume: Move | int | None = None,
     run: RunPath | None = None,
 ) -> Generator[Move]:
-    """Climb in place by simultaneous perturbation, with no memory beside the model: a generator of its moves.
+    """Climb in place by simultaneous perturbation, with no second model: a generator of its moves.
 
     A step perturbs the store by a seed and evaluates it, goes to the other side in one pass and evaluates it there, and
     takes the noise back and moves the store in a third pass. Then a record of the move is yielded.
@@ -59,14 +60,15 @@ def mezo(
 
     which is the gradient along d, times `rate * scale ** 2` leaf by leaf. So if all leaves have the scale sigma, a
     learning rate of r in the papers is `rate = r / sigma ** 2` here. The move is rounded once, to the grid, without a
-    loss in the mean; the perturbation is taken back to the bit.
+    loss in the mean; the perturbation is taken back to the bit. 16-bit leaves have no grid: their move is rounded to
+    the dtype, and while they are perturbed what rounding lost is kept, a few per cent of their bytes (`UndoLog`).
 
     Step n draws from the seed (*seed, n) and from nothing else. The records are a journal: `replay` moves another store
     to the same bits. A run can be resumed from a record, or from the number of the next step, with the store as it was
     then.
 
     Args:
-        store: the parameters, float32 or float64, on the grid of the noise (`snap`).
+        store: the parameters; those of float32 and float64 on the grid of the noise (`snap`).
         evaluate: `(params, step) -> fitness`. It is given the lent tree and the number of the step, and returns a
             finite real number, to be maximised. It is called twice in each step, and should use the same data both
             times.
@@ -77,7 +79,7 @@ def mezo(
         resume: the last record, or the number of the step to continue with.
         run: a folder that keeps the run, as in `evolve`; if it has one, the store becomes what its last move has left.
 
-    Raises the errors of `evolve` before anything runs, and `ValueError` for 16-bit leaves, which cannot be taken back.
+    Raises the errors of `evolve` before anything runs.
 
     Raises in a step `ValueError` unless the fitness is a finite real number, whatever `evaluate` and `es.update` raise,
     and KeyboardInterrupt. The store is then taken back, to the bit, and a note says how to continue. A NumPy view of a
@@ -108,6 +110,7 @@ def mezo(
                 f"expected one finite number as the fitness of step {n} at {side:+d} times the noise, got {got}; "
                 f"fix: clip it in evaluate{'' if run else f', or skip this step by mezo(..., resume={n + 1})'}"
             )
+        refuse_rounded([given])
         return value
 
     side: Perturbation | None = None

@@ -52,7 +52,7 @@ class Chunk(NamedTuple):
 
 
 class UndoLog:
-    """What `es.perturb` returns for a store with 16-bit leaves, and takes to go back to the bit.
+    """What `es.perturb` returns for a store with 16-bit leaves, and takes to go back to the bit; `es.update`, if asked.
 
     It holds what rounding lost: for normal noise of 1e-3 on weights around 0.02 about 3 % of the bytes of the leaves.
     It is used up as the noise is taken back. Logs nest: the last is used first.
@@ -68,53 +68,77 @@ class UndoLog:
     True
     """
 
-    def __init__(self, layout: Layout, noise: Noise, key: Array, at: int, chunks: Sequence[Chunk]) -> None:
+    def __init__(self, layout: Layout, noise: Noise, key: Array, at: int, of_update: bool) -> None:
         self.layout, self.noise, self.key = layout, noise, key
         self.at = at
         """How many times the noise has been added, negative if it has been subtracted; 0 when it is taken back."""
-        self.chunks = chunks
+        self.of_update = of_update
+        """Whether it takes an update back, not a perturbation."""
+        self.chunks: dict[tuple[str, int], Chunk] = {}
+        """The chunks by dtype and end."""
 
     @property
     def nbytes(self) -> int:
         """The bytes that it holds."""
-        return sum(chunk.data.nbytes for chunk in self.chunks)
+        return sum(chunk.data.nbytes for chunk in self.chunks.values())
 
     def close(self) -> None:
         """Use it up."""
-        self.at, self.chunks = 0, ()
+        self.at = 0
+        self.chunks.clear()
 
     def __repr__(self) -> str:
         """Its seed, where it leads back from, and its size."""
-        where = f"at {self.at:+d}, {self.nbytes:,} bytes" if self.at else "taken back"
-        return f"UndoLog(seed {int(self.key[0])}, {where})"
+        of = "an update" if self.of_update else f"seed {int(self.key[0])}"
+        at = "" if self.of_update else f"at {self.at:+d}, "
+        return f"UndoLog({of}, {f'{at}{self.nbytes:,} bytes' if self.at else 'taken back'})"
 
 
-def check_log(store: Store, noise: Noise, key: Array, undo: Any) -> None:
-    """Raise `TypeError` or `ValueError` unless `undo` is a log of this store's layout, and of this noise and seed."""
+def hand_over(error: Any, log: UndoLog) -> str:
+    """Add a log to those that an exception carries, in the list `error.undo`; return the expression for it."""
+    error.undo = [*getattr(error, "undo", ()), log]
+    return f"error.undo[{len(error.undo) - 1}]"
+
+
+def check_log(store: Store, noise: Noise, key: Array, undo: Any, *, of_update: bool = False) -> None:
+    """Raise `TypeError` or `ValueError` unless `undo` is a log of this store's layout, and of this noise and seed.
+
+    The key of an update is a hash of its seeds and weights.
+    """
     if not isinstance(undo, UndoLog):
         raise TypeError(f"expected an undo log, got {type(undo).__name__}; fix: pass what es.perturb returned")
-    if not undo.at:
-        raise ValueError("expected an undo log that was not used, got one that was; fix: use each log once")
+    if undo.of_update != of_update:
+        names = "an update", "a perturbation"
+        want, got = names if of_update else reversed(names)
+        raise ValueError(f"expected the undo log of {want}, got that of {got}; fix: pass what this call returned")
+    refuse_used(undo)
     if undo.layout != store.layout:
         raise ValueError("expected an undo log of this store, got one of another layout; fix: pass the store it is of")
+    if of_update and undo.key[0] != key[0]:
+        raise ValueError("expected the seeds and weights of the undo log, got others; fix: pass those of the update")
     for name, want, got in (("noise", undo.noise, noise), ("seed", int(undo.key[0]), int(key[0]))):
         if want != got:
             raise ValueError(f"expected the {name} of the undo log, {want}, got {got}; fix: pass that {name}")
 
 
+def refuse_used(undo: UndoLog | None) -> None:
+    """Raise `ValueError` for a log that was used: by another thread, perhaps, while this one waited to write."""
+    if undo and not undo.at:
+        raise ValueError("expected an undo log that was not used, got one that was; fix: use each log once")
+
+
 def chunk_tasks(groups: Sequence[Group], undo: UndoLog) -> list[Task]:
     """A task for each chunk of a log."""
     by_dtype = {group.dtype: group for group in groups}
-    return [Task(by_dtype[chunk.dtype], chunk.start, chunk.stop) for chunk in undo.chunks]
+    return [Task(by_dtype[chunk.dtype], chunk.start, chunk.stop) for chunk in undo.chunks.values()]
 
 
 def check_blocks(store: Store, noise: Noise, groups: Sequence[Group], undo: UndoLog) -> None:
     """Raise `ValueError` if the store is not as a log left it."""
-    chunks = {(chunk.dtype, chunk.stop): chunk for chunk in undo.chunks}
 
     def look(task: Task, block: Array, note: Any) -> None:
         group, start, stop = task
-        chunk = chunks[group.dtype, stop]
+        chunk = undo.chunks[group.dtype, stop]
         checking_loop(start, stop, group.raw, group.pieces, chunk.data, chunk.start, block, note)
 
     stopped = run_tasks(chunk_tasks(groups, undo), look, lambda: np.zeros(BLOCK, np.uint16))
@@ -124,9 +148,10 @@ def check_blocks(store: Store, noise: Noise, groups: Sequence[Group], undo: Undo
 
 def changed_since(store: Store, noise: Noise, group: Group, index: int) -> ValueError:
     """The error for a block that is not as its log left it."""
-    paths = " or ".join(repr(leaf.path) for leaf in _leaves_in(store, noise, group, index)[:8])
+    paths = [repr(leaf.path) for leaf in _leaves_in(store, noise, group, index)]
+    where = " or ".join(paths) if len(paths) < 9 else f"one of {len(paths)} leaves, {paths[0]} to {paths[-1]}"
     return ValueError(
-        f"{paths}: expected parameters as the undo log left them, got others; fix: take later moves back first, and "
+        f"{where}: expected parameters as the undo log left them, got others; fix: take later moves back first, and "
         "write nothing in between"
     )
 
@@ -146,6 +171,8 @@ class LoggedMove:
     Without a log they are at the centre.
     """
 
+    _is_update = False
+
     def __init__(
         self, store: Store, groups: Sequence[Group], noise: Noise, key: Array, sign: int, undo: UndoLog | None
     ) -> None:
@@ -153,9 +180,10 @@ class LoggedMove:
         self.target = self.at + sign
         self._store, self._groups, self._noise, self._key, self._undo = store, groups, noise, key, undo
         self._rows = factors_of(store.layout, noise).rows
-        self._old = {(chunk.dtype, chunk.stop): chunk for chunk in (undo.chunks if undo else ())}
-        self._new: dict[tuple[str, int], Chunk] = {}
-        self._why = 0
+        # Made before anything is moved: when all is, there may be no memory to make it.
+        self._made = UndoLog(store.layout, noise, key, self.target, self._is_update)
+        self._old, self._new = undo.chunks if undo else {}, self._made.chunks
+        self._why: dict[int, int] = {}  # by the index at which a task stopped
         self.new_log: UndoLog | None = None
         """What takes the move back, when it is made."""
 
@@ -193,7 +221,7 @@ class LoggedMove:
         whole = self._old.get(key)
         self._run(task.group, task.start, task.stop, self.at, self.target, whole, scratch, note)
         if rows[-1][WHY]:
-            self._why = int(rows[-1][WHY])
+            self._why[int(note[REACHED])] = int(rows[-1][WHY])
         if not self.target:
             return
         try:
@@ -210,6 +238,8 @@ class LoggedMove:
     def take_back(self, task: Task, end: int, scratch: Any) -> None:
         """Undo a task that has come to `end`."""
         made = self._new.get((task.group.dtype, task.stop))
+        if made is None and self.target and end > task.start:
+            raise MemoryError("expected memory for the log of what was moved, got none; fix: free some")
         if made is not None:
             self._run(task.group, task.start, end, self.target, 0, made, scratch, scratch[2])
         if self.at:
@@ -218,7 +248,7 @@ class LoggedMove:
     def stopped_because(self, group: Group, index: int) -> ValueError:
         """The error for a move that has stopped at a block, when it is taken back."""
         store = self._store
-        if self._why == FOUND_OTHERS:
+        if self._why[index] == FOUND_OTHERS:
             return changed_since(store, self._noise, group, index)
         refuse_not_finite(store, [group])
         leaf = max(_leaves_in(store, self._noise, group, index), key=self._largest)
@@ -228,10 +258,9 @@ class LoggedMove:
         )
 
     def end(self) -> None:
-        """Make the new log, if there is anything to take back, and use up the one that was given."""
+        """Hand out the new log, if there is anything to take back, and use up the one that was given."""
         if self.target and self._groups:
-            chunks = tuple(self._new.values())
-            self.new_log = UndoLog(self._store.layout, self._noise, self._key, self.target, chunks)
+            self.new_log = self._made
         if self._undo:
             self._undo.close()
 

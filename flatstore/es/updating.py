@@ -21,8 +21,9 @@ from flatstore.es.groups import (
     refuse_not_finite,
     tasks_of,
 )
+from flatstore.es.logged_updates import LoggedUpdate, check_update_log
 from flatstore.es.small_moves import Part, move_at_once
-from flatstore.es.undo_log import UndoLog, check_blocks, check_log, chunk_tasks
+from flatstore.es.undo_log import UndoLog, check_blocks, check_log, chunk_tasks, refuse_used
 from flatstore.es.weights import fixed_point
 from flatstore.kernels.cpu import BLOCK, SEEDS_AT_ONCE, WHOLE_NUMBERS, update_loop
 from flatstore.layout import Array, Leaf
@@ -45,7 +46,8 @@ def update(
     exact: bool = True,
     perturbed: int = 0,
     undo: UndoLog | None = None,
-) -> None:
+    keep: bool = False,
+) -> UndoLog | None:
     """Add `sum_i weights[i] * noise(seeds[i])` to the store, in place: what `perturb` adds, weighted.
 
     The noise is made again from its seeds, block by block, so that no matrix of it is ever held. Weights become whole
@@ -64,25 +66,30 @@ def update(
     True
 
     16-bit leaves have no grid: their sum is taken in float32 and rounded at random to the dtype. There, and with
-    `exact=False`, numbers that are too large become infinite, as in any float sum. If there are many equal weights,
-    their whole numbers have fewer bits, so that the sum fits into 62; weights below 2 ** -62 count as zero.
+    `exact=False`, numbers that are too large become infinite, as in any float sum. With `keep` what rounding loses
+    there is returned as a log, which takes the update back. If there are many equal weights, their whole numbers have
+    fewer bits, so that the sum fits into 62; weights below 2 ** -62 count as zero.
 
     Args:
         store: the parameters, on the grid of the noise.
         noise: `fs.Normal` or `fs.Rademacher`, with the bound that no parameter may reach.
         seeds: non-negative integers below 2**64, shape (n,).
         weights: a finite real number for each seed, shape (n,).
-        sign: 1, or -1 to take an update back, to the bit; not for 16-bit leaves.
+        sign: 1, or -1 to take an update back, to the bit.
         exact: False for a float sum that is rounded to the dtype: it needs no grid and no bound, but has no exact way
             back. For parameters that are not on a grid, such as a gradient.
         perturbed: 1 or -1 if the store is perturbed by the first seed with that sign, which is then taken back in the
             same pass; 0 if it is not.
-        undo: if it is, and has 16-bit leaves, the log that `perturb` returned.
+        undo: if it is, and has 16-bit leaves, the log that `perturb` returned; with `sign=-1` and 16-bit leaves the log
+            that this update returned.
+        keep: True to return what takes the update of 16-bit leaves back, an `UndoLog`. It takes half as long again.
+
+    Returns None, or the log that was asked for, if there are 16-bit leaves.
 
     Raises `ValueError` unless there is a finite weight for each seed, for parameters that are not finite, off the grid
-    or that reach the bound before or after the move, for `sign=-1` with 16-bit leaves or `exact=False`, and for
-    `perturbed` with 16-bit leaves without their log, or that are not as it left them; `LentError` while the store is
-    lent. In all these cases the store is left as it was.
+    or that reach the bound before or after the move, for `sign=-1` with `exact=False`, and for `sign=-1` or `perturbed`
+    with 16-bit leaves without their log, or that are not as it left them; `LentError` while the store is lent. In all
+    these cases the store is left as it was.
     """
     keys, fixed = fixed_point(noise, seeds, weights)
     check_sign(sign, IN_WEIGHTS)
@@ -90,12 +97,19 @@ def update(
         raise ValueError(f"expected perturbed in (0, 1, -1), got {perturbed}; fix: pass the sign of the perturbation")
     groups = noisy_groups(store, noise)
     gridless = [group.dtype for group in groups if not group.grid]
-    if sign < 0 and (gridless or not exact) or perturbed and not exact:
+    if (sign < 0 or perturbed or keep) and not exact:
         raise ValueError(
-            f"expected float32 or float64 leaves on a grid to take back to the bit, got "
-            f"{', '.join(gridless) or 'exact=False'}; fix: es.sample into a second store instead"
+            "expected float32 or float64 leaves on a grid to take back to the bit, got exact=False; fix: leave that "
+            "out, or es.sample into a second store instead"
         )
-    _check_perturbed(store, noise, keys, perturbed, gridless, undo)
+    if keep and (sign < 0 or perturbed):
+        raise ValueError(
+            "expected keep=True at the centre, got sign=-1 or perturbed; fix: take the perturbation back first"
+        )
+    if sign > 0:
+        _check_perturbed(store, noise, keys, perturbed, gridless, undo)
+    elif undo is not None or gridless:
+        check_update_log(store, noise, fixed.key, gridless, undo)
     on_grid, off_grid = ([x for x in groups if bool(exact and x.grid) == wanted] for wanted in (True, False))
     draw = noise.kind, keys, factors_of(store.layout, noise).rows
 
@@ -151,10 +165,34 @@ def update(
         return sum(parts, np.zeros(end - begin))
 
     no_weights, no_log = np.zeros_like(fixed.whole), (np.zeros(0, np.uint8), 0)
-    chunks = {(chunk.dtype, chunk.stop): (chunk.data, chunk.start) for chunk in (undo.chunks if undo else ())}
+    chunks = {key: (chunk.data, chunk.start) for key, chunk in (undo.chunks if undo else {}).items()}
     steps = [take_back, perturb_again] if perturbed else [take_back]
 
+    logged = LoggedUpdate(store, off_grid, noise, keys, fixed, sign, undo) if keep or sign < 0 else None
+
+    def of(task: Task) -> bool:
+        return not task.group.grid
+
+    def add_any(task: Task, scratch: Any, note: Any) -> None:
+        (logged.add if logged and of(task) else add)(task, scratch[of(task)], note)
+
+    def take_any_back(task: Task, end: int, scratch: Any) -> None:
+        (logged.take_back if logged and of(task) else take_back)(task, end, scratch[of(task)])
+
+    def move_with_log(logged: LoggedUpdate) -> None:
+        refuse_not_finite(store, off_grid if keep else [])
+        tasks = [*tasks_of(on_grid, len(keys)), *logged.tasks()]
+        stopped = run_tasks(tasks, add_any, lambda: (scratch(), logged.scratch()), [take_any_back])
+        if stopped and of(stopped[0]):
+            raise logged.stopped_because(stopped[0].group, stopped[1])
+        if stopped:
+            refuse(stopped[0].group, stopped[1])
+        logged.end()
+
     def move_all() -> None:
+        refuse_used(undo)
+        if logged and off_grid:
+            return move_with_log(logged)
         refuse_not_finite(store, off_grid)
         if undo:
             check_blocks(store, noise, off_grid, undo)
@@ -191,6 +229,7 @@ def update(
             refuse(*stopped)
     else:
         write([store.memory], move_all)
+    return logged.new_log if logged else None
 
 
 def _check_perturbed(

@@ -18,6 +18,9 @@ import numpy as np
 from flatstore.layout import Array, Leaf
 from flatstore.store import Population, Store
 
+MOST_SCRATCH = 2 << 20
+"""Bytes of a piece that is a copy."""
+
 
 def rows_of(x: Store | Population, leaf: Leaf) -> Array:
     """The bytes of a home, of all members: a view of shape (rows, bytes that lie together), writable even in a lend."""
@@ -40,16 +43,17 @@ def pieces(rows: Array, most: int, *, to_be_filled: bool = False) -> Iterator[Ar
     [[0, 1, 4, 5], [8, 9]]
     """
     count, width = rows.shape
+    if not rows.size:
+        return
     if count == 1 or width >= most:
         for row in rows:
             for start in range(0, width, most):
                 yield row[start : start + most]
         return
-    step = most // width if width else 1
+    step = max(1, min(most, MOST_SCRATCH) // width)
     for start in range(0, count, step):
         part = rows[start : start + step]
         piece = np.empty(part.size, np.uint8) if to_be_filled else part.reshape(-1)
         yield piece
         if to_be_filled:
             part[...] = piece.reshape(part.shape)
-        del piece  # before the next is made

@@ -112,6 +112,5 @@ def _write(file: Writer, x: Store | Population, leaf: Leaf, at: int) -> int:
             yield from pieces(piece.reshape(1, -1), PIECE)
             file.write(piece.data, at)
             at += piece.size
-            del piece  # before the next is made
 
     return checksum(parts())

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.evaluation import best_first
+from flatstore.evaluation import as_fitness, best_first
 from flatstore.layout import Array
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Generation:
-    """A record of the generation that the population holds. Its arrays are read-only, and it can be pickled."""
+    """A record of the generation that the population holds. Its arrays are read-only, and it can be pickled.
+
+    Raises `ValueError` for a fitness that is no vector of real numbers, or that float64 would round.
+    """
 
     number: int
     """The number of the generation, counted from 0."""
@@ -25,10 +28,10 @@ class Generation:
     """Which members were kept from the generation before, shape (size,), bool; None if not known."""
 
     def __post_init__(self) -> None:
-        for name, dtype in (("fitness", np.float64), ("parents", None), ("kept", None)):
+        for name, read in (("fitness", as_fitness), ("parents", np.array), ("kept", np.array)):
             value = getattr(self, name)
             if value is not None:
-                array = np.array(value, dtype)
+                array = read(value)
                 array.flags.writeable = False
                 object.__setattr__(self, name, array)
 

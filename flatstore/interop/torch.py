@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import ExitStack
+from ctypes import pythonapi
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ from flatstore.layout import Array, Layout, as_numpy
 from flatstore.memory import write
 from flatstore.store import Store
 from flatstore.trees import Difference, StructureError, by_path, listing
+
+HELD_AT_MOST = 16 << 20
+"""Bytes that are freed, leaf by leaf, before the system is asked to take them back: that takes a millisecond."""
 
 UNLIKE = "of the module unlike the store"
 
@@ -40,8 +44,9 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
     writes the store.
 
     With `store`, for instance one that the module had before, the values are copied into it and it is returned:
-    tensors that had left it are views of it again. Its layout must be the module's. A new store takes the module's
-    size once more, until this returns.
+    tensors that had left it are views of it again. Its layout must be the module's. A new store is filled leaf by leaf,
+    and the old memory of each is given back as it goes: there is never a second copy of the module. (Of a checkpoint
+    that is mapped from its file, the pages stay until the last leaf has moved; the system may take them at any time.)
 
     The elements of a leaf lie in C order, one after the other, so a module in `torch.channels_last` is refused: its
     strides would be lost without a word. For each tensor that is refused, the message says how to convert it.
@@ -86,6 +91,7 @@ def _move_one_by_one(tree: OrderedDict[str, Any], layout: Layout, store: Store) 
         names.setdefault(leaf.tied or leaf.path, []).append(leaf.path)
     for tensor in tensors.values():
         tensor.data = tensor.data  # who refuses other data refuses now
+    trim, held = getattr(pythonapi, "malloc_trim", None), 0  # the C library's, where it has one
     moved: list[Any] = []
     try:
         for home, paths in names.items():
@@ -94,6 +100,10 @@ def _move_one_by_one(tree: OrderedDict[str, Any], layout: Layout, store: Store) 
             for path in paths:
                 moved.append(tensors[path])
                 tensors[path].data = from_numpy(view)
+            held += view.nbytes
+            if trim and held >= HELD_AT_MOST:  # what is freed between others' memory stays with the process otherwise
+                trim(0)
+                held = 0
     except BaseException:
         for tensor in moved:
             tensor.data = tensor.data.clone()

@@ -25,6 +25,8 @@ _Intrinsic: Any = _numba.core.extending._Intrinsic
 _PLAIN = {bool, int, float, complex, str, bytes, type(None), type(Ellipsis)}
 _VERSIONED = sys.stdlib_module_names | {"numpy", "numba", "llvmlite"}
 """Packages whose contents follow from their version: what they define enters by its name."""
+_NOT_EXECUTED = set(vars(type("_", (), {}))) | {"__annotations__", "__firstlineno__", "__static_attributes__"}
+"""Attributes of a class that it has whatever it is."""
 _ABSENT = object()
 
 
@@ -36,7 +38,8 @@ def fingerprint(function: FunctionType) -> bytes:
     """Return the fingerprint (32 bytes) of a Python function that is to be compiled.
 
     Numbers, strings, tuples, NumPy scalars, dtypes and arrays enter by value, other compiled functions by what they
-    execute, objects of NumPy, Numba and the standard library by name. Raises `Unknown` if it refers to anything else.
+    execute, and so do functions and classes that an intrinsic uses as it is compiled; objects of NumPy, Numba and the
+    standard library by name. Raises `Unknown` if it refers to anything else.
     """
     reader = _Reader()
     reader.function(function)
@@ -63,6 +66,7 @@ class _Reader:
     def __init__(self):
         self._hash = hashlib.sha256()
         self._seen: dict[int, int] = {}
+        self._intrinsics = 0
 
     def digest(self) -> bytes:
         return self._hash.digest()
@@ -117,13 +121,25 @@ class _Reader:
             self.function(value.py_func)
         elif isinstance(value, _Intrinsic):
             self._put("intrinsic", value._prefer_literal, sorted(map(repr, value._ctor_kwargs.items())))
+            self._intrinsics += 1
             self.function(value._defn)
+            self._intrinsics -= 1
         elif isinstance(value, _types.Type):
             self._put("type", type_name(value))
         elif isinstance(value, ModuleType) and _is_versioned(value.__name__):
             self._put("module", value.__name__)
         elif _is_named(value):
             self._put("named", value.__module__, value.__name__)
+        elif kind is FunctionType and self._intrinsics:  # it is called as the intrinsic is compiled
+            self._put("python")
+            self.function(cast(FunctionType, value))
+        elif kind is dict and self._intrinsics:
+            self._put("dict")
+            self.value(tuple(value.items()))
+        elif kind is type and self._intrinsics:
+            self._put("class", value.__qualname__)
+            self.value(value.__bases__)
+            self.value({name: part for name, part in sorted(vars(value).items()) if name not in _NOT_EXECUTED})
         else:
             raise Unknown(f"{kind.__module__}.{kind.__qualname__} {value!r:.80}")
 

@@ -14,6 +14,7 @@ The source is the DLPack standard: https://dmlc.github.io/dlpack/latest/.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -106,6 +107,18 @@ def addresses_of(views: Mapping[str, Array]) -> dict[str, int]:
     return addresses
 
 
+def refuse_jax_at_the_end() -> None:
+    """Raise `RuntimeError` while the interpreter ends; to be called before JAX is.
+
+    By then JAX has dropped its backend. It would make another one in a thread, and wait for ever for that to start.
+    """
+    if sys.is_finalizing():
+        raise RuntimeError(
+            "expected a process in which JAX can run, got one that ends; "
+            "fix: do it earlier, such as by atexit.register, or use the NumPy views store[path]"
+        )
+
+
 def import_views(
     views: Mapping[str, Array], addresses: Mapping[str, int]
 ) -> tuple[dict[str, Array], dict[str, jax.Array]]:
@@ -113,6 +126,7 @@ def import_views(
 
     `addresses` are what `addresses_of` returns.
     """
+    refuse_jax_at_the_end()
     exports: dict[str, Array] = {}
     arrays: dict[str, jax.Array] = {}
     for path, view in views.items():

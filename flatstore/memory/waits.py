@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
+from flatstore.checks import real
 from flatstore.memory.guarded_views import LentError
-from flatstore.threads import caller
+from flatstore.threads import Closing, caller
 
 T = TypeVar("T")
 
 _patience: ContextVar[float] = ContextVar("patience", default=0.0)
 
 
-@contextmanager
-def waiting(seconds: float) -> Generator[None]:
+class waiting:  # noqa: N801 (used as a function)
     """A context in which this thread waits for others, up to so many seconds, where it would get a `LentError`.
 
     It waits to read what another thread writes, and to write what another thread reads or has lent: for instance, to
@@ -39,13 +38,24 @@ def waiting(seconds: float) -> Generator[None]:
 
     Raises `ValueError` unless `seconds` is a number of 0 or more.
     """
-    if not isinstance(seconds, (int, float)) or not seconds >= 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"expected seconds >= 0 to wait, got {seconds!r}; fix: pass a number such as 10.0")
-    token = _patience.set(seconds)
-    try:
-        yield
-    finally:
-        _patience.reset(token)
+
+    def __init__(self, seconds: float) -> None:
+        if not real(seconds) >= 0:
+            raise ValueError(f"expected seconds >= 0 to wait, got {seconds!r}; fix: pass a number such as 10.0")
+        self._seconds = real(seconds)
+
+    def __enter__(self) -> None:
+        _patience.set(self._seconds)
+
+    __exit__ = Closing()
+
+    def closing(self) -> Generator[None]:
+        """When resumed, wait as long as before. Of a generator around the block an interrupt could skip the end."""
+        before = _patience.get()
+        try:
+            yield
+        finally:
+            _patience.set(before)
 
 
 def patience() -> float:

@@ -119,7 +119,8 @@ class Store(Verbs, Mapping[str, Array]):
     def flats(self) -> dict[str, Array]:
         """A dict {dtype name: 1-D vector of the trainable leaves of that dtype}: views, like `flat`."""
         groups: dict[str, list[Leaf]] = {}
-        for leaf in sorted(self.layout.homes, key=lambda leaf: (self.start_of(leaf), leaf.nbytes)):
+        in_file = self._placement.order == "file"
+        for leaf in sorted(self.layout.homes, key=lambda x: (self.start_of(x) if in_file else x.offset, x.nbytes)):
             if leaf.trainable:
                 groups.setdefault(leaf.dtype.name, []).append(leaf)
         return {name: self._vector(name, leaves) for name, leaves in groups.items()}
@@ -136,10 +137,12 @@ class Store(Verbs, Mapping[str, Array]):
         most_gap = 0 if self._placement.order == "file" else max(self.layout.align, dtype.itemsize) - 1
         for leaf, stop, start in zip(leaves[1:], stops, starts[1:], strict=False):
             if not 0 <= start - stop <= most_gap:
-                why = "other leaves lie between them in the file" if most_gap == 0 else "it is tied to a leaf elsewhere"
+                elsewhere, name = "it is tied to a leaf outside of this node", "node"
+                if most_gap == 0:
+                    elsewhere, name = "other leaves lie between them in the file", "store"
                 raise ValueError(
-                    f"expected leaves that lie together, got {leaf.path!r} apart from the one before it ({why}); "
-                    "fix: use x.to_vector() or x.copy().flat, which copy"
+                    f"expected leaves that lie together, got {leaf.path!r} apart from the one before it ({elsewhere}); "
+                    f"fix: use {name}.to_vector() or {name}.copy().flat, which copy"
                 )
         size = (stops[-1] - starts[0]) // dtype.itemsize
         return self._combined_view(name, lambda: np.ndarray(size, dtype, self._memory.bytes, starts[0]))

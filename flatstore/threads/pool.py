@@ -13,11 +13,11 @@ at work.
 
 from __future__ import annotations
 
-import operator
 import os
 import threading
 from collections.abc import Callable
 
+from flatstore.checks import whole
 from flatstore.threads.helper_threads import assisted, is_helping
 from flatstore.threads.signal_safe import uninterrupted
 
@@ -113,13 +113,10 @@ def set_threads(n: int) -> None:
     Raises `ValueError` unless n is a whole number of 1 or more.
     """
     global _threads
-    try:
-        count = operator.index(n)
-    except TypeError:
-        count = 0
-    if count < 1:
+    count = whole(n)
+    if not count >= 1:
         raise ValueError(f"expected a whole number of threads, 1 or more, got {n!r}; fix: use set_threads(4), say")
-    _threads = count
+    _threads = int(count)
 
 
 def _cpus() -> int:

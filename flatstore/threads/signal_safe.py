@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from flatstore.threads import helper_threads
 from flatstore.threads.helper_threads import SHORT_OF_MEMORY, Helper, acquire, helper_of_this_thread, release
-from flatstore.threads.notes import add_notes, moment
+from flatstore.threads.notes import add_notes, moment, raised_later
 
 T = TypeVar("T")
 
@@ -61,6 +61,7 @@ def _turn(
     `dropped` without that. With `idle` there is nothing to do without an exception.
     """
     block = caught = error = context = None
+    is_dropped = False
     before = sys.exception()  # that of an `except` clause around it all
 
     def task() -> None:
@@ -79,7 +80,7 @@ def _turn(
     except GeneratorExit:  # it is not called any more
         if not dropped:
             return
-        prepared = False
+        is_dropped = True
         try:
             helper = helper_of_this_thread()
         except BaseException as raised:
@@ -138,16 +139,19 @@ def _turn(
             )
     try:
         if caught is not None:
-            if error is None:
+            if is_dropped and not isinstance(caught, SHORT_OF_MEMORY):
+                raised_later(caught)[0]  # what is raised here would be lost
+            elif error is None:
                 raise caught
-            raise caught from error
+            else:
+                raise caught from error
         if error is not None:
             raise error
-        if then is not None:
+        if then is not None and not is_dropped:
             then(block)
     finally:
         del block, caught, error, work, task, helper, before  # an exception holds this frame, which must not hold it
-    if prepared:
+    if prepared and not is_dropped:
         yield
 
 
@@ -180,7 +184,8 @@ class Leaving:
     def __get__(self, owner: Any, kind: Any = None) -> Callable[..., None]:
         if owner is None:  # as ExitStack asks for it
             return self._leave
-        return prepared(owner.leave, getattr(owner, "left", None), dropped=self._dropped(owner), idle=self._idle)
+        dropped = not self._idle and self._dropped(owner)  # without a call there is no exception, either
+        return prepared(owner.leave, getattr(owner, "left", None), dropped=dropped, idle=self._idle)
 
     def _leave(self, owner: Any, *error: Any) -> None:
         self.__get__(owner)(*error)

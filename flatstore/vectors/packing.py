@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatstore.layout import Layout, as_numpy
+from flatstore.memory import refuse_jax_at_the_end
 from flatstore.trees import Difference, StructureError
 from flatstore.vectors import custom_call
 
@@ -30,6 +31,7 @@ _jnp: Any = jnp
 
 def pack(layout: Layout | None, leaves: Mapping[str, Any]) -> jax.Array:
     """The vector of leaves by path, on their device: a copy. Raises `ValueError` if they are on several devices."""
+    refuse_jax_at_the_end()
     if layout is None:
         return _jnp.zeros(0, _jnp.float32)
     values = [_as_array(leaves[home.path], home.path) for home in layout.homes]

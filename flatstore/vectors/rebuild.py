@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatstore.layout import Layout, as_numpy, is_deleted, spec_of, stand_ins
+from flatstore.memory import refuse_jax_at_the_end
 from flatstore.trees import Difference, StructureError, by_path, count, flatten, unflatten
 from flatstore.vectors.packing import dtypes_of, pack, unpack, vector_dtype
 
@@ -140,6 +141,7 @@ class Rebuild:
         return list(by_path(tree))
 
     def _checked(self, vector: Any) -> Any:
+        refuse_jax_at_the_end()
         for position, rider in self.riders:
             if isinstance(rider, jax.Array) and is_deleted(rider):
                 raise ValueError(

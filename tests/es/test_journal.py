@@ -3,8 +3,11 @@
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -133,6 +136,19 @@ def test_an_entry_that_is_refused_tells_how_far_it_came():
     assert caught.value.__notes__ == ["1 of 2 entries were replayed"]
     es.replay(other, NOISE, [(1, 0.5)])
     assert store.buffer.tobytes() == other.buffer.tobytes()
+
+
+def test_an_interrupt_before_the_first_entry_says_that_none_was_replayed(monkeypatch):
+    def check(*_):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.01)
+
+    store = a_store()
+    before = store.buffer.tobytes()
+    monkeypatch.setattr("flatstore.es.journal.refuse_not_finite", check)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        es.replay(store, NOISE, [(1, 0.5)])
+    assert caught.value.__notes__[-1] == "0 of 1 entries were replayed" and store.buffer.tobytes() == before
 
 
 def test_an_optimiser_of_another_store_is_refused():

@@ -196,6 +196,15 @@ def test_a_fitness_may_be_any_real_number(value):
     assert next(run(a_store(), evaluate=lambda params, step: value)).fitness.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("value", [2**53 + 1, np.longdouble(1) + np.finfo(np.longdouble).eps])
+def test_a_fitness_that_float64_would_round_is_refused_and_the_store_taken_back(value):
+    store = a_store()
+    before = store.buffer.tobytes()
+    with pytest.raises(ValueError, match="expected fitness that float64 holds exactly, got .*; fix"):
+        next(run(store, evaluate=lambda params, step: value))
+    assert store.buffer.tobytes() == before
+
+
 def test_a_step_too_far_is_an_error_and_the_store_taken_back():
     store = a_store()
     before = store.buffer.tobytes()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import flatstore as fs
 from flatstore import es
+from flatstore.memory import write
 from flatstore.threads import set_threads, threads
 
 DTYPES = [np.float16, ml_dtypes.bfloat16]
@@ -342,7 +343,8 @@ def test_an_update_takes_the_perturbation_back_in_the_same_pass(dtype, perturbed
         ({"perturbed": -1}, "expected perturbed=1, as the undo log says, got -1; fix"),
         ({"perturbed": 0}, "expected perturbed=1, as the undo log says, got 0; fix"),
         ({"seeds": [8]}, "expected the seed of the undo log, 7, got 8; fix"),
-        ({"sign": -1}, "on a grid to take back to the bit, got bfloat16; fix"),
+        ({"sign": -1}, "expected the undo log of an update, got that of a perturbation; fix"),
+        ({"keep": True}, "expected keep=True at the centre, got sign=-1 or perturbed; fix"),
     ],
 )
 def test_an_update_of_a_perturbed_store_needs_its_log(change, message):
@@ -359,6 +361,57 @@ def test_an_update_of_a_store_that_is_not_as_its_log_left_it_moves_nothing():
     before = store.buffer.tobytes()
     with pytest.raises(ValueError, match="'c/one'.* expected parameters as the undo log left them"):
         es.update(store, MIXED, [7], [1.0], perturbed=1, undo=log)
+    assert store.buffer.tobytes() == before
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weight", [1e-4, 0.01, 3.0, 1e4])
+@pytest.mark.parametrize("n", [1, 3, 9])
+def test_an_update_is_taken_back_by_its_log_to_the_bit(dtype, weight, n, cut):
+    cut(TASK=5000)
+    noise = fs.Normal({"*/bias": 0, "*": 0.1}, bound=2.0**16)
+    store, other, keys = a_model(dtype), a_model(dtype), fs.seeds(3, n)
+    es.snap(store, noise)
+    es.snap(other, noise)
+    before, weights = store.buffer.tobytes(), weight * np.linspace(-1, 2, n)
+    log = es.update(store, noise, keys, weights, keep=True)
+    assert es.update(other, noise, keys, weights) is None
+    assert store.buffer.tobytes() == other.buffer.tobytes()
+    assert before != store.buffer.tobytes()
+    assert es.update(store, noise, keys, weights, sign=-1, undo=log) is None
+    assert store.buffer.tobytes() == before
+    assert repr(log) == "UndoLog(an update, taken back)"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_update_of_any_numbers_is_taken_back_also_where_they_become_infinite(dtype):
+    store, keys = fs.Store.from_tree({"w": finite(dtype)}), fs.seeds(1, 3)
+    for scale, weights in ((1.0, [9e4, -1.0, 0.5]), (1e-3, [1.0, 2.0, 1e-3]), (30.0, [1e7, 1.0, 1.0])):
+        before = store.buffer.tobytes()
+        log = es.update(store, fs.Rademacher(scale), keys, weights, keep=True)
+        es.update(store, fs.Rademacher(scale), keys, weights, sign=-1, undo=log)
+        assert store.buffer.tobytes() == before
+
+
+def test_a_small_update_has_a_small_log():
+    store = fs.Store.from_tree({"w": RNG.normal(0, 0.02, 1 << 18).astype(ml_dtypes.bfloat16)})
+    log = es.update(store, fs.Normal(0.001, bound=2), fs.seeds(1, 8), np.full(8, 1e-3), keep=True)
+    assert log.nbytes < 0.01 * store["w"].nbytes
+
+
+def test_updates_and_perturbations_nest():
+    store = a_model()
+    before, keys = store.buffer.tobytes(), fs.seeds(1, 4)
+    first = es.perturb(store, MIXED, 1)
+    second = es.update(store, MIXED, keys, [1, 2, 3, 4.0], keep=True)
+    with pytest.raises(ValueError, match="take later moves back first"):
+        es.perturb(store, MIXED, 1, sign=-1, undo=first)
+    with pytest.raises(ValueError, match="expected the seeds and weights of the undo log, got others; fix"):
+        es.update(store, MIXED, keys, [1, 2, 3, 5.0], sign=-1, undo=second)
+    with pytest.raises(ValueError, match="expected the undo log of a perturbation, got that of an update; fix"):
+        es.perturb(store, MIXED, 1, sign=-1, undo=second)
+    es.update(store, MIXED, keys, [1, 2, 3, 4.0], sign=-1, undo=second)
+    es.perturb(store, MIXED, 1, sign=-1, undo=first)
     assert store.buffer.tobytes() == before
 
 
@@ -393,18 +446,100 @@ def test_a_context_whose_store_is_still_lent_says_how_to_go_back_and_hands_the_l
     lend = store.lend(patience=0.01)
     with pytest.raises(fs.LentError) as caught, es.perturbed(store, MIXED, 1):
         lend.__enter__()
-    note = "the store is still perturbed; fix: end the lend, then es.perturb(store, noise, 1, sign=-1, undo=error.undo)"
+    note = (
+        "the store is still perturbed; fix: end the lend, then es.perturb(store, noise, 1, sign=-1, undo=error.undo[0])"
+    )
     assert caught.value.__notes__ == [note]
     lend.__exit__(None, None, None)
-    es.perturb(store, MIXED, 1, sign=-1, undo=caught.value.undo)
+    es.perturb(store, MIXED, 1, sign=-1, undo=caught.value.undo[0])
     assert store.buffer.tobytes() == before
+
+
+def test_nested_contexts_that_cannot_go_back_each_hand_their_log_over():
+    store, before = a_model(), a_model().buffer.tobytes()
+    lend = store.lend(patience=0.01)
+    with pytest.raises(fs.LentError) as caught, es.perturbed(store, MIXED, 1), es.perturbed(store, MIXED, 2, sign=-1):
+        lend.__enter__()
+    inner, outer = caught.value.__notes__
+    assert "es.perturb(store, noise, 2, sign=1, undo=error.undo[0])" in inner
+    assert "es.perturb(store, noise, 1, sign=-1, undo=error.undo[1])" in outer
+    lend.__exit__(None, None, None)
+    es.perturb(store, MIXED, 2, sign=1, undo=caught.value.undo[0])
+    es.perturb(store, MIXED, 1, sign=-1, undo=caught.value.undo[1])
+    assert store.buffer.tobytes() == before
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("mine")])
+def test_a_context_whose_store_was_written_hands_the_log_over(error):
+    store, before = a_model(), a_model().buffer.tobytes()
+    with pytest.raises(ValueError, match="'b/kernel'.*: expected parameters as") as caught:  # noqa: SIM117
+        with es.perturbed(store, MIXED, 1):
+            was = store["b/kernel"].copy()
+            store["b/kernel"][:] = 3
+            if error:
+                raise error
+    note = "the store is still perturbed; fix: mend that, then es.perturb(store, noise, 1, sign=-1, undo=error.undo[0])"
+    assert caught.value.__notes__ == [note]
+    store["b/kernel"][:] = was
+    es.perturb(store, MIXED, 1, sign=-1, undo=caught.value.undo[0])
+    assert store.buffer.tobytes() == before
+
+
+def test_an_interrupt_that_was_held_back_has_the_log(monkeypatch):
+    module, store, before = sys.modules["flatstore.es.perturbing"], a_model(), a_model().buffer.tobytes()
+
+    def interrupted(memories, work):
+        write(memories, work)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
+        patch.setattr(module, "write", interrupted)
+        es.perturb(store, MIXED, 1)
+    assert caught.value.__notes__ == ["the store is perturbed; error.undo[0] takes it back"]
+    es.perturb(store, MIXED, 1, sign=-1, undo=caught.value.undo[0])
+    assert store.buffer.tobytes() == before
+
+
+@pytest.mark.parametrize("verb", ["perturbing", "updating"])
+def test_a_log_that_another_thread_has_used_while_this_one_waited_is_refused(verb, monkeypatch):
+    store, log = logged()
+
+    def late(memories, work):
+        monkeypatch.undo()
+        es.perturb(store, MIXED, 7, sign=-1, undo=log)
+        write(memories, work)
+
+    monkeypatch.setattr(sys.modules[f"flatstore.es.{verb}"], "write", late)
+    with pytest.raises(ValueError, match="expected an undo log that was not used, got one that was"):
+        if verb == "perturbing":
+            es.perturb(store, MIXED, 7, sign=-1, undo=log)
+        else:
+            es.update(store, MIXED, [7], [1.0], perturbed=1, undo=log)
+    assert store.buffer.tobytes() == a_model().buffer.tobytes()
+
+
+def test_an_error_for_a_block_of_many_leaves_says_how_many_and_which():
+    store = fs.Store.from_tree({f"x{i:02}": np.ones(3, np.float16) for i in range(20)})
+    log = es.perturb(store, NOISE, 1)
+    store["x17"][1] = 5
+    with pytest.raises(ValueError, match="one of 20 leaves, 'x00' to 'x19': expected parameters as the undo log left"):
+        es.perturb(store, NOISE, 1, sign=-1, undo=log)
+
+
+def test_a_sign_of_any_type_of_number_will_do():
+    store = a_model()
+    log = es.perturb(store, MIXED, 7, sign=np.float32(-1))
+    assert repr(log).startswith("UndoLog(seed 7, at -1, ")
+    es.perturb(store, MIXED, 7, sign=1.0, undo=log)
+    assert store.buffer.tobytes() == a_model().buffer.tobytes()
 
 
 def test_the_twin_inside_jit_moves_to_the_same_bits():
     store = fs.Store.from_tree({"w": RNG.normal(0, 0.02, 3000).astype(ml_dtypes.bfloat16)})
     twin = jax.jit(lambda tree, key: es.virtual(tree, NOISE, key))(store.tree, es.words([7])[0])
+    expected = np.asarray(twin["w"]).tobytes()  # computed by now: it reads the store's own bytes
     es.perturb(store, NOISE, 7)
-    assert np.asarray(twin["w"]).tobytes() == store["w"].tobytes()
+    assert store["w"].tobytes() == expected
 
 
 def test_no_two_states_are_taken_for_each_other():

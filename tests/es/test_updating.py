@@ -262,14 +262,14 @@ def test_a_bad_argument_is_an_error_and_nothing_is_written(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sign": -1}, "on a grid to take back to the bit, got float16; fix: es.sample"),
+        ({"sign": -1}, "expected the undo log of float16 leaves to take an update back, got none; fix: undo="),
         (
             {"perturbed": 1},
             "expected the undo log of float16 leaves to take the perturbation back, got none; fix: undo=",
         ),
     ],
 )
-def test_16_bit_leaves_take_back_a_perturbation_by_its_log_and_no_update(change, message):
+def test_16_bit_leaves_are_taken_back_by_a_log_alone(change, message):
     store = a_store(dtype=np.float16)
     before = store.buffer.tobytes()
     with pytest.raises(ValueError, match=message):

@@ -91,6 +91,7 @@ HEADERS = {
 }
 
 
+@pytest.mark.long(but="empty lists")
 @pytest.mark.parametrize("kind", HEADERS)
 def test_a_header_without_end_is_an_error_in_memory_bounded_by_the_files_size(tmp_path, kind):
     content = struct.pack("<Q", len(HEADERS[kind])) + HEADERS[kind] + bytes(1)
@@ -110,6 +111,7 @@ def test_a_tensor_of_axes_without_end_is_an_error_that_names_it(tmp_path):
             read(tmp_path / "a")
 
 
+@pytest.mark.long
 def test_many_tensors_without_data_take_memory_that_grows_with_their_number():
     peaks = []
     for count in (20_000, 80_000):

@@ -65,8 +65,8 @@ def fates(folder, kills, seed):
     return in_the_middle
 
 
-@pytest.mark.long(but="[12]")
-@pytest.mark.parametrize("kills", [12, 50])
+@pytest.mark.long(but="[4]")
+@pytest.mark.parametrize("kills", [4, 50])
 def test_a_save_that_is_killed_leaves_a_whole_file_and_the_next_one_sweeps(tmp_path, kills):
     assert fates(tmp_path, kills, seed=kills) > 0
 

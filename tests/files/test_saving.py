@@ -2,9 +2,13 @@
 
 import itertools
 import json
+import os
+import signal
 import threading
+import time
 import tracemalloc
 from collections import OrderedDict
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -112,6 +116,32 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkey
         fs.save(path, fs.Store.from_tree({"w": np.ones(2, "f4")}))
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_save_that_is_interrupted_again_as_it_cleans_up_leaves_nothing_else(tmp_path, monkeypatch):
+    class Struck(Exception):
+        pass
+
+    def strike(*_):
+        raise Struck
+
+    def interrupted(call):
+        def interrupts(*arguments, **keywords):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+            time.sleep(0.01)
+            return call(*arguments, **keywords)
+
+        return interrupts
+
+    before = signal.signal(signal.SIGUSR1, strike)
+    monkeypatch.setattr("os.fsync", interrupted(os.fsync))
+    monkeypatch.setattr(Path, "unlink", interrupted(Path.unlink))
+    try:
+        with pytest.raises(Struck):
+            fs.save(tmp_path / "a.safetensors", a_store())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

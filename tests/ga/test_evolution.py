@@ -341,3 +341,9 @@ def test_operators_are_checked_before_anything_is_evaluated(change, message):
     arguments = {"seed": 7, "mutate": NOISE} | change
     with pytest.raises((TypeError, ValueError), match=message):
         ga.evolve(population(), lambda stacked, n: pytest.fail("evaluated"), **arguments)
+
+
+@pytest.mark.parametrize("fitness", [[1, 2**53 + 1], np.array([1, np.longdouble(1) + np.finfo(np.longdouble).eps])])
+def test_a_record_does_not_round_fitness(fitness):
+    with pytest.raises(ValueError, match="expected fitness that float64 holds exactly, got .*; fix"):
+        ga.Generation(0, fitness)

@@ -246,11 +246,11 @@ def test_modules_that_hold_on_to_their_weights_see_the_store(make: Any) -> None:
 
 
 ADOPTED = """
-import torch, flatstore as fs
-MIB = 1 << 20
+import sys, torch, flatstore as fs
+MIB, side, layers = 1 << 20, int(sys.argv[1]), int(sys.argv[2])
 def memory(what):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(what))
-model = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048, bias=False, dtype=torch.bfloat16) for _ in range(24)))
+model = torch.nn.Sequential(*(torch.nn.Linear(side, side, bias=False, dtype=torch.bfloat16) for _ in range(layers)))
 expected = [parameter.detach().float().sum().item() for parameter in model.parameters()]
 fs.adopt(torch.nn.Linear(2, 2))
 open("/proc/self/clear_refs", "w").write("5")  # the peak is measured from here on
@@ -263,7 +263,10 @@ print((memory("VmHWM") - before) // MIB)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory cannot be reset here")
-def test_a_module_is_adopted_leaf_by_leaf_and_never_held_twice():
-    done = subprocess.run([sys.executable, "-c", ADOPTED], capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize(("side", "layers"), [(2048, 24), (512, 384)])  # small ones lie in the heap of the C library
+def test_a_module_is_adopted_leaf_by_leaf_and_never_held_twice(side, layers):
+    done = subprocess.run(
+        [sys.executable, "-c", ADOPTED, str(side), str(layers)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= 8 + 32  # MiB: the largest leaf, and what the allocator keeps; the model has 192

@@ -8,6 +8,7 @@ import numba
 import numpy as np
 import pytest
 
+from flatstore.kernels import COMPILES, cpu
 from flatstore.kernels.fingerprint import Unknown, fingerprint, type_name
 
 CODE = """
@@ -134,6 +135,57 @@ def test_an_intrinsic_enters_by_the_code_that_generates_it(read):
     """
     assert fingerprint(read(code).kernel) == fingerprint(read(code).kernel)
     assert fingerprint(read(code).kernel) != fingerprint(read(code.replace(".type(1)", ".type(2)")).kernel)
+
+
+def test_an_intrinsic_enters_by_the_functions_and_classes_that_it_uses_as_it_is_compiled(read):
+    code = """
+        from numba import types
+        from numba.extending import intrinsic
+        STEPS = {"one": (1, "add")}
+        class Builder:
+            def __init__(self, builder):
+                self.builder = builder
+            def added(self, x):
+                return getattr(self.builder, STEPS["one"][1])(x, constant(x, 3))
+        def constant(x, number):
+            return x.type(number)
+        @intrinsic
+        def increased(typingctx, x):
+            def codegen(context, builder, signature, args):
+                return Builder(builder).added(args[0])
+            return types.int64(types.int64), codegen
+        def kernel(x):
+            return increased(x)
+    """
+    one = fingerprint(read(code).kernel)
+    assert fingerprint(read(code).kernel) == one
+    for old, new in [
+        ("(x, 3)", "(x, 4)"),
+        ("type(number)", "type(-number)"),
+        ('"add"', '"sub"'),
+        ('"one": (1', '"one": (2'),
+    ]:
+        assert fingerprint(read(code.replace(old, new)).kernel) != one
+
+
+LOOPS = {
+    "perturb": lambda dtype, width: cpu.perturbation_loop(dtype, width),
+    "sample": lambda dtype, width: cpu.sampling_loop(dtype, width),
+    "update": lambda dtype, width: cpu.update_loop(dtype, width, dtype == "float32"),
+    "keep a log": lambda dtype, width: cpu.logged_loop(dtype, width, False, True),
+    "use a log": lambda dtype, width: cpu.logged_loop(dtype, width, True, False),
+    "update by a log": lambda dtype, width: cpu.update_loop(dtype, width, False, True),
+}
+
+
+@pytest.mark.skipif(not COMPILES, reason="nothing is compiled")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("width", [1, 16])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_loops_over_noise_have_one_so_that_they_are_kept_on_disk(loop, dtype, width):
+    if "log" in loop and dtype == "float32":
+        pytest.skip("there is no such loop")
+    assert len(fingerprint(LOOPS[loop](dtype, width).py_func)) == 32
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,25 @@ ENDINGS = {
         """,
         "",
     ),
+    "JAX in __del__": (
+        """
+        with store.lend():
+            pass
+        rebuild, flat = fs.destructure(store)[1], store.flat
+        def uses():
+            for use in (
+                lambda: store.lend().__enter__(),
+                lambda: store.alias("jax"),
+                lambda: rebuild(flat),
+            ):
+                try:
+                    use()
+                except RuntimeError as error:
+                    say("refused:", str(error)[:39])
+        AtTheEnd(uses)
+        """,
+        "\n".join(["refused: expected a process in which JAX can run"] * 3),
+    ),
     "verbs in __del__": (
         """
         pop = fs.Population.zeros(store.layout, 8)
@@ -173,7 +192,12 @@ ENDINGS = {
 }
 
 
-SHORT = "a context suspended in a cycle", "verbs in __del__", "a thread that has stopped as it notes that it reads"
+SHORT = (
+    "a context suspended in a cycle",
+    "JAX in __del__",
+    "verbs in __del__",
+    "a thread that has stopped as it notes that it reads",
+)
 
 
 @pytest.mark.parametrize("ending", SHORT)

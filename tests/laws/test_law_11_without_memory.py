@@ -57,15 +57,17 @@ NAMES = (
     "undo by a log",
     "across by a log",
     "update by a log",
+    "update, and keep a log",
 )
 
 
 @pytest.mark.parametrize("names", [NAMES[0::2], NAMES[1::2]])
 def test_a_verb_in_which_an_allocation_fails_has_done_all_or_nothing(names):
     pytest.importorskip("_testcapi")
-    command = [sys.executable, "-c", FAILING, "3" if ALL else "20", *names]
+    every = 3 if ALL else 20
+    command = [sys.executable, "-c", FAILING, str(every), *names]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = {name: outcomes for line in done.stdout.splitlines() for name, outcomes in json.loads(line).items()}
     assert list(seen) == list(names)
-    assert all(outcomes["old"] > 10 for outcomes in seen.values())
+    assert all(outcomes["old"] * every > 100 for outcomes in seen.values()), seen

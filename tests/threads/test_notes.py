@@ -94,3 +94,71 @@ def test_no_notes_are_added_to_an_exception_that_is_handled_around_it():
                 pass
             raise
     assert not hasattr(caught.value, "__notes__")
+
+
+class Struck(Exception):
+    pass
+
+
+@pytest.fixture
+def struck():
+    """A call that strikes the main thread, which raises."""
+
+    def strike(number, frame):
+        raise Struck
+
+    def call():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        time.sleep(0.01)
+
+    before = signal.signal(signal.SIGUSR1, strike)
+    yield call
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_what_strikes_as_a_context_that_was_not_entered_is_dropped_is_not_lost(struck):
+    called = []
+
+    class Refused:
+        def __enter__(self):
+            raise KeyError
+
+        __exit__ = Leaving()
+
+        def leave(self, error):
+            called.append("leave")
+            struck()
+
+        def left(self, error):
+            called.append("left")  # it may wait for what the frames of the KeyError hold
+
+    with pytest.raises(Struck):
+        try:
+            with Refused():
+                pass
+        except KeyError:
+            pass
+        time.sleep(0)
+    assert called == ["leave"]
+
+
+def test_a_context_that_has_nothing_to_do_without_an_exception_does_nothing_when_it_is_dropped(struck):
+    class Idle:
+        entered = True
+
+        def __enter__(self):
+            if not self.entered:
+                raise KeyError
+
+        __exit__ = Leaving(idle=True)
+
+        def leave(self, error):
+            struck()
+
+    with Idle():
+        pass
+    idle = Idle()
+    idle.entered = False
+    with pytest.raises(KeyError), idle:
+        pass
+    time.sleep(0)

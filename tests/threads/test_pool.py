@@ -191,7 +191,7 @@ def test_threads_that_nobody_needs_end():
     assert printed == ["True", "True"]
 
 
-@pytest.mark.parametrize("bad", [0, -1, 2.5, "2", None])
+@pytest.mark.parametrize("bad", [0, -1, 2.5, "2", None, True])
 def test_a_number_of_threads_is_one_or_more(bad):
     with pytest.raises(
         ValueError, match=r"expected a whole number of threads, 1 or more, got .*; fix: use set_threads\(4\)"

@@ -79,6 +79,9 @@ def virtual(
     x, _ = jax.lax.scan(step, x, (jnp.arange(depth), params["layers"]))
     ```
 
+    16-bit leaves are rounded, and inside `jit` there is no undo log: the opposite sign does not give them back, so keep
+    the tree.
+
     Args:
         params: a tree of arrays, such as a lent one. Tied leaves inside `jit` are separate arrays: give the layout.
         noise: `fs.Normal` or `fs.Rademacher`.

@@ -29,6 +29,7 @@ from flatstore.kernels.cpu.logged_moves import LENGTH as LENGTH
 from flatstore.kernels.cpu.logged_moves import WHY as WHY
 from flatstore.kernels.cpu.logged_moves import checking_loop as checking_loop
 from flatstore.kernels.cpu.logged_moves import logged_loop as logged_loop
+from flatstore.kernels.cpu.logged_updates import logged_update_loop as logged_update_loop
 from flatstore.kernels.cpu.mutation import EVERY_GENE as EVERY_GENE
 from flatstore.kernels.cpu.mutation import NO_GENE as NO_GENE
 from flatstore.kernels.cpu.mutation import SEGMENT as SEGMENT

@@ -43,6 +43,19 @@ def gathered(start: int, stop: int, raw: Any, pieces: Any, out: Any) -> int:
 
 
 @compiled
+def scattered(start: int, stop: int, block: Any, pieces: Any, raw: Any) -> None:
+    """Copy what `gathered` has copied back to the parameters start .. stop - 1."""
+    k, count = first_run(pieces, start), 0
+    while k < pieces.shape[0] and pieces[k, 0] < stop:
+        low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
+        home = pieces[k, 3] + low - pieces[k, 0]
+        for i in range(_W(high - low)):
+            raw[_W(home) + i] = block[_W(count) + i]
+        count += high - low
+        k += 1
+
+
+@compiled
 def checking_loop(
     begin: int, end: int, raw: Any, pieces: Any, log: Any, first_index: int, block: Any, note: Any
 ) -> None:
@@ -162,14 +175,7 @@ def logged_loop(dtype: str, width: int, takes_back: bool, adds: bool) -> Any:
                 for i in range(_W(count), _W(-(-count // 64) * 64)):
                     distance[i] = 0
                 place = write_block(old, distance, count, checksum(new, count), out, place, places)
-            k, count = first_piece, 0
-            while k < pieces.shape[0] and pieces[k, 0] < stop:
-                low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
-                home = pieces[k, 3] + low - pieces[k, 0]
-                for i in range(_W(high - low)):
-                    raw[_W(home) + i] = new[_W(count) + i]
-                count += high - low
-                k += 1
+            scattered(start, stop, new, pieces, raw)
         outcome[LENGTH] = place
         note[0] = end
 

@@ -22,6 +22,51 @@ SEEDS_AT_ONCE = 4
 
 
 @cache
+def summed(width: int) -> Any:
+    """The compiled function that sums the weighted noise of many seeds, of draws of `width` bits, for a block."""
+    whole_numbers, _ = WHOLE_NUMBERS[width]
+
+    @compiled
+    def add_up(
+        start: int,
+        stop: int,
+        first_piece: int,
+        pieces: Any,
+        noise: Any,
+        weights: Any,
+        words: Any,
+        whole: Any,
+        total: Any,
+    ) -> None:
+        """Write the sums for the indices start .. stop - 1 to `total`: whole numbers (int64), the same in any order."""
+        kind, keys, factors = noise
+        total[:] = 0
+        for batch in range(0, keys.size, words.shape[0]):
+            some = keys[batch : batch + words.shape[0]]
+            first = draw_words(kind, width, some, start, stop - start, words)
+            for seed in range(0, some.size, SEEDS_AT_ONCE):
+                at, left, zero, k = batch + seed, some.size - seed, np.int32(0), first_piece
+                a, b = weights[at], weights[at + 1] if left > 1 else zero
+                c, d = weights[at + 2] if left > 2 else zero, weights[at + 3] if left > 3 else zero
+                while k < pieces.shape[0] and pieces[k, 0] < stop:
+                    low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
+                    offset, count, row, column = low - start, high - low, pieces[k, 2], 0
+                    for j in range(min(SEEDS_AT_ONCE, left)):
+                        column = whole_numbers(words, seed + j, first + offset, count, whole[j], None)
+                    multiplier, plus, shift = factors[row, 0], factors[row, 1], factors[row, 2]
+                    for i in range(np.uint64(count)):
+                        x = np.uint64(column) + i
+                        one = np.int64(a) * np.int64(steps_of(whole[0, x], multiplier, plus, shift))
+                        two = np.int64(b) * np.int64(steps_of(whole[1, x], multiplier, plus, shift))
+                        three = np.int64(c) * np.int64(steps_of(whole[2, x], multiplier, plus, shift))
+                        four = np.int64(d) * np.int64(steps_of(whole[3, x], multiplier, plus, shift))
+                        total[np.uint64(offset) + i] += (one + two) + (three + four)
+                    k += 1
+
+    return add_up
+
+
+@cache
 def update_loop(dtype: str, width: int, exact: bool, logged: bool = False) -> Any:
     """The compiled loop that adds the weighted noise of many seeds, rounded once: to the grid, or to the dtype.
 
@@ -30,6 +75,7 @@ def update_loop(dtype: str, width: int, exact: bool, logged: bool = False) -> An
     whole_numbers, _ = WHOLE_NUMBERS[width]
     _, real, load, _ = STORAGE[dtype]
     violation, bits, rounded = grid_check(dtype), BITS[real], DITHERED[dtype]
+    add_up = summed(width)
     centre: Any = centre_of_block(dtype, width) if logged else None
 
     @compiled
@@ -69,30 +115,8 @@ def update_loop(dtype: str, width: int, exact: bool, logged: bool = False) -> An
                 in_log = behind_block(log, in_log)
                 if start < begin:
                     continue
-            total[:] = 0
-            first = 0
-            for batch in range(0, keys.size, words.shape[0]):
-                some = keys[batch : batch + words.shape[0]]
-                first = draw_words(kind, width, some, start, stop - start, words)
-                for seed in range(0, some.size, SEEDS_AT_ONCE):
-                    at, left, zero, k = batch + seed, some.size - seed, np.int32(0), first_piece
-                    a, b = weights[at], weights[at + 1] if left > 1 else zero
-                    c, d = weights[at + 2] if left > 2 else zero, weights[at + 3] if left > 3 else zero
-                    while k < pieces.shape[0] and pieces[k, 0] < stop:
-                        low, high = max(start, pieces[k, 0]), min(stop, pieces[k, 1])
-                        offset, count, row, column = low - start, high - low, pieces[k, 2], 0
-                        for j in range(min(SEEDS_AT_ONCE, left)):
-                            column = whole_numbers(words, seed + j, first + offset, count, whole[j], None)
-                        multiplier, plus, shift = factors[row, 0], factors[row, 1], factors[row, 2]
-                        for i in range(np.uint64(count)):
-                            x = np.uint64(column) + i
-                            one = np.int64(a) * np.int64(steps_of(whole[0, x], multiplier, plus, shift))
-                            two = np.int64(b) * np.int64(steps_of(whole[1, x], multiplier, plus, shift))
-                            three = np.int64(c) * np.int64(steps_of(whole[2, x], multiplier, plus, shift))
-                            four = np.int64(d) * np.int64(steps_of(whole[3, x], multiplier, plus, shift))
-                            total[np.uint64(offset) + i] += (one + two) + (three + four)
-                        k += 1
-            first_dither = draw_words(ROUNDING, 32, key, start, stop - start, dither)
+            add_up(start, stop, first_piece, pieces, noise, weights, words, whole, total)
+            first, first_dither = 0, draw_words(ROUNDING, 32, key, start, stop - start, dither)
             if back != 0 and not logged:
                 first = draw_words(kind, width, keys[:1], start, stop - start, words)
             k, place_in_block = first_piece, 0
