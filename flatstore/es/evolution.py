@@ -25,7 +25,7 @@ from flatstore.evaluation import (
     resumed_number,
     way_on,
 )
-from flatstore.layout import Array
+from flatstore.layout import Array, as_array
 from flatstore.memory import overlap
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.recording import RunPath
@@ -169,7 +169,7 @@ def evolve(
 
 
 def _shaped(shape: Callable[[Any], Any], fitness: Array) -> Array:
-    shaped = np.asarray(shape(fitness.copy()))
+    shaped = as_array(shape(fitness.copy()), "shape")
     if shaped.shape != fitness.shape or shaped.dtype.kind not in "fiu" or not np.isfinite(shaped).all():
         raise ValueError(
             f"expected {len(fitness)} finite numbers from shape, got {shaped.dtype} of shape {shaped.shape}"
