@@ -11,6 +11,7 @@ import os
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,8 @@ def main() -> None:
                 kept, free = loop(f"{folder}/{name}-{members}"), loop(None)
                 for _ in range(3):
                     next(kept), next(free)
-                taken = [
-                    (milliseconds(lambda: next(free), 1), milliseconds(lambda: next(kept), 1)) for _ in range(times)
-                ]
+                steps = partial(next, free), partial(next, kept)
+                taken = [[milliseconds(step, 1) for step in steps] for _ in range(times)]
                 without, with_it = (statistics.median(column) for column in zip(*taken, strict=True))
                 more = statistics.median(b - a for a, b in taken)
                 what = f"{name}, {members} members" if name != "es.mezo" else name

@@ -23,8 +23,10 @@ _jax: Any = jax
 class Record(Protocol):
     """The record of a generation."""
 
-    number: int
-    """Counted from 0."""
+    @property
+    def number(self) -> int:
+        """Counted from 0."""
+        ...
 
     @property
     def mean(self) -> float:

@@ -141,13 +141,18 @@ def moves(run: RunPath) -> Iterator[Move]:
 
 
 def _moves(entries: Iterator[dict[str, Any]], settings: Mapping[str, Any], path: str) -> Iterator[Move]:
-    try:
-        seed, pairs = settings["seed"], settings["members"] // 2
-    except (KeyError, TypeError):
+    if settings.get("algorithm") not in ("es.evolve", "es.mezo"):
         raise ValueError(
             f"expected a run of es.evolve or es.mezo, got one of {settings.get('algorithm')!r} in {path!r}; "
             "fix: name another folder"
-        ) from None
+        )
+    try:
+        seed, pairs = settings["seed"], settings["members"] // 2
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"expected the seed and the members of a run in the settings of {path!r}, got others ({error!r}); "
+            "fix: take a copy of the run"
+        ) from error
     for entry in entries:
         try:
             number = entry["number"]

@@ -139,7 +139,7 @@ def test_the_journal_has_the_fitness_of_each_generation_when_its_record_is_there
 DIFFERENT = {
     "seed": (dict(seed=3), r"seed: \[1, 2\] in the run, \[3\] in the call"),
     "mutate": (dict(mutate=None), "mutate: {'kind': 'Normal'.*} in the run, None in the call"),
-    "select": (dict(select=ga.Tournament(2)), "select.k: 3 in the run, 2 in the call"),
+    "select": (dict(select=ga.Tournament(2)), "select.k: 4 in the run, 2 in the call"),
     "crossover": (dict(crossover=None), "crossover: {'kind': 'Uniform'.*} in the run, None in the call"),
     "bounds": (dict(bounds=ga.Bounds({"*": (-9, 9)})), "bounds: None in the run, {.*'outside': 'clip'} in the call"),
     "elite": (dict(elite=1), "elite: 2 in the run, 1 in the call"),

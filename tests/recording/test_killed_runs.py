@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -58,6 +58,17 @@ def evolve(way, folder, generations, every):
     print("end", x.buffer.tobytes().hex(), *states, flush=True)
 
 
+def load_machine_code():
+    x, pop = fs.Store.from_tree(model), fs.Population.from_tree(model, 16)
+    es.sample(pop, x, noise, fs.seeds(0, 8), antithetic=True)
+    ga.step(pop, np.arange(16.0), seed=0, mutate=noise)
+    with es.perturbed(x, noise, 0):
+        pass
+    es.update(x, noise, fs.seeds(0, 8), np.ones(8))
+    es.Adam(x).step(x.copy(), 0.1)
+
+
+load_machine_code()  # which takes longer than a run
 for command in sys.stdin:
     *arguments, out = json.loads(command)
     child = os.fork()
@@ -87,9 +98,13 @@ class Runs:
         self.process.stdin.write(json.dumps(command) + "\n")
         self.process.stdin.flush()
         child = int(self.process.stdout.readline())
-        while "\n" not in self.out.read_text():
-            time.sleep(0.001)
+        self.wait_for(1)
         return child
+
+    def wait_for(self, lines):
+        """Wait until it has said so many lines, or the last one."""
+        while (said := self.out.read_text()).count("\n") < lines and "\nend" not in said and "Error" not in said:
+            time.sleep(0.0005)
 
     def lines(self):
         """What it has said until it ended: whole lines."""
@@ -114,8 +129,10 @@ def fates(folder, way, kills, seed):
         assert expected[:-1] == ["ready", *map(str, range(GENERATIONS))], expected[-30:]
         for _ in range(kills):
             child = processes.start(way, folder / "run", rng.choice([0, 0.01, 1e9]))
-            time.sleep(rng.choice([0.1, 0.6]) * rng.random())
-            os.kill(child, signal.SIGKILL if rng.random() < 0.8 else signal.SIGINT)
+            processes.wait_for(rng.choice([0, 2, rng.randrange(600 // kills)]))  # many, before, or in the first moves
+            time.sleep(rng.choice([0.003, 0.1]) * rng.random())
+            with suppress(ProcessLookupError):  # it is over
+                os.kill(child, signal.SIGKILL if rng.random() < 0.8 else signal.SIGINT)
             lines = processes.lines()
             assert lines[0] == "ready", lines
             numbers = [int(line) for line in lines[1:] if line.isdigit()]
