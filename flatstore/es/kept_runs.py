@@ -147,12 +147,16 @@ def _moves(entries: Iterator[dict[str, Any]], settings: Mapping[str, Any], path:
             "fix: name another folder"
         )
     try:
-        seed, pairs = settings["seed"], settings["members"] // 2
+        seed, pairs = tuple(settings["seed"]), settings["members"] // 2
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"expected the seed and the members of a run in the settings of {path!r}, got others ({error!r}); "
             "fix: take a copy of the run"
         ) from error
+    return _read(entries, seed, pairs, path)
+
+
+def _read(entries: Iterator[dict[str, Any]], seed: tuple[int, ...], pairs: int, path: str) -> Iterator[Move]:
     for entry in entries:
         try:
             number = entry["number"]
