@@ -49,6 +49,13 @@ class Writer:
             at += written
             rest = rest[written:]
 
+    def reserve(self, size: int) -> None:
+        """Take the room for `size` bytes on the disk: zeros, until they are written. Raises `OSError` if it is full."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._number, 0, size)
+        else:
+            os.truncate(self._number, size)
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Generator[Writer]:

@@ -45,6 +45,11 @@ class Placed:
         return self._memory
 
     @property
+    def first(self) -> int:
+        """The number of the first member in the memory; for this package's own modules."""
+        return self._first
+
+    @property
     def _leading(self) -> tuple[int, ...]:
         return () if self._count is None else (self._count,)
 
