@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar, cast
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from flatstore.layout import Array
+from flatstore.layout import Array, as_numpy, is_torch_tensor
 from flatstore.memory.host import Memory
 from flatstore.memory.overlaps import members_at
 from flatstore.memory.readers_and_writers import Access
@@ -50,10 +50,15 @@ def reading(*memories: Memory) -> using:
 
 
 def memories_of(arrays: Iterable[Any]) -> list[Memory]:
-    """The memories, each once, in which any of these NumPy arrays lies; what is no array of NumPy's lies in none."""
+    """The memories, each once, in which any of these arrays lies: of NumPy and torch, and nothing else lies in any."""
     found: dict[int, Memory] = {}
     last: Memory | None = None
     for array in arrays:
+        if is_torch_tensor(array):
+            try:
+                array = as_numpy(array, "")
+            except ValueError:  # it is elsewhere, or refused by who reads it
+                continue
         if not isinstance(array, np.ndarray) or not array.size:
             continue
         start, stop = byte_bounds(cast(Array, array))
