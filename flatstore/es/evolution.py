@@ -128,7 +128,6 @@ def evolve(
 
     def move_centre(n: int, hand_in: Callable[[Move], None]) -> None:
         nonlocal moving
-        moving = False
         keys, step = seeds((*run, n), size // 2), rate_at(rate, n)
         sample(pop, centre, noise, keys, antithetic=True)
         fitness = fitness_of(pop, evaluate, n, chunk)
@@ -137,6 +136,7 @@ def evolve(
         record = Move(n, fitness, keys, weights, None if optimiser is None else step)
         moving = True
         move(keys, weights, step, partial(hand_in, record))
+        moving = False
 
     def unmoved(n: int, error: BaseException) -> Iterator[str]:
         if moving and not is_whole(optimiser):
