@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from flatstore.checks import raise_unless_of_system
+
 try:
     import fcntl
 except ImportError:  # on Windows, where each process compiles for itself
@@ -82,6 +84,7 @@ def read(file: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        raise_unless_of_system(error)
         log.debug("cannot read machine code: %s", error)
         return None
     if whole[:_DIGEST] != _signed(file, whole[_DIGEST:]):
@@ -105,6 +108,7 @@ def write(file: Path, content: bytes) -> None:
             os.unlink(name)
             raise
     except OSError as error:
+        raise_unless_of_system(error)
         log.debug("machine code is kept in this process only: %s", error)
 
 
@@ -125,6 +129,7 @@ class Turn:
                 self._number = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | _NO_LINK, 0o600)
                 self._wait(self._number)
         except OSError as error:  # such as of a file system without locks
+            raise_unless_of_system(error)
             log.debug("machine code may be compiled by several processes at once: %s", error)
 
     def _wait(self, number: int) -> None:
@@ -141,6 +146,9 @@ class Turn:
         """Let the next process have its turn."""
         number, self._number = self._number, None
         if number is not None:
-            with contextlib.suppress(OSError):
+            try:
                 os.unlink(self._path)
-            os.close(number)
+            except OSError as error:
+                raise_unless_of_system(error)
+            finally:
+                os.close(number)
