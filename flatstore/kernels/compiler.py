@@ -31,6 +31,7 @@ import numpy as np
 
 from flatstore.kernels.code_cache import Turn, cache_folder, log, read, write
 from flatstore.kernels.fingerprint import Unknown, fingerprint, type_name
+from flatstore.threads import refuse_waiting_at_the_end
 from flatstore.trees import repeats
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -54,6 +55,7 @@ def compiled(function: F) -> F:
     of its machine code. If it refers to something that has no fingerprint, such as an object of a class of the user's,
     its machine code lasts as long as the process.
     """
+    refuse_waiting_at_the_end()
     made: Any = _numba.njit(**_OPTIONS)(function)
     if isinstance(made, _core.dispatcher.Dispatcher):  # not under NUMBA_DISABLE_JIT
         made._cache = KernelCache(made.py_func)
