@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 import sys
 from typing import Any
 
@@ -141,7 +142,8 @@ def _as_bytes(buffer: Any) -> Array:
             "fix: wrap the array that this one is a view of"
         )
     given = "" if isinstance(buffer, np.ndarray) or hasattr(buffer, "__dlpack_device__") else memoryview(buffer).format
-    if not array.dtype.isnative or given[:1] in (">" if sys.byteorder == "little" else "<", "!"):
+    nameless = re.sub(":.*?:", "", given)  # a name may have any characters
+    if not array.dtype.isnative or re.search("[>!]" if sys.byteorder == "little" else "[<!]", nameless):
         raise ValueError(
             f"expected numbers in the order of bytes of this machine, got dtype {given or array.dtype}; "
             "fix: wrap a converted copy, x.astype(x.dtype.newbyteorder('='))"
