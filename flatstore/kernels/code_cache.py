@@ -33,6 +33,7 @@ PATIENCE = 60.0
 
 _DIGEST = hashlib.sha256().digest_size
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for a pipe
 _told: set[str] = set()
 
 log = logging.getLogger("flatstore.kernels")
@@ -79,7 +80,7 @@ def read(file: Path) -> bytes | None:
     try:
         if not _is_private_folder(file.parent):
             return None
-        with open(os.open(file, os.O_RDONLY | _NO_LINK), "rb") as stream:
+        with open(os.open(file, os.O_RDONLY | _NO_LINK | _NO_WAIT), "rb") as stream:
             whole = stream.read() if _is_private(file, os.fstat(stream.fileno())) else b""
     except FileNotFoundError:
         return None
