@@ -9,6 +9,7 @@ import numpy as np
 
 from flatstore.checks import whole
 from flatstore.layout import Array, as_array
+from flatstore.threads import refuse_waiting_at_the_end
 
 Seed = int | Sequence[int]
 
@@ -49,6 +50,7 @@ def as_keys(seeds: Any) -> Array:
 
     Raises `ValueError` unless `seeds` is a one-dimensional array of integers in 0 .. 2**64 - 1, `TypeError` for a mask.
     """
+    refuse_waiting_at_the_end()
     is_list = type(seeds) in (list, tuple)
     odd = [seed for seed in seeds if not 0 <= whole(seed) < 1 << 64] if is_list else []
     # NumPy alone makes floats of a list with 1 and 2**63.
