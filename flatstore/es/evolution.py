@@ -23,7 +23,6 @@ from flatstore.evaluation import (
     resumed_number,
 )
 from flatstore.layout import Array
-from flatstore.memory import overlap
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.store import Population, Store
 
@@ -115,7 +114,7 @@ def evolve(
     pop = members if isinstance(members, Population) else Population.zeros(centre.layout, size)
     if pop.layout != centre.layout:
         raise layouts_differ("members", pop, centre)
-    if overlap(pop.memory, centre.memory):
+    if pop.memory.overlaps(centre.memory):
         raise ValueError(
             "expected members apart from the centre, got the same memory; fix: pass a number, or other members"
         )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -184,8 +185,12 @@ class Lend:
             access.begin()
             self._freeze((addresses[path], addresses[path] + view.nbytes) for path, view in views.items())
             exports, arrays = import_views(views, addresses)
-            access.uses[0].exports = [(path, weakref.ref(view)) for path, view in exports.items()]
+            starts = [use.start for use in access.uses]
+            for path, view in exports.items():
+                use = access.uses[bisect_right(starts, addresses[path]) - 1]
+                use.exports.append((path, weakref.ref(view)))
             self._arrays = list(arrays.values())
+            view = None
             del views, exports  # an error of the next line holds this frame, which must not hold what is lent
             return self._tree(arrays)
         except BaseException:
@@ -195,10 +200,10 @@ class Lend:
 
     def _freeze(self, spans: Iterable[tuple[int, int]]) -> None:
         """Make read-only, in all memories over the same bytes, what shows any of these (start, stop)."""
-        spans = joined(spans)
-        for member in region_of(self._memory).members():
-            for start, stop in spans:
-                member.views.freeze(start, stop)
+        for start, stop in joined(spans):
+            for part in self._memory.parts_at(start, stop):
+                for member in region_of(part).members():
+                    member.views.freeze(start, stop)
 
     def leave(self, error: BaseException | None) -> None:
         """Delete the arrays, and end the access."""

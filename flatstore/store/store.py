@@ -18,7 +18,7 @@ import numpy as np
 
 from flatstore.layout import Array, Dims, Layout, Leaf, Tied, Trainable
 from flatstore.memory import GuardedView, Memory
-from flatstore.store.placement import placement_in_file, placement_of_store
+from flatstore.store.placement import placement_in_file, placement_in_spans, placement_of_store
 from flatstore.store.verbs import Verbs
 
 
@@ -64,6 +64,16 @@ class Store(Verbs, Mapping[str, Array]):
         store._whole = True
         return store
 
+    @classmethod
+    def in_place(cls, memory: Memory, layout: Layout, starts: Mapping[str, int]) -> Self:
+        """A store over leaves that their owner keeps wherever they are; for this package's own modules.
+
+        The homes start at the bytes `starts` of the memory.
+        """
+        store = cls._over(layout, memory, placement_in_spans(layout, starts))
+        store._whole = True
+        return store
+
     # -- a mapping
 
     def __getitem__(self, path: str | tuple[Any, ...]) -> Array:
@@ -97,7 +107,8 @@ class Store(Verbs, Mapping[str, Array]):
     def flat(self) -> Array:
         """The trainable leaves as one 1-D vector: a view, in memory order, the gaps between leaves shown as zeros.
 
-        Raises `ValueError` if they are of several dtypes (see `flats`), none, or do not lie together.
+        Raises `ValueError` if they are of several dtypes (see `flats`), none, or do not lie together, as those of a
+        module that was adopted with `move=False`.
         """
         if not self._memory.lends:
             try:
@@ -118,6 +129,7 @@ class Store(Verbs, Mapping[str, Array]):
     @property
     def flats(self) -> dict[str, Array]:
         """A dict {dtype name: 1-D vector of the trainable leaves of that dtype}: views, like `flat`."""
+        self._refuse_apart("use store.to_vector() or store.copy().flat, which copy, or adopt(module), which moves them")
         groups: dict[str, list[Leaf]] = {}
         in_file = self._placement.order == "file"
         for leaf in sorted(self.layout.homes, key=lambda x: (self.start_of(x) if in_file else x.offset, x.nbytes)):
