@@ -12,7 +12,7 @@ from flatstore.es.groups import trainable_leaves
 from flatstore.es.journal import Move, is_whole, move_of
 from flatstore.es.optimisers import Optimiser
 from flatstore.es.ranks import centred_ranks
-from flatstore.es.sampling import layouts_differ, sample
+from flatstore.es.sampling import refuse_other_layouts, sample
 from flatstore.evaluation import (
     Rate,
     check_run,
@@ -111,9 +111,8 @@ def evolve(
         )
     move = move_of(centre, noise, optimiser)
     trainable_leaves(centre)
-    pop = members if isinstance(members, Population) else Population.zeros(centre.layout, size)
-    if pop.layout != centre.layout:
-        raise layouts_differ("members", pop, centre)
+    pop = members if isinstance(members, Population) else Population.like(centre, size)
+    refuse_other_layouts("members", pop, centre)
     if pop.memory.overlaps(centre.memory):
         raise ValueError(
             "expected members apart from the centre, got the same memory; fix: pass a number, or other members"

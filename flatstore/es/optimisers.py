@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from flatstore.checks import real
 from flatstore.es.groups import WIDTH, random_words, refuse_not_finite, tasks_of, trainable_groups, trainable_leaves
-from flatstore.es.sampling import layouts_differ
+from flatstore.es.sampling import refuse_other_layouts
 from flatstore.kernels.cpu import adam, momentum, optimiser_loop
 from flatstore.layout import Array
 from flatstore.memory import reading, write
@@ -46,13 +46,12 @@ class Compiled:
         """The store that it moves."""
         self.count = 0
         """The number of steps so far."""
-        self._states = [Store.zeros(store.layout) for _ in range(states)]
+        self._states = [Store.like(store) for _ in range(states)]
         trainable_leaves(store, "optimise", "leave it out of trainable=")
 
     def _step(self, rule: Any, gradient: Store, rate: float, unbias: float, *settings: float) -> None:
         """Move along a gradient at `unbias` times the rate; `settings` are what the rule takes after the rate."""
-        if gradient.layout != self.store.layout:
-            raise layouts_differ("the gradient", gradient, self.store)
+        refuse_other_layouts("the gradient", gradient, self.store)
         unbiased = real(rate) * unbias
         if not math.isfinite(unbiased):
             raise ValueError(f"expected a finite rate, got {rate!r}; fix: pass a number, such as 0.01")

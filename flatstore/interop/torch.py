@@ -75,7 +75,7 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64, move: boo
     `TypeError` if it is not a module, and whatever a tensor that refuses other data raises. In all these cases the
     module and the store are left as they were.
     """
-    tree = _tree(module)
+    tree = tree_of(module)
     layout = _layout(tree, align if store is None else _checked(store).layout.align)
     if not move:
         if store is not None:
@@ -83,7 +83,7 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64, move: boo
                 "expected a store to move the module into, or move=False, got both; "
                 "fix: adopt(module, move=False) makes a new store"
             )
-        return in_place(module, by_path(tree), layout)
+        return in_place(module, by_path(tree), layout, by_path(tree))
     if store is None:
         made = Store.zeros(layout)
         write([made.memory], lambda: _move_one_by_one(tree, layout, made))
@@ -160,7 +160,7 @@ def verify(module: Any, store: Store) -> None:
     flatstore.StructureError: 1 leaf of the module not in the store any more:
       'bias': expected a view of float32[1], got float32[1] elsewhere; fix: adopt(module, store) brings it back
     """
-    tensors = by_path(_tree(module))
+    tensors = by_path(tree_of(module))
     layout = _checked(store).layout
     obstacles, tied = read_tensors(tensors)
     in_store = _leaves_in_words(layout)
@@ -216,7 +216,7 @@ def _checked(store: Any) -> Store:
     return store
 
 
-def _tree(module: Any) -> OrderedDict[str, Any]:
+def tree_of(module: Any) -> OrderedDict[str, Any]:
     """The parameters, then the buffers, by torch's names; a tied one under each of its names."""
     torch = require("torch", "torch")
     if not isinstance(module, torch.nn.Module):

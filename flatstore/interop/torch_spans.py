@@ -17,7 +17,7 @@ import numpy as np
 
 from flatstore.layout import Array, Layout, as_numpy
 from flatstore.memory import Spans
-from flatstore.store import Store
+from flatstore.store import Parts, Store
 from flatstore.trees import Difference, listing
 
 _FIX = "adopt(module, store) brings it back there, adopt(module, move=False) makes a store of where it is"
@@ -43,12 +43,15 @@ class Home(NamedTuple):
         return Difference(self.path, f"address {self.address:#x}", got, _FIX)
 
 
-def in_place(module: Any, tensors: Mapping[str, Any], layout: Layout) -> Store:
-    """A store over the tensors of a module, by torch's names, where they are. They are dense, and apart.
+def in_place(
+    module: Any, tensors: Mapping[str, Any], layout: Layout, leaves: Mapping[str, Any], parts: Parts | None = None
+) -> Store:
+    """A store over `leaves`, by the paths of the layout, where they are: dense tensors, which lie in those of a module.
 
-    Raises `ValueError` that names every tensor whose numbers do not start at a multiple of their size.
+    `tensors` are the module's, by torch's names. Raises `ValueError` that names every leaf whose numbers do not start
+    at a multiple of their size.
     """
-    arrays = {leaf.path: as_numpy(tensors[leaf.path], leaf.path) for leaf in layout.homes}
+    arrays = {leaf.path: as_numpy(leaves[leaf.path], leaf.path) for leaf in layout.homes}
     fix = "replace its memory first: param.data = param.data.clone()"
     crooked = [
         Difference(path, f"a start at a multiple of {x.itemsize} bytes", f"address {_start(x):#x}", fix)
@@ -69,7 +72,7 @@ def in_place(module: Any, tensors: Mapping[str, Any], layout: Layout) -> Store:
 
     memory = Spans((array.reshape(-1).view(np.uint8) for array in arrays.values()), moved)
     starts = {path: _start(array) - memory.start if array.size else 0 for path, array in arrays.items()}
-    return Store.in_place(memory, layout, starts)
+    return Store.in_place(memory, layout, starts, parts)
 
 
 def _start(array: Array) -> int:

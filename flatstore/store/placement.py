@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 from flatstore.checks import whole
 from flatstore.layout import Layout, check_layout, round_up
 from flatstore.memory import JAX_ALIGN
+from flatstore.store.parts import Parts
 
 Order = Literal["store", "leaf", "member", "file", "spans"]
 
@@ -38,6 +39,8 @@ class Placement(NamedTuple):
     """(first byte, number of bytes) of each block of data; the bytes between blocks are padding."""
     order: Order
     nbytes: int
+    parts: Parts | None = None
+    """Where the leaves stand in a whole model, if they are parts of one."""
 
 
 def placement_of_store(layout: Layout) -> Placement:
@@ -64,11 +67,11 @@ def placement_in_file(layout: Layout, starts: Mapping[str, int], size: int | Non
     return Placement(places, blocks, "file" if size is None else "leaf", nbytes)
 
 
-def placement_in_spans(layout: Layout, starts: Mapping[str, int]) -> Placement:
+def placement_in_spans(layout: Layout, starts: Mapping[str, int], parts: Parts | None) -> Placement:
     """The placement of a store whose homes lie where others keep them, each from one of these bytes of a memory on."""
     places = {leaf.path: Place(starts[leaf.tied or leaf.path], None) for leaf in layout.leaves}
     blocks = tuple((starts[leaf.path], leaf.nbytes) for leaf in layout.homes)
-    return Placement(places, blocks, "spans", max(start + nbytes for start, nbytes in blocks))
+    return Placement(places, blocks, "spans", max(start + nbytes for start, nbytes in blocks), parts)
 
 
 def placement_of_population(layout: Layout, size: int, order: str) -> Placement:

@@ -18,8 +18,10 @@ import numpy as np
 
 from flatstore.layout import Array, Dims, Layout, Leaf, Tied, Trainable
 from flatstore.memory import GuardedView, Memory
+from flatstore.store.parts import Parts
 from flatstore.store.placement import placement_in_file, placement_in_spans, placement_of_store
 from flatstore.store.verbs import Verbs
+from flatstore.store.views import Views
 
 
 class Store(Verbs, Mapping[str, Array]):
@@ -65,12 +67,18 @@ class Store(Verbs, Mapping[str, Array]):
         return store
 
     @classmethod
-    def in_place(cls, memory: Memory, layout: Layout, starts: Mapping[str, int]) -> Self:
+    def like(cls, other: Views) -> Store:
+        """A store of zeros with the layout and the indices of another; for this package's own modules."""
+        placement = placement_of_store(other.layout)._replace(parts=other.parts)
+        return Store._over(other.layout, Memory.heap(other.layout.nbytes, max(64, other.layout.align)), placement)
+
+    @classmethod
+    def in_place(cls, memory: Memory, layout: Layout, starts: Mapping[str, int], parts: Parts | None = None) -> Self:
         """A store over leaves that their owner keeps wherever they are; for this package's own modules.
 
         The homes start at the bytes `starts` of the memory.
         """
-        store = cls._over(layout, memory, placement_in_spans(layout, starts))
+        store = cls._over(layout, memory, placement_in_spans(layout, starts, parts))
         store._whole = True
         return store
 
@@ -164,7 +172,7 @@ class Store(Verbs, Mapping[str, Array]):
 
         Raises `LentError` while another thread writes.
         """
-        return self._copy_to(Store.zeros(self.layout))
+        return self._copy_to(Store.like(self))
 
     def __repr__(self) -> str:
         """The leaves with their places."""

@@ -131,13 +131,19 @@ class Views(Placed, Subtree):
     def modules(self) -> Iterator[tuple[str, Self]]:
         """(path, the same kind of object over that node) for every node that has numeric leaves, the root first.
 
-        Views: the node's `tree` is the user's own node type. Its paths, indices and layout are its own.
+        Views: the node's `tree` is the user's own node type. Its paths, indices and layout are its own. Raises
+        `ValueError` for parts of a model (`fs.adopt_parts`), whose indices are those of the whole.
 
         >>> import flatstore as fs
         >>> store = fs.Store.from_tree({"a": {"kernel": np.full((2, 2), 2.0), "bias": np.ones(2)}})
         >>> {path: float(np.linalg.norm(node["kernel"])) for path, node in store.modules() if "kernel" in node}
         {'a': 4.0}
         """
+        if self.parts is not None:
+            raise ValueError(
+                "expected a whole model, whose nodes have indices of their own, got parts of one; "
+                "fix: use select() or the views store[path]"
+            )
         for keys, rows, layout in self.layout.nodes():
             places = {new.path: self._placement.places[old.path] for new, old in zip(layout.leaves, rows, strict=True)}
             placement = self._placement._replace(places=places)
