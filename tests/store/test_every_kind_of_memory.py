@@ -234,6 +234,24 @@ def test_while_it_is_lent_nothing_writes_it_and_afterwards_everything_does(kind,
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_run_in_a_folder_goes_on_in_another_store(kind, tmp_path):
+    run = {"seed": 0, "noise": NOISE, "rate": 2.0}
+
+    def a_store(name, make):
+        (tmp_path / name).mkdir()
+        store = make(a_tree(), tmp_path / name)
+        es.snap(store, NOISE)
+        return store
+
+    for steps, name in ((3, "first"), (6, "second")):
+        store = a_store(name, KINDS[kind])
+        *_, last = es.mezo(store, score, steps=steps, run=tmp_path / "run", **run)
+    plain = a_store("plain", heap)
+    *_, expected = es.mezo(plain, score, steps=6, **run)
+    assert last.entry == expected.entry and same(kept(store), kept(plain))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_saved_is_the_same_file(kind, tmp_path):
     tree = a_tree(("bfloat16", F4, "f2"))
     store = KINDS[kind](tree, tmp_path)
