@@ -48,7 +48,7 @@ def evolve(
     Each is evaluated, then yielded as a record while it stands in the population; the next `next()` replaces it.
     `break` therefore leaves the population as the last record describes it.
 
-        >>> import jax, jax.numpy as jnp, flatstore as fs
+        >>> import jax, jax.numpy as jnp, numpy as np, flatstore as fs
         >>> def score(params):
         ...     return -jnp.square(params["w"] - 3).sum()
         >>> pop = fs.Population.from_tree({"w": np.zeros(8, "f4")}, 64)
@@ -99,7 +99,7 @@ def evolve(
     number = record.number if record else resumed_number(resume)
     refuse_two_starts(run, resume)
     seed = check_run(evaluate, seed, number, generations, "generations")
-    check_elite(pop, elite)
+    check_elite(pop.size, elite)
     if record and record.fitness.shape != (pop.size,):
         raise ValueError(
             f"expected a record of {pop.size} members to resume from, got one of {len(record.fitness)}; "

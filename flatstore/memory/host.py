@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from flatstore.memory.dlpack import import_view
 from flatstore.memory.guarded_views import LentError
 from flatstore.memory.live_views import WatchedViews
 from flatstore.memory.overlaps import LENDS, Region, join, overlap, region_of
+from flatstore.trees import Difference
 
 HUGE_PAGE = 2 << 20
 
@@ -41,6 +43,27 @@ class Memory:
         self.stop: int = self.start + array.nbytes
         self.views = WatchedViews()
         join(self)
+
+    @property
+    def parts(self) -> Sequence[Memory]:
+        """The ranges of addresses that it is made of, ascending: itself."""
+        return (self,)
+
+    def parts_at(self, start: int, stop: int) -> Sequence[Memory]:
+        """Those of its parts that have addresses of start .. stop - 1; it may be asked only for what it shows."""
+        return (self,)
+
+    def overlaps(self, other: Memory) -> bool:
+        """Whether it shares a byte with another memory."""
+        return any(overlap(one, another) for one in self.parts for another in other.parts)
+
+    def may_show(self, array: Array) -> bool:
+        """Whether an array may share a byte with it."""
+        return np.may_share_memory(array, self.bytes)
+
+    def moved(self) -> list[Difference]:
+        """What lies elsewhere since it was made, so that this is no longer its memory: nothing, where it is owned."""
+        return []
 
     @property
     def lends(self) -> dict[Any, None]:
