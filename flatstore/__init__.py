@@ -20,6 +20,7 @@ from flatstore.noise import Rademacher as Rademacher
 from flatstore.noise import seeds as seeds
 from flatstore.store import Population as Population
 from flatstore.store import Store as Store
+from flatstore.store import attach as attach
 from flatstore.surgery import put_back as put_back
 from flatstore.surgery import replan as replan
 from flatstore.surgery import transfer as transfer

@@ -2,6 +2,7 @@
 
 from flatstore.store.assigning import checked_leaves as checked_leaves
 from flatstore.store.assigning import same_bits as same_bits
+from flatstore.store.attaching import attach as attach
 from flatstore.store.population import Population as Population
 from flatstore.store.store import Store as Store
 from flatstore.store.verbs import memories_in as memories_in

@@ -40,18 +40,19 @@ class _HandedOut:
 class Views(Placed, Subtree):
     """What `Store` and `Population` have in common: a layout placed in a memory, and a view for each path."""
 
-    __slots__ = ("_alias", "_guarded", "_plain")
+    __slots__ = ("_alias", "_guarded", "_plain", "_segment")
 
     _plain: _HandedOut
     _guarded: _HandedOut | None
     _alias: tuple[tuple[str, ...] | None, list[jax.Array], Any] | None
+    _segment: str | None
 
     @classmethod
     def _over(cls, layout: Layout, mem: Memory, placement: Placement, first: int = 0, count: int | None = None) -> Self:
         self = super()._over(layout, mem, placement, first, count)
         self._plain = _HandedOut(np.ndarray)
         self._guarded = None
-        self._alias = None
+        self._alias = self._segment = None
         return self
 
     @classmethod
