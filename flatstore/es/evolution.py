@@ -15,12 +15,12 @@ from flatstore.es.ranks import centred_ranks
 from flatstore.es.sampling import layouts_differ, sample
 from flatstore.evaluation import (
     Rate,
+    Workers,
     check_run,
-    fitness_of,
     handed_out,
     rate_at,
-    refuse_unlendable,
     resumed_number,
+    scorer,
 )
 from flatstore.layout import Array
 from flatstore.memory import overlap
@@ -40,6 +40,7 @@ def evolve(
     shape: Callable[[Any], Any] = centred_ranks,
     generations: int | None = None,
     chunk: int | None = None,
+    workers: Workers | int | None = None,
     resume: Move | int | None = None,
 ) -> Generator[Move]:
     """Evolve a centre in place by OpenAI's evolution strategy: a generator of its moves.
@@ -83,13 +84,15 @@ def evolve(
         generations: the total number, including those before `resume`; None to go on until the caller stops.
         chunk: the largest number of members to evaluate at once, as in `ga.evolve`; None for as many as fill 32 MiB,
             or 1 % of the population if that is more; the number of members for all of them.
+        workers: how many processes evaluate the members, one by one, as in `ga.evolve`. A population of `members` has
+            to be shared then.
         resume: the last record, or the number of the generation to continue with.
 
     Raises, before anything runs:
         ValueError, TypeError: an argument that is out of range or of another type; a centre that is not finite, off the
             grid or past the bound.
         StructureError: a population of another layout.
-        BufferError: leaves that JAX cannot take without a copy.
+        BufferError: leaves that JAX cannot take without a copy; with workers, members that are not shared.
 
     Raises in a generation whatever `evaluate` and `es.update` raise, and KeyboardInterrupt, with a note that says how
     to continue. The centre is then as the last record that was yielded left it: an interrupt during a move is raised
@@ -113,6 +116,8 @@ def evolve(
     move = move_of(centre, noise, optimiser)
     trainable_leaves(centre)
     pop = members if isinstance(members, Population) else Population.zeros(centre.layout, size)
+    if workers is not None and pop is not members:
+        pop = pop.share()
     if pop.layout != centre.layout:
         raise layouts_differ("members", pop, centre)
     if overlap(pop.memory, centre.memory):
@@ -122,7 +127,7 @@ def evolve(
     for leaf in centre.layout.homes:
         if not leaf.trainable:
             pop[leaf.path] = centre[leaf.path]
-    refuse_unlendable(pop, chunk)
+    score = scorer(pop, evaluate, chunk, workers)
 
     moving = False
 
@@ -131,7 +136,7 @@ def evolve(
         moving = False
         keys, step = seeds((*run, n), size // 2), rate_at(rate, n)
         sample(pop, centre, noise, keys, antithetic=True)
-        fitness = fitness_of(pop, evaluate, n, chunk)
+        fitness = score(n)
         shaped = _shaped(shape, fitness)
         weights = (shaped[0::2] - shaped[1::2]) / size * (step if optimiser is None else 1)
         record = Move(n, fitness, keys, weights, None if optimiser is None else step)

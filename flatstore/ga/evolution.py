@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from flatstore.evaluation import (
+    Workers,
     as_fitness,
     best_first,
     check_run,
-    fitness_of,
     handed_out,
-    refuse_unlendable,
     resumed_number,
+    scorer,
 )
 from flatstore.ga.bounds import Bounds
 from flatstore.ga.breeding import Step, check_elite, check_operators, check_suitable, plan_step, run_step
@@ -89,6 +89,7 @@ def evolve(
     elite: int = 1,
     generations: int | None = None,
     chunk: int | None = None,
+    workers: Workers | int | None = None,
     resume: Generation | int | None = None,
 ) -> Generator[Generation]:
     """Evolve a population in its own memory: a generator of its generations.
@@ -128,11 +129,14 @@ def evolve(
             member's fitness depends on the others, or on how often `evaluate` is called, pass `len(pop)`. In chunks of
             another size XLA may round fitness otherwise; by default they depend on the layout and the number of members
             alone, so that a run has the same ones each time.
+        workers: how many processes evaluate a population that is shared (`pop.share()`), in the place of this one. Then
+            `evaluate` is a function of one member, `(member, generation) -> float`, that they can import; the member is
+            a store that shows the bytes of the population, to be read.
         resume: the record that describes the population, or the number of the generation that is to be evaluated first.
 
     Raises, before anything runs:
         ValueError, TypeError: an argument that is out of range or of another type.
-        BufferError: leaves that JAX cannot take without a copy.
+        BufferError: leaves that JAX cannot take without a copy; with workers, a population that is not shared.
 
     Raises in a generation:
         ValueError: a fitness of the wrong shape, not real, or NaN for all members.
@@ -151,7 +155,7 @@ def evolve(
     first: Any = mutate(number) if callable(mutate) and not isinstance(mutate, type) else mutate
     check_operators(first, select, crossover, bounds)
     check_suitable(pop, Operators(crossover, first, bounds))
-    refuse_unlendable(pop, chunk)
+    score = scorer(pop, evaluate, chunk, workers)
 
     def planned(record: Generation) -> Step:
         return plan_step(
@@ -177,7 +181,7 @@ def evolve(
         if last is not None:
             step = planned(last)
             run_step(pop, step, partial(is_born, step))
-        made = Generation(n, fitness_of(pop, evaluate, n, chunk), parents, kept)
+        made = Generation(n, score(n), parents, kept)
         hand_in(made)
         last = made
 
