@@ -98,18 +98,21 @@ class _Worker:
     """A worker, and what it is doing."""
 
     def __init__(self, context: Any, arguments: tuple[str, Evaluate]) -> None:
-        self.connection, other = context.Pipe()
-        self.process: BaseProcess = context.Process(target=serve, args=(*arguments, other), name="flatstore worker")
+        self.connection, self._other = context.Pipe()
+        self.process: BaseProcess = context.Process(
+            target=serve, args=(*arguments, self._other), name="flatstore worker"
+        )
         self.is_ready = False
         self.members: list[int] = []
-        before = signal.pthread_sigmask(
-            signal.SIG_BLOCK, {signal.SIGINT}
-        )  # for the process that starts, until it serves
+
+    def start(self) -> None:
+        """Start the process, with Ctrl-C held back there until it serves."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            other.close()
+            self._other.close()
 
     def begin(self, number: int, members: list[int]) -> None:
         """Have it evaluate members."""
@@ -174,6 +177,7 @@ class _Generation:
         """Evaluate all members, by up to `count` workers."""
         while len(self.workers) < min(count, len(self.out)):
             self.workers.append(self.new_worker())
+            uninterrupted(self.workers[-1].start)  # so it is started, or not; and what forks call would swallow Ctrl-C
         for worker in self.workers:
             self._hand_out(worker)
         while self.left:
@@ -220,7 +224,9 @@ class _Generation:
             if self.deaths[blamed] >= MOST_DEATHS:
                 raise _died(worker.process.exitcode, blamed, self.number)
         self.again += worker.members
-        self.workers[self.workers.index(worker)] = self.new_worker()
+        place = self.workers.index(worker)
+        self.workers[place] = self.new_worker()
+        uninterrupted(self.workers[place].start)
         for other in self.workers:
             if not other.members and self.again:
                 self._hand_out(other)
@@ -233,6 +239,8 @@ def _end(workers: list[_Worker], now: bool = False) -> None:
         ended, workers[:] = [*workers], []
         for worker in ended:
             worker.connection.close()
+        ended = [worker for worker in ended if worker.process.pid is not None]  # it was interrupted before it started
+        for worker in ended:
             if now or worker.members or not worker.is_ready:
                 worker.process.kill()
         deadline = time.monotonic() + _PATIENCE
