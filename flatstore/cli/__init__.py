@@ -1,4 +1,4 @@
-"""The command line: `flatstore evolve` and `flatstore inspect`."""
+"""The command line: `flatstore evolve`, `replay`, `plot` and `inspect`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from flatstore.cli import evolve, inspect
+from flatstore.cli import evolve, inspect, plot, replay
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,7 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="flatstore", description="Parameters in one buffer; trees are views of it.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command, summary in (
-        ("evolve", evolve, "evolve a network on a real task"),
+        ("evolve", evolve, "evolve a network on a real task, in a folder from which it goes on"),
+        ("replay", replay, "write an earlier centre of a run in a folder"),
+        ("plot", plot, "draw the learning curves of runs in folders"),
         ("inspect", inspect, "show where every leaf of a file or a tree lives"),
     ):
         sub = commands.add_parser(name, help=summary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -13,11 +14,24 @@ import jax.numpy as jnp
 from flatstore import es, ga
 from flatstore.cli.network import Program
 from flatstore.cli.task import Settings, Task
-from flatstore.layout import Array
 from flatstore.noise import Normal, Rademacher, seeds
 from flatstore.store import Population, Store
 
 _jax: Any = jax
+
+
+class Record(Protocol):
+    """The record of a generation."""
+
+    @property
+    def number(self) -> int:
+        """Counted from 0."""
+        ...
+
+    @property
+    def mean(self) -> float:
+        """The mean fitness of the members."""
+        ...
 
 
 class Strategy(Protocol):
@@ -31,8 +45,11 @@ class Strategy(Protocol):
         """The population or the network, in one memory for the whole run."""
         ...
 
-    def run(self) -> Iterator[Array]:
-        """Iterate over the generations: the fitness of the members of each."""
+    def run(self, folder: Path) -> Iterator[Record]:
+        """Begin the run in a folder, or go on from its last record, which comes again: an iterator of its generations.
+
+        Raises `ValueError` and `OSError` at once if the folder is not as it has to be.
+        """
         ...
 
     def champion(self) -> Store:
@@ -50,9 +67,9 @@ class EvolutionStrategy:
         self.centre = new_network(task, settings)
         self.state_bytes = 4 * task.layout.nbytes
 
-    def run(self) -> Iterator[Array]:
+    def run(self, folder: Path) -> Iterator[Record]:
         """Sample around the centre, evaluate, and move the centre up."""
-        for move in es.evolve(
+        return es.evolve(
             self.centre,
             self.task.evaluate,
             seed=self.settings.seed,
@@ -62,8 +79,8 @@ class EvolutionStrategy:
             optimiser=es.Adam(self.centre),
             generations=self.settings.generations,
             chunk=self.settings.population,  # a task may have an environment for each member
-        ):
-            yield move.fitness
+            run=folder,
+        )
 
     def champion(self) -> Store:
         """The centre."""
@@ -81,17 +98,17 @@ class Mezo:
         self.evolved = new_network(task, settings)
         self._stacked = Program(stacked)
 
-    def run(self) -> Iterator[Array]:
+    def run(self, folder: Path) -> Iterator[Record]:
         """Evaluate the network perturbed to both sides, and move it towards the better one."""
-        for move in es.mezo(
+        return es.mezo(
             self.evolved,
             lambda params, number: self.task.evaluate(self._stacked(params), number)[0],
             seed=self.settings.seed,
             noise=Rademacher(self.sigma),
             rate=lambda number: self.rate * fading(number, self.settings),
             steps=self.settings.generations,
-        ):
-            yield move.fitness
+            run=folder,
+        )
 
     def champion(self) -> Store:
         """The network."""
@@ -131,9 +148,9 @@ class GeneticAlgorithm:
         """The noise that makes generation `number + 1`."""
         return Normal(self.sigma * (self.last_sigma / self.sigma) ** (number / self.settings.generations))
 
-    def run(self) -> Iterator[Array]:
+    def run(self, folder: Path) -> Iterator[Record]:
         """Evaluate the population, and replace it by its children before the next."""
-        for record in ga.evolve(
+        return ga.evolve(
             self.evolved,
             self.task.evaluate,
             seed=self.settings.seed,
@@ -141,8 +158,8 @@ class GeneticAlgorithm:
             select=ga.Truncation(self.share),
             generations=self.settings.generations,
             chunk=self.settings.population,  # as for the evolution strategy
-        ):
-            yield record.fitness
+            run=folder,
+        )
 
     def champion(self) -> Store:
         """The member that the task chooses."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 import time
@@ -17,6 +18,7 @@ from flatstore.cli.cartpole import CartPole
 from flatstore.cli.digits import Digits
 from flatstore.cli.plot_curve import Curve
 from flatstore.cli.progress import progress
+from flatstore.cli.run_command import has_run, recall, remember
 from flatstore.cli.task import Settings, Task
 from flatstore.extras import require
 from flatstore.files import save
@@ -36,7 +38,7 @@ _DEFAULTS: dict[str, dict[str, tuple[Callable[[Task, Settings], Strategy], Setti
         "es": (partial(EvolutionStrategy, sigma=0.1, rate=0.1), Settings(64, 100, 16, 0)),
     },
 }
-_CHAMPION, _CURVE = "champion.safetensors", "curve.png"
+_CHAMPION, _CURVE, _POINTS = "champion.safetensors", "curve.png", "curve.jsonl"
 _CHECKS = 40  # how many times in a run the champion is measured
 _TRACED = 2  # the generation whose memory is measured: the first that compiles nothing
 
@@ -46,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Evolve a network on scikit-learn's handwritten digits or on Gymnasium's CartPole-v1. Its parameters live in "
         "a flat population for the whole run; JAX evaluates them where they lie. The same seed gives the same network "
-        "to the bit."
+        "to the bit. Each generation is on the disk when it is over: a run that was stopped goes on by --resume."
     )
-    parser.add_argument("--task", choices=list(_TASKS), default="digits", help="what to learn (default %(default)s)")
+    parser.add_argument("--task", choices=list(_TASKS), help="what to learn (default digits)")
     first = ", ".join(f"{task}: {next(iter(algorithms))}" for task, algorithms in _DEFAULTS.items())
     parser.add_argument(
         "--algo",
@@ -67,50 +69,76 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{what} (default {defaults})")
     parser.add_argument(
-        "--out", type=Path, default=Path("evolved"), metavar="DIR", help="where to write (default %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("evolved"),
+        metavar="DIR",
+        help="the folder of the run, and of what comes out (default %(default)s)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out, as it was begun: to the same bits"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evolve, print what came out, and write the champion and the learning curve; returns the exit status."""
-    algorithms, task_type = _DEFAULTS[arguments.task], _TASKS[arguments.task]
+    if arguments.resume:
+        try:
+            vars(arguments).update(recall(arguments.out, vars(arguments)))
+        except ValueError as error:
+            return _fail(str(error))
+    task_name = arguments.task or next(iter(_TASKS))
+    algorithms, task_type = _DEFAULTS[task_name], _TASKS[task_name]
     algo = arguments.algo or next(iter(algorithms))
     if algo not in algorithms:
         have = ", ".join(algorithms)
-        return _fail(f"expected --algo {have} for --task {arguments.task}, got {algo}; fix: choose one of these")
+        return _fail(f"expected --algo {have} for --task {task_name}, got {algo}; fix: choose one of these")
     strategy_type, defaults = algorithms[algo]
     chosen = {
         name: default if getattr(arguments, name) is None else getattr(arguments, name)
         for name, default in vars(defaults).items()
     }
     settings = Settings(**chosen)
-    problem = _problem_with_settings(settings, algo) or _problem_with_folder(arguments.out)
+    problem = _problem_with_settings(settings, algo) or _problem_with_folder(arguments.out, arguments.resume)
     if problem is not None:
         return _fail(problem)
     for module in (task_type.NEEDS, "matplotlib", "rich"):
         require(module, "demo")
-    start, prepared, scratch, curve = time.perf_counter(), 0.0, 0, Curve()
-    every, traced = -(-settings.generations // _CHECKS), min(_TRACED, settings.generations - 1)
-    with progress(settings.generations) as display:
-        display.note(f"loading {task_type.TITLE}, compiling")
-        task = task_type(settings)
-        strategy = strategy_type(task, settings)
-        generations = strategy.run()
-        state = ""
-        for number in range(1, settings.generations + 1):
-            if number == traced + 1:
-                scratch, scores = _with_peak(lambda: next(generations))
-            else:
-                scores = next(generations)
-            if number == 1:
-                prepared = time.perf_counter() - start
-            if number % every == 0 or number == settings.generations:
-                measures = task.measure(strategy.champion(), number)
-                curve.add(number, float(scores.mean()), measures)
-                state = "".join(f"  {name} {value:5.1f}{task.UNIT}" for name, value in measures.items())
-            display.advance(number, f"fitness {scores.mean():7.3f}{state}")
-        champion = strategy.champion()
-        result, value = task.report(champion)
+    try:
+        start, prepared = time.perf_counter(), 0.0
+        with progress(settings.generations) as display:
+            display.note(f"loading {task_type.TITLE}, compiling")
+            task = task_type(settings)
+            strategy = strategy_type(task, settings)
+            if not arguments.resume:
+                (arguments.out / _POINTS).unlink(missing_ok=True)
+                remember(arguments.out, task_name, algo, settings)
+            try:
+                records = strategy.run(arguments.out)
+            except (ValueError, OSError) as error:
+                return _fail(str(error))
+            curve = Curve(arguments.out / _POINTS)
+            every, traced = -(-settings.generations // _CHECKS), min(_TRACED, settings.generations - 1)
+            count, number, scratch, state = 0, 0, 0, ""
+            while number < settings.generations:
+                if count == traced:
+                    scratch, record = _with_peak(lambda: next(records))
+                else:
+                    record = next(records)
+                count, number = count + 1, record.number + 1
+                if count == 1:
+                    prepared = time.perf_counter() - start
+                if (number % every == 0 or number == settings.generations) and number not in curve.points:
+                    measures = task.measure(strategy.champion(), number)
+                    curve.add(number, record.mean, measures)
+                    state = "".join(f"  {name} {value:5.1f}{task.UNIT}" for name, value in measures.items())
+                display.advance(number, f"fitness {record.mean:7.3f}{state}")
+            champion = strategy.champion()
+            result, value = task.report(champion)
+    except KeyboardInterrupt:
+        way = f"flatstore evolve --out {shlex.quote(str(arguments.out))} --resume"
+        print(f"\nflatstore evolve: interrupted; {way} goes on", file=sys.stderr)
+        return 130
     seconds = time.perf_counter() - start
     save(arguments.out / _CHAMPION, champion)
     curve.write(arguments.out / _CURVE, f"{_ALGORITHMS[algo]} on {task.TITLE}", task)
@@ -144,8 +172,8 @@ def _problem_with_settings(settings: Settings, algo: str) -> str | None:
     return None
 
 
-def _problem_with_folder(folder: Path) -> str | None:
-    """Why the results cannot be written to the folder, if they cannot."""
+def _problem_with_folder(folder: Path, resume: bool) -> str | None:
+    """Why a run cannot be begun in the folder, or gone on with, if it cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -153,6 +181,11 @@ def _problem_with_folder(folder: Path) -> str | None:
         for name in (_CHAMPION, _CURVE):
             if (folder / name).is_dir():
                 raise IsADirectoryError(21, f"{name} is a folder")
+        if not resume and has_run(folder):
+            return (
+                f"expected a folder without a run as --out, got {str(folder)!r}; "
+                "fix: go on with it by --resume, or choose another --out"
+            )
     except OSError as error:
         return f"expected a folder to write to, got {str(folder)!r} ({error.strerror}); fix: choose another --out"
     return None

@@ -2,44 +2,86 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flatstore.cli.task import Task
 from flatstore.extras import require
 
 
-class Curve:
-    """The points of a run, in order: (generation, its mean fitness, named measures of its champion)."""
+class Line(NamedTuple):
+    """A line of a picture, by generation."""
 
-    def __init__(self) -> None:
-        self.points: list[tuple[int, float, dict[str, float]]] = []
+    label: str
+    """What stands at its end."""
+    generations: Sequence[int]
+    values: Sequence[float]
+    colour: str
+    width: float = 1.8
+
+
+class Curve:
+    """The points of a run, in order: its mean fitness, and named measures of its champion, by generation.
+
+    They are kept in a file, from which a run that goes on has those that came before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.points: dict[int, tuple[float, dict[str, float]]] = {}
+        self._path = path
+        try:
+            lines = path.read_bytes().splitlines()
+        except FileNotFoundError:
+            lines = []
+        for line in lines:
+            try:
+                generation, fitness, measures = json.loads(line)
+                self.points[generation] = fitness, dict(measures)
+            except (TypeError, ValueError):  # where a process was killed; the point is measured again
+                continue
 
     def add(self, generation: int, fitness: float, measures: dict[str, float]) -> None:
         """Append a point."""
-        self.points.append((generation, fitness, measures))
+        self.points[generation] = fitness, measures
+        with open(self._path, "a") as file:
+            file.write(f"\n{json.dumps([generation, fitness, measures])}")  # behind whatever a kill has left
 
     def write(self, path: Path, title: str, task: Task) -> None:
         """Draw the curve as a PNG. Raises `ImportError` without matplotlib."""
-        figure: Any = require("matplotlib.figure", "demo").Figure(figsize=(7, 4), layout="constrained")
-        require("matplotlib.backends.backend_agg", "demo").FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        generations = [generation for generation, _, _ in self.points]
-        lines = {} if task.FITNESS is None else {task.FITNESS: [mean for _, mean, _ in self.points]}
-        lines |= {name: [measures[name] for _, _, measures in self.points] for name in self.points[0][2]}
-        highest = max(lines, key=lambda name: (lines[name][-1], name))
-        for name, values in lines.items():
-            colour = "#1f5fa8" if name == list(lines)[-1] else "#9aa5b1"
-            axes.plot(generations, values, color=colour, linewidth=1.8)
-            axes.annotate(
-                f"{name} {values[-1]:.1f}{task.UNIT}",
-                (generations[-1], values[-1]),
-                xytext=(6, 6 if name == highest else -6),
-                textcoords="offset points",
-                va="center",
-                color=colour,
-            )
-        axes.set(xlabel="generation", ylabel=task.AXIS, title=title, xlim=(0, generations[-1] * 1.24))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
-        figure.savefig(path, dpi=150)
+        generations = sorted(self.points)
+        points = [self.points[generation] for generation in generations]
+        values = {} if task.FITNESS is None else {task.FITNESS: [mean for mean, _ in points]}
+        values |= {name: [measures[name] for _, measures in points] for name in points[0][1]}
+        colours = ["#9aa5b1"] * (len(values) - 1) + ["#1f5fa8"]
+        lines = [
+            Line(f"{name} {found[-1]:.1f}{task.UNIT}", generations, found, colour)
+            for (name, found), colour in zip(values.items(), colours, strict=True)
+        ]
+        draw(path, lines, title=title, axis=task.AXIS)
+
+
+def draw(path: Path, lines: Sequence[Line], *, title: str, axis: str) -> None:
+    """Draw lines by generation as a picture. Raises `ImportError` without matplotlib."""
+    figure: Any = require("matplotlib.figure", "demo").Figure(figsize=(7, 4), layout="constrained")
+    require("matplotlib.backends.backend_agg", "demo").FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    named = [line for line in lines if line.label]
+    highest = max(named, key=lambda line: (line.values[-1], line.label))
+    for line in lines:
+        axes.plot(line.generations, line.values, color=line.colour, linewidth=line.width)
+    for line in named:
+        axes.annotate(
+            line.label,
+            (line.generations[-1], line.values[-1]),
+            xytext=(6, 6 if line is highest else -6),
+            textcoords="offset points",
+            va="center",
+            color=line.colour,
+        )
+    last = max(line.generations[-1] for line in lines)
+    axes.set(xlabel="generation", ylabel=axis, title=title, xlim=(0, last * 1.24))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
+    figure.savefig(path, dpi=150)

@@ -9,6 +9,8 @@ from flatstore.es.in_jit import updated as updated
 from flatstore.es.in_jit import virtual as virtual
 from flatstore.es.journal import Move as Move
 from flatstore.es.journal import replay as replay
+from flatstore.es.kept_runs import centre_of as centre_of
+from flatstore.es.kept_runs import moves as moves
 from flatstore.es.optimisers import Adam as Adam
 from flatstore.es.optimisers import Momentum as Momentum
 from flatstore.es.optimisers import Optimiser as Optimiser

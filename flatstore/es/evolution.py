@@ -10,6 +10,7 @@ import numpy as np
 
 from flatstore.es.groups import trainable_leaves
 from flatstore.es.journal import Move, is_whole, move_of
+from flatstore.es.kept_runs import KeptRun
 from flatstore.es.optimisers import Optimiser
 from flatstore.es.ranks import centred_ranks
 from flatstore.es.sampling import layouts_differ, sample
@@ -19,12 +20,15 @@ from flatstore.evaluation import (
     check_run,
     handed_out,
     rate_at,
+    refuse_two_starts,
     resumed_number,
     scorer,
+    way_on,
 )
-from flatstore.layout import Array
+from flatstore.layout import Array, as_array
 from flatstore.memory import overlap
 from flatstore.noise import Noise, Seed, seeds
+from flatstore.recording import RunPath
 from flatstore.store import Population, Store
 
 
@@ -42,6 +46,7 @@ def evolve(
     chunk: int | None = None,
     workers: Workers | int | None = None,
     resume: Move | int | None = None,
+    run: RunPath | None = None,
 ) -> Generator[Move]:
     """Evolve a centre in place by OpenAI's evolution strategy: a generator of its moves.
 
@@ -70,7 +75,8 @@ def evolve(
 
     Generation n draws from the seed (*seed, n) and from nothing else. The records are a journal: `replay` moves another
     centre to the same bits. A run can be resumed from a record, or from the number of the next generation, with the
-    centre and the optimiser's state as they were then.
+    centre and the optimiser's state as they were then. With `run=` a folder keeps it, and the same call goes on from
+    there.
 
     Args:
         centre: the parameters; on the grid of the noise (`snap`) if there is no optimiser.
@@ -87,6 +93,9 @@ def evolve(
         workers: how many processes evaluate the members, one by one, as in `ga.evolve`. A population of `members` has
             to be shared then.
         resume: the last record, or the number of the generation to continue with.
+        run: a folder that keeps the run, each move before its record is yielded. If it has one, the centre, the
+            optimiser and the members become what its last move has left, whatever they were, and that move's record is
+            yielded again. An optimiser of your own must be as it was at first; the whole run is replayed through it.
 
     Raises, before anything runs:
         ValueError, TypeError: an argument that is out of range or of another type; a centre that is not finite, off the
@@ -102,7 +111,8 @@ def evolve(
     Learning*, 2017; for the natural gradient, Wierstra et al., *Natural Evolution Strategies*, 2014.
     """
     start = resume.number + 1 if isinstance(resume, Move) else resumed_number(resume)
-    run = check_run(evaluate, seed, start, generations, "generations")
+    refuse_two_starts(run, resume)
+    seed = check_run(evaluate, seed, start, generations, "generations")
     rate_at(rate, start)
     if not callable(shape):
         raise TypeError(f"expected a function of fitness to shape with, got {shape!r}; fix: pass es.centred_ranks")
@@ -124,42 +134,47 @@ def evolve(
         raise ValueError(
             "expected members apart from the centre, got the same memory; fix: pass a number, or other members"
         )
+    score = scorer(pop, evaluate, chunk, workers)
+    settings = dict(algorithm="es.evolve", seed=seed, noise=noise, members=size, rate=rate, shape=shape, chunk=chunk)
+    kept = KeptRun(run, centre, optimiser, settings)
+    last = kept.restored(lambda record: sample(pop, centre, noise, record.seeds, antithetic=True), move, generations)
     for leaf in centre.layout.homes:
         if not leaf.trainable:
             pop[leaf.path] = centre[leaf.path]
-    score = scorer(pop, evaluate, chunk, workers)
-
     moving = False
 
     def move_centre(n: int, hand_in: Callable[[Move], None]) -> None:
         nonlocal moving
         moving = False
-        keys, step = seeds((*run, n), size // 2), rate_at(rate, n)
+        kept.snapshot()
+        keys, step = seeds((*seed, n), size // 2), rate_at(rate, n)
         sample(pop, centre, noise, keys, antithetic=True)
         fitness = score(n)
         shaped = _shaped(shape, fitness)
         weights = (shaped[0::2] - shaped[1::2]) / size * (step if optimiser is None else 1)
         record = Move(n, fitness, keys, weights, None if optimiser is None else step)
         moving = True
-        move(keys, weights, step, partial(hand_in, record))
+        kept.make(record, partial(move, keys, weights, step), hand_in)
 
     def unmoved(n: int, error: BaseException) -> Iterator[str]:
         if moving and not is_whole(optimiser):
+            last = "of the last record" if run is None else "that the run began with"
             yield (
                 f"the optimiser's step in generation {n} did not end, and may have moved the centre; "
-                f"fix: go back to the centre and the optimiser of the last record, and evolve(..., resume={n})"
+                f"fix: go back to the centre and the optimiser {last}, and evolve(..., {way_on(run, n)})"
             )
         else:
-            yield f"the centre is as generation {n} found it; fix: evolve(..., resume={n}) goes on"
+            yield f"the centre is as generation {n} found it; fix: evolve(..., {way_on(run, n)}) goes on"
 
     def moved(n: int) -> str:
-        return f"generation {n} has moved the centre; fix: evolve(..., resume={n + 1}) goes on"
+        return f"generation {n} has moved the centre; fix: evolve(..., {way_on(run, n + 1)}) goes on"
 
-    return handed_out(start, generations, move_centre, unmoved, moved)
+    start = start if last is None else last.number + 1
+    return handed_out(start, generations, move_centre, unmoved, moved, again=last, over=kept.close)
 
 
 def _shaped(shape: Callable[[Any], Any], fitness: Array) -> Array:
-    shaped = np.asarray(shape(fitness.copy()))
+    shaped = as_array(shape(fitness.copy()), "shape")
     if shaped.shape != fitness.shape or shaped.dtype.kind not in "fiu" or not np.isfinite(shaped).all():
         raise ValueError(
             f"expected {len(fitness)} finite numbers from shape, got {shaped.dtype} of shape {shaped.shape}"

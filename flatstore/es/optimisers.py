@@ -30,7 +30,7 @@ class Optimiser(Protocol):
 class Compiled:
     """An optimiser whose rule is compiled: the store and the states of the rule are moved together."""
 
-    def __init__(self, store: Store, states: int, **settings: float) -> None:
+    def __init__(self, store: Store, states: tuple[str, ...], **settings: float) -> None:
         for name, value in settings.items():
             below_one = name.startswith("beta")
             if not (0 <= real(value) < 1 if below_one else 0 < real(value) < math.inf):
@@ -46,7 +46,11 @@ class Compiled:
         """The store that it moves."""
         self.count = 0
         """The number of steps so far."""
-        self._states = [Store.zeros(store.layout) for _ in range(states)]
+        self.states = {name: Store.zeros(store.layout) for name in states}
+        """The stores that it keeps beside it, by name."""
+        self.settings = {name: real(value) for name, value in settings.items()}
+        """The numbers that it was made with, by name."""
+        self._states = list(self.states.values())
         trainable_leaves(store, "optimise", "leave it out of trainable=")
 
     def _step(self, rule: Any, gradient: Store, rate: float, unbias: float, *settings: float) -> None:
@@ -95,7 +99,7 @@ class Adam(Compiled):
     """
 
     def __init__(self, store: Store, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
-        super().__init__(store, 2, beta1=beta1, beta2=beta2, epsilon=epsilon)
+        super().__init__(store, ("mean", "square"), beta1=beta1, beta2=beta2, epsilon=epsilon)
         self.beta1, self.beta2, self.epsilon = map(real, (beta1, beta2, epsilon))
 
     @property
@@ -136,7 +140,7 @@ class Momentum(Compiled):
     """
 
     def __init__(self, store: Store, *, beta: float = 0.9) -> None:
-        super().__init__(store, 1, beta=beta)
+        super().__init__(store, ("velocity",), beta=beta)
         self.beta = real(beta)
 
     @property

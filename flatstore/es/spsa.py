@@ -12,9 +12,21 @@ import numpy as np
 from flatstore.es.contexts import Perturbation
 from flatstore.es.groups import noisy_groups
 from flatstore.es.journal import Move, move_of
-from flatstore.evaluation import Rate, check_run, handed_out, is_real, rate_at, refuse_rounded, resumed_number
+from flatstore.es.kept_runs import KeptRun
+from flatstore.evaluation import (
+    Rate,
+    check_run,
+    handed_out,
+    is_real,
+    rate_at,
+    refuse_rounded,
+    refuse_two_starts,
+    resumed_number,
+    way_on,
+)
 from flatstore.layout import Spec, as_array
 from flatstore.noise import Noise, Seed, seeds
+from flatstore.recording import RunPath
 from flatstore.store import Store
 
 
@@ -27,6 +39,7 @@ def mezo(
     rate: Rate,
     steps: int | None = None,
     resume: Move | int | None = None,
+    run: RunPath | None = None,
 ) -> Generator[Move]:
     """Climb in place by simultaneous perturbation, with no second model: a generator of its moves.
 
@@ -64,6 +77,7 @@ def mezo(
         rate: the learning rate, or a function of the step's number that returns it.
         steps: the total number, including those before `resume`; None to go on until the caller stops.
         resume: the last record, or the number of the step to continue with.
+        run: a folder that keeps the run, as in `evolve`; if it has one, the store becomes what its last move has left.
 
     Raises the errors of `evolve` before anything runs.
 
@@ -75,12 +89,15 @@ def mezo(
     1992; Malladi et al., *Fine-Tuning Language Models with Just Forward Passes*, 2023.
     """
     start = resume.number + 1 if isinstance(resume, Move) else resumed_number(resume)
-    run = check_run(evaluate, seed, start, steps, "steps")
+    refuse_two_starts(run, resume)
+    seed = check_run(evaluate, seed, start, steps, "steps")
     rate_at(rate, start)
     noisy_groups(store, noise)
-    move_of(store, noise, None)
+    move = move_of(store, noise, None)
     with store.lend():
         pass
+    kept = KeptRun(run, store, None, dict(algorithm="es.mezo", seed=seed, noise=noise, members=2, rate=rate))
+    last = kept.restored(bool, move, steps)
 
     def measured(n: int, side: int) -> float:
         with store.lend(patience=1.0) as params:
@@ -91,7 +108,7 @@ def mezo(
             got = given.item() if real and given.shape == () else Spec(given.shape, given.dtype)
             raise ValueError(
                 f"expected one finite number as the fitness of step {n} at {side:+d} times the noise, got {got}; "
-                f"fix: clip it in evaluate, or skip this step by mezo(..., resume={n + 1})"
+                f"fix: clip it in evaluate{'' if run else f', or skip this step by mezo(..., resume={n + 1})'}"
             )
         refuse_rounded([given])
         return value
@@ -100,7 +117,8 @@ def mezo(
 
     def move_store(n: int, hand_in: Callable[[Move], None]) -> None:
         nonlocal side
-        key, step = int(seeds((*run, n), 1)[0]), rate_at(rate, n)
+        kept.snapshot()
+        key, step = int(seeds((*seed, n), 1)[0]), rate_at(rate, n)
         side = Perturbation(store, noise, key)
         with side:
             side.go(1)
@@ -109,14 +127,15 @@ def mezo(
             minus = measured(n, -1)
             weight = step * (plus - minus) / 2
             record = Move(n, np.array([plus, minus]), np.array([key], np.uint64), np.array([weight]))
-            side.update(record.weights, partial(hand_in, record))
+            kept.make(record, partial(side.update, record.weights), hand_in)
 
     def unmoved(n: int, error: BaseException) -> Iterator[str]:
         if side is None or side.at == 0:
             yield "the store is as the step found it"
-        yield f"fix: mezo(..., resume={n}) goes on"
+        yield f"fix: mezo(..., {way_on(run, n)}) goes on"
 
     def moved(n: int) -> str:
-        return f"step {n} has moved the store; fix: mezo(..., resume={n + 1}) goes on"
+        return f"step {n} has moved the store; fix: mezo(..., {way_on(run, n + 1)}) goes on"
 
-    return handed_out(start, steps, move_store, unmoved, moved)
+    start = start if last is None else last.number + 1
+    return handed_out(start, steps, move_store, unmoved, moved, again=last, over=kept.close)

@@ -9,7 +9,9 @@ from flatstore.evaluation.records import handed_out as handed_out
 from flatstore.evaluation.runs import Rate as Rate
 from flatstore.evaluation.runs import check_run as check_run
 from flatstore.evaluation.runs import rate_at as rate_at
+from flatstore.evaluation.runs import refuse_two_starts as refuse_two_starts
 from flatstore.evaluation.runs import resumed_number as resumed_number
+from flatstore.evaluation.runs import way_on as way_on
 from flatstore.evaluation.workers import WorkerError as WorkerError
 from flatstore.evaluation.workers import Workers as Workers
 from flatstore.evaluation.workers import scorer as scorer

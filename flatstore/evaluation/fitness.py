@@ -35,7 +35,7 @@ def as_fitness(fitness: Any, size: int | None = None, members: str = "") -> Arra
             f"expected fitness of shape ({expected},), real{members}, got {spec}; "
             "fix: return one real number for each member"
         )
-    refuse_rounded(fitness if type(fitness) in (list, tuple) else [given])
+    refuse_rounded([given] if hasattr(fitness, "shape") else fitness)
     return given.astype(np.float64)
 
 

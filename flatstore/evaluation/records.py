@@ -46,43 +46,56 @@ def handed_out(
     make: Callable[[int, Callable[[R], None]], object],
     unmade: Callable[[int, BaseException], Iterable[str]],
     made: Callable[[int], str],
+    *,
+    again: R | None = None,
+    over: Callable[[], object] = bool,
 ) -> Generator[R]:
     """The records that `make(n, hand_in)` hands in, for each n from `first` on, below `most` if there is one.
 
     `hand_in(record)` is to be called when, and as soon as, a move is over. What `make` raises before is raised with the
     notes `unmade(n, error)`. What comes later (it was held back while the move was made) does not take the record away:
     it has the note `made(n)`, and is raised when the record has been handed out, even if the loop is left there.
+
+    A record that is to be handed out `again` comes before them. `over` is called when the loop is over or left.
     """
-    n = first
-    while most is None or n < most:
-        move, held = _Round[R](n, unmade, made), None
-        noting = noted(move.notes)
-        try:
-            with noting:
-                make(n, move.hand_in)
-        except BaseException as error:
-            held = error
-        # From the move on nothing is called, and so nothing interrupts, until its record is handed out; and where the
-        # loop is left there, nothing is left to do.
-        if held is not None and not move.is_noted:  # it came when the context had been left
+    n, is_over = first, False
+    try:
+        if again is not None:
+            yield again
+        while most is None or n < most:
+            move, held = _Round[R](n, unmade, made), None
+            noting = noted(move.notes)
             try:
                 with noting:
-                    raise held
+                    make(n, move.hand_in)
             except BaseException as error:
                 held = error
-        try:
-            if move.record is None:
-                assert held is not None
-                raise held
-            if held is None:
-                yield move.record
-            else:
+            # From the move on nothing is called, and so nothing interrupts, until its record is handed out; and where
+            # the loop is left there, nothing is left to do.
+            if held is not None and not move.is_noted:  # it came when the context had been left
                 try:
+                    with noting:
+                        raise held
+                except BaseException as error:
+                    held = error
+            try:
+                if move.record is None:
+                    assert held is not None
+                    raise held
+                if held is None:
                     yield move.record
-                except GeneratorExit:  # what is raised here is lost where the loop is left by `break`
-                    move.later[0]
-                    raise
-                raise held
-        finally:
-            held = None  # an exception holds this frame, which must not hold the exception
-        n += 1
+                else:
+                    try:
+                        yield move.record
+                    except GeneratorExit:  # what is raised here is lost where the loop is left by `break`
+                        over()
+                        is_over = True
+                        move.later[0]
+                        raise
+                    raise held
+            finally:
+                held = None  # an exception holds this frame, which must not hold the exception
+            n += 1
+    finally:
+        if not is_over:  # without a call, after which what was asked for later would be raised, and lost
+            over()

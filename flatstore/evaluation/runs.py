@@ -55,3 +55,18 @@ def rate_at(rate: Rate, number: int) -> float:
             "fix: pass a number, or a function of the number of the generation or step"
         )
     return real(value)
+
+
+def refuse_two_starts(run: Any, resume: Any) -> None:
+    """Raise `ValueError` if a run is to go on both from its folder and from a record."""
+    if run is not None and resume is not None:
+        raise ValueError(f"expected run= or resume=, got both; fix: leave resume= out: {run!r} knows how far it came")
+
+
+def way_on(run: Any, number: int) -> str:
+    """The argument by which a loop goes on, for notes: its folder, or the number of the next generation or step.
+
+    >>> way_on(None, 3), way_on("runs/1", 3)
+    ('resume=3', "run='runs/1'")
+    """
+    return f"resume={number}" if run is None else f"run={str(run)!r}"

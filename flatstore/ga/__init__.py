@@ -7,9 +7,10 @@ from flatstore.ga.crossover import Exchange as Exchange
 from flatstore.ga.crossover import PerGene as PerGene
 from flatstore.ga.crossover import Points as Points
 from flatstore.ga.crossover import Uniform as Uniform
-from flatstore.ga.evolution import Generation as Generation
 from flatstore.ga.evolution import evolve as evolve
 from flatstore.ga.generation import UnfinishedError as UnfinishedError
+from flatstore.ga.generation_records import Generation as Generation
+from flatstore.ga.kept_generations import records as records
 from flatstore.ga.mutation import Mutate as Mutate
 from flatstore.ga.mutation import Reset as Reset
 from flatstore.ga.mutation import Sparse as Sparse

@@ -3,78 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from flatstore.evaluation import (
     Workers,
-    as_fitness,
-    best_first,
     check_run,
     handed_out,
+    refuse_two_starts,
     resumed_number,
     scorer,
+    way_on,
 )
 from flatstore.ga.bounds import Bounds
 from flatstore.ga.breeding import Step, check_elite, check_operators, check_suitable, plan_step, run_step
 from flatstore.ga.crossover import Crossover, Uniform
 from flatstore.ga.generation import Operators, UnfinishedError
+from flatstore.ga.generation_records import Generation
+from flatstore.ga.kept_generations import KeptGenerations
 from flatstore.ga.mutation import Mutation
 from flatstore.ga.selection import Tournament
-from flatstore.layout import Array
 from flatstore.noise import Seed
+from flatstore.recording import RunPath
 from flatstore.store import Population
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Generation:
-    """A record of the generation that the population holds. Its arrays are read-only, and it can be pickled.
-
-    Raises `ValueError` for a fitness that is no vector of real numbers, or that float64 would round.
-    """
-
-    number: int
-    """The number of the generation, counted from 0."""
-    fitness: Array
-    """The fitness of each member, shape (size,), float64: maximised, NaN is worst."""
-    parents: Array | None = None
-    """For each member the two of the generation before that it came from, shape (size, 2); None if not known."""
-    kept: Array | None = None
-    """Which members were kept from the generation before, shape (size,), bool; None if not known."""
-
-    def __post_init__(self) -> None:
-        for name, read in (("fitness", as_fitness), ("parents", np.array), ("kept", np.array)):
-            value = getattr(self, name)
-            if value is not None:
-                array = read(value)
-                array.flags.writeable = False
-                object.__setattr__(self, name, array)
-
-    def __reduce__(self) -> Any:
-        return Generation, (self.number, self.fitness, self.parents, self.kept)  # an array unpickles writeable
-
-    @property
-    def best(self) -> int:
-        """The member with the highest fitness, the first of equals: `pop[record.best]` is the champion."""
-        return int(best_first(self.fitness)[0])
-
-    @property
-    def max(self) -> float:
-        """The highest fitness."""
-        return float(self.fitness[self.best])
-
-    @property
-    def mean(self) -> float:
-        """The mean fitness, without members whose fitness is NaN."""
-        with np.errstate(invalid="ignore"):  # of opposite infinities
-            return float(np.nanmean(self.fitness))
-
-    def __repr__(self) -> str:
-        """One line, as for a log."""
-        return f"generation {self.number}: best {self.max:.6g} (member {self.best}), mean {self.mean:.6g}"
 
 
 def evolve(
@@ -91,13 +42,14 @@ def evolve(
     chunk: int | None = None,
     workers: Workers | int | None = None,
     resume: Generation | int | None = None,
+    run: RunPath | None = None,
 ) -> Generator[Generation]:
     """Evolve a population in its own memory: a generator of its generations.
 
     Each is evaluated, then yielded as a record while it stands in the population; the next `next()` replaces it.
     `break` therefore leaves the population as the last record describes it.
 
-        >>> import jax, jax.numpy as jnp, flatstore as fs
+        >>> import jax, jax.numpy as jnp, numpy as np, flatstore as fs
         >>> def score(params):
         ...     return -jnp.square(params["w"] - 3).sum()
         >>> pop = fs.Population.from_tree({"w": np.zeros(8, "f4")}, 64)
@@ -110,7 +62,8 @@ def evolve(
 
     Generation n draws from the seed (*seed, n) and from nothing else. So a run can be resumed, to the bit: from a
     record and the population as it was when the record was yielded (`pop.buffer` is its memory), or from the number
-    of a generation and the population that holds it, not yet evaluated.
+    of a generation and the population that holds it, not yet evaluated. With `run=` a folder keeps it, and the same
+    call goes on from there.
 
     Args:
         pop: the population, in an order that JAX can take.
@@ -133,6 +86,9 @@ def evolve(
             `evaluate` is a function of one member, `(member, generation) -> float`, that they can import; the member is
             a store that shows the bytes of the population, to be read.
         resume: the record that describes the population, or the number of the generation that is to be evaluated first.
+        run: a folder that keeps the run: the fitness of each generation before its record is yielded, and now and then
+            the population. If it has one, the population becomes the last generation that was evaluated, whatever it
+            was, and that one's record is yielded again. Only what was not evaluated yet is evaluated.
 
     Raises, before anything runs:
         ValueError, TypeError: an argument that is out of range or of another type.
@@ -145,7 +101,8 @@ def evolve(
     """
     record = resume if isinstance(resume, Generation) else None
     number = record.number if record else resumed_number(resume)
-    run = check_run(evaluate, seed, number, generations, "generations")
+    refuse_two_starts(run, resume)
+    seed = check_run(evaluate, seed, number, generations, "generations")
     check_elite(pop, elite)
     if record and record.fitness.shape != (pop.size,):
         raise ValueError(
@@ -161,7 +118,7 @@ def evolve(
         return plan_step(
             pop,
             record.fitness,
-            seed=(*run, record.number),
+            seed=(*seed, record.number),
             mutate=mutate(record.number) if callable(mutate) else mutate,
             select=select,
             crossover=crossover,
@@ -169,7 +126,19 @@ def evolve(
             elite=elite,
         )
 
-    last, parents, kept = record, None, None
+    settings = dict(
+        algorithm="ga.evolve",
+        seed=seed,
+        mutate=mutate,
+        select=select,
+        crossover=crossover,
+        bounds=bounds,
+        elite=elite,
+        chunk=chunk,
+    )
+    folder = KeptGenerations(run, pop, settings)
+    again = folder.restored(planned, generations)
+    last, parents, kept = again or record, None, None
 
     def is_born(step: Step) -> None:
         nonlocal parents, kept
@@ -181,7 +150,9 @@ def evolve(
         if last is not None:
             step = planned(last)
             run_step(pop, step, partial(is_born, step))
+        folder.snapshot()
         made = Generation(n, score(n), parents, kept)
+        folder.note(made)
         hand_in(made)
         last = made
 
@@ -189,12 +160,14 @@ def evolve(
         if last is None or parents is not None:
             yield (
                 f"the population holds generation {n}, not yet evaluated; "
-                f"fix: evolve(..., resume={n}) evaluates it and goes on"
+                f"fix: evolve(..., {way_on(run, n)}) evaluates it and goes on"
             )
         elif isinstance(error, UnfinishedError) or isinstance(error.__cause__, UnfinishedError):
-            yield f"once the step is finished, evolve(..., resume={n}) goes on"
+            yield f"once the step is finished, evolve(..., {way_on(run, n)}) goes on"
 
     def alive(n: int) -> str:
-        return f"the population is as the record of generation {n} says; fix: evolve(..., resume=record) goes on"
+        way = "resume=record" if run is None else way_on(run, n)
+        return f"the population is as the record of generation {n} says; fix: evolve(..., {way}) goes on"
 
-    return handed_out(number + 1 if record else number, generations, evaluated, unevaluated, alive)
+    first_number = number if last is None else last.number + 1
+    return handed_out(first_number, generations, evaluated, unevaluated, alive, again=again, over=folder.close)

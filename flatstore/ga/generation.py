@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flatstore.checks import whole
 from flatstore.ga.bounds import Bounds, limits
 from flatstore.ga.crossover import Crossover, Mother
 from flatstore.ga.mutation import Mutation, mutating
@@ -173,11 +174,12 @@ def genes_of(loops: dict[str, DtypeLoop]) -> list[Left]:
 
 
 def _checked(loops: dict[str, DtypeLoop], todo: list[Left]) -> list[Left]:
-    whole = {name: (int(genes.runs[0, 0]), int(genes.runs[-1, 1])) for name, genes in loops.items()}
+    dtypes = {name: (int(genes.runs[0, 0]), int(genes.runs[-1, 1])) for name, genes in loops.items()}
     ends: dict[str, int] = {}
     for name, start, stop in sorted(todo):
-        if name not in whole or not max(whole[name][0], ends.get(name, 0)) <= start < stop <= whole[name][1]:
-            genes = ", ".join(f"{name} in {begin} .. {end}" for name, (begin, end) in whole.items())
+        first, last = dtypes.get(name, (1, 0))
+        if not max(first, ends.get(name, 0)) <= whole(start) < whole(stop) <= last:
+            genes = ", ".join(f"{name} in {begin} .. {end}" for name, (begin, end) in dtypes.items())
             raise ValueError(
                 f"left: expected ranges that do not overlap, of genes of {genes}, got {name} in {start} .. {stop}; "
                 "fix: pass error.left of this generation's UnfinishedError"

@@ -168,7 +168,8 @@ def _as_bytes(buffer: Any) -> Array:
             "fix: wrap the array that this one is a view of"
         )
     given = "" if isinstance(buffer, np.ndarray) or hasattr(buffer, "__dlpack_device__") else memoryview(buffer).format
-    if not array.dtype.isnative or given[:1] in (">" if sys.byteorder == "little" else "<", "!"):
+    foreign = ">!" if sys.byteorder == "little" else "<"
+    if not array.dtype.isnative or any(mark in (given or "") for mark in foreign):
         raise ValueError(
             f"expected numbers in the order of bytes of this machine, got dtype {given or array.dtype}; "
             "fix: wrap a converted copy, x.astype(x.dtype.newbyteorder('='))"

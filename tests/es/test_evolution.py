@@ -278,6 +278,7 @@ def test_a_lent_centre_and_members_in_the_same_memory_are_refused():
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
+        (lambda f: f > 0, r"expected 16 finite numbers from shape, got bool of shape \(16,\) with others; fix"),
         (lambda f: f[:3], r"expected 16 finite numbers from shape, got float64 of shape \(3,\); fix"),
         (lambda f: f * np.inf, r"expected 16 finite numbers from shape, got float64 of shape \(16,\) with others; fix"),
     ],
@@ -287,6 +288,11 @@ def test_a_shape_that_is_none_is_an_error_and_the_centre_as_it_was(shape, messag
     with pytest.raises(ValueError, match=message):
         next(run(centre, shape=shape))
     assert centre.buffer.tobytes() == a_centre().buffer.tobytes()
+
+
+def test_a_shape_that_gives_a_mask_is_refused():
+    with pytest.raises(TypeError, match="'shape': expected an array without a mask"):
+        next(run(a_centre(), shape=lambda f: np.ma.array(f, mask=f > 0)))
 
 
 def test_nan_is_worst_and_only_nan_an_error():

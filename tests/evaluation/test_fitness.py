@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections import UserList, deque
 from pathlib import Path
 
 import jax
@@ -46,6 +47,7 @@ def test_real_numbers_of_any_dtype_are_fitness_as_float64_in_a_copy(dtype):
         (np.zeros(4), "float64[4]"),
         (np.zeros((3, 1)), "float64[3,1]"),
         (np.zeros(3, "c8"), "complex64[3]"),
+        (np.array([1, "NaT", 3], "m8[s]"), "timedelta64[s][3]"),
         (0, "int64[]"),
     ],
 )
@@ -171,6 +173,8 @@ NEXT_TO_ONE = np.nextafter(np.longdouble(1), np.longdouble(2))
 ROUNDED = {  # what NumPy makes a float64 of is looked at number by number
     "integers": (np.array([LARGE + 1, 5]), f"integers of up to {LARGE + 1}; fix: subtract a constant"),
     "an integer beside a float": ([0.5, LARGE + 1], f"integers of up to {LARGE + 1}; fix: subtract a constant"),
+    "another list": (UserList([0.5, LARGE + 1]), f"integers of up to {LARGE + 1}; fix: subtract a constant"),
+    "a queue": (deque([0.5, LARGE + 1]), f"integers of up to {LARGE + 1}; fix: subtract a constant"),
     "an integer of NumPy's": ((np.int64(-LARGE - 1), np.uint64(2**63)), f"integers of up to {-LARGE - 1}; fix"),
     "integers of both signs": ([-1, 2**63 + 1], f"integers of up to {2**63 + 1}; fix: subtract a constant"),
     "long floats": (np.array([1, NEXT_TO_ONE]), f"longer floats such as {NEXT_TO_ONE!r}; fix: round them by .astype"),

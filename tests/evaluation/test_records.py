@@ -201,3 +201,36 @@ def test_an_exception_that_is_raised_twice_has_the_notes_of_the_second_time_only
         with pytest.raises(TimeoutError):
             next(handed_out(n, None, make, lambda n, error: [f"{n} is not made"], "made {}".format))
     assert error.__notes__ == ["7 is not made"]
+
+
+def test_a_record_is_handed_out_again_and_the_end_of_the_loop_is_told_once():
+    told = []
+
+    def loop(most):
+        make = lambda n, hand_in: hand_in(n)  # noqa: E731
+        return handed_out(3, most, make, lambda n, e: [], str, again=2, over=lambda: told.append(most))
+
+    assert list(loop(5)) == [2, 3, 4] and told == [5]
+    assert list(loop(3)) == [2] and told == [5, 3]
+    for number in loop(9):
+        if number == 4:
+            break
+    assert told == [5, 3, 9]
+    moves = loop(8)
+    assert next(moves) == 2
+    moves.close()
+    assert told == [5, 3, 9, 8]
+    loop(7).close()
+    assert told == [5, 3, 9, 8]  # it was not begun
+
+
+def test_the_end_of_a_loop_is_told_before_an_error_of_it_is_handled():
+    told = []
+
+    def fail(n, hand_in):
+        raise KeyError(n)
+
+    moves = handed_out(0, None, fail, lambda n, e: [], str, over=lambda: told.append("over"))
+    with pytest.raises(KeyError):
+        next(moves)
+    assert told == ["over"]

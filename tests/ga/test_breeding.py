@@ -77,6 +77,8 @@ BAD = [
         {"mutate": ga.Mutate(lambda gene, scale, draw: gene, bits=1, table=[1e39, 0])},
         "expected numbers in a table that are finite in float32, got others; fix",
     ),
+    ({"left": [("float32", 0.0, 3.0)]}, "of genes of float32 in 0 .. 53, got float32 in 0.0 .. 3.0; fix"),
+    ({"left": [("float32", False, True)]}, "of genes of float32 in 0 .. 53, got float32 in False .. True; fix"),
     ({"left": [("float64", 0, 3)]}, "do not overlap, of genes of float32 in 0 .. 53, got float64 in 0 .. 3; fix"),
     ({"left": [("float32", 0, 99)]}, "do not overlap, of genes of float32 in 0 .. 53, got float32 in 0 .. 99; fix"),
     (
