@@ -2,9 +2,11 @@
 
 from flatstore.evaluation.fitness import as_fitness as as_fitness
 from flatstore.evaluation.fitness import best_first as best_first
+from flatstore.evaluation.fitness import fitness_of as fitness_of
 from flatstore.evaluation.fitness import is_real as is_real
 from flatstore.evaluation.fitness import refuse_all_nan as refuse_all_nan
 from flatstore.evaluation.fitness import refuse_rounded as refuse_rounded
+from flatstore.evaluation.fitness import refuse_unlendable as refuse_unlendable
 from flatstore.evaluation.records import handed_out as handed_out
 from flatstore.evaluation.runs import Rate as Rate
 from flatstore.evaluation.runs import check_run as check_run

@@ -108,7 +108,7 @@ class Access:
         """Remove the uses that are over, and the locks, unless exports are still held."""
         try:
             if self.holds and not _held(self):
-                for hold in self.holds:
+                for hold in reversed(self.holds):  # the base of another one after it
                     hold.release()
             for use in self.uses:
                 if use.is_over():

@@ -169,6 +169,7 @@ def not_refused(call):
 
 def test_what_one_verb_reads_and_writes_of_a_shared_store_is_no_conflict(shared):
     shared.assign(shared)
+    assert (shared.to_vector() == 1).all() and (fs.attach(shared.segment).to_vector() == 1).all()
     shared.assign(dict(shared))
     shared["w"] = shared["w"][::-1]
     shared.assign((path, shared[path]) for path in ("b", "w"))

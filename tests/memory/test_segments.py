@@ -108,12 +108,14 @@ def test_a_forked_child_neither_removes_nor_keeps_a_segment():
             x["w"] = np.zeros(4)
         except ValueError as error:
             print("refused" if "of another process" in str(error) else error, flush=True)
-        assert x.to_vector()[0] in (1, 2)
+        with fs.waiting(10.0):
+            assert x.to_vector()[0] in (1, 2)
         del x
         print("left" if os.path.exists(sys.argv[1]) else "gone", flush=True)
         time.sleep(20)
         sys.exit()
-    x["w"] = np.full(4, 2.0)
+    with fs.waiting(10.0):
+        x["w"] = np.full(4, 2.0)
     print(child, flush=True)
     time.sleep(20)
     """
