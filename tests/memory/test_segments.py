@@ -101,22 +101,24 @@ def test_a_forked_child_neither_removes_nor_keeps_a_segment():
     code = """if True:
     import os, sys, time, warnings, numpy as np, flatstore as fs
     warnings.simplefilter("ignore")
+    def say(what):
+        os.write(1, f"{what}\\n".encode())  # at once: two processes do
     x = fs.Store.from_tree({'w': np.ones(4)}).share('forked')
     child = os.fork()
     if not child:
         try:
             x["w"] = np.zeros(4)
         except ValueError as error:
-            print("refused" if "of another process" in str(error) else error, flush=True)
+            say("refused" if "of another process" in str(error) else error)
         with fs.waiting(10.0):
             assert x.to_vector()[0] in (1, 2)
         del x
-        print("left" if os.path.exists(sys.argv[1]) else "gone", flush=True)
+        say("left" if os.path.exists(sys.argv[1]) else "gone")
         time.sleep(20)
         sys.exit()
     with fs.waiting(10.0):
         x["w"] = np.full(4, 2.0)
-    print(child, flush=True)
+    say(child)
     time.sleep(20)
     """
     process = subprocess.Popen([sys.executable, "-c", code, path_of("forked")], stdout=subprocess.PIPE, text=True)
