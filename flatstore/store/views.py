@@ -169,7 +169,9 @@ class Views(Placed, Subtree):
         view = views.get(home)
         if view is None:
             closed = self._memory.is_read_only or self._is_shared(leaf)
-            view = self._new_view(leaf, not closed).view(GuardedView if closed else handed.view_type)
+            is_private = self._memory.is_read_only and self._memory.segment is not None  # pages of what is attached
+            guarded = closed and not is_private
+            view = self._new_view(leaf, not closed).view(GuardedView if guarded else handed.view_type)
             if not closed:
                 self._memory.watch(view)
             view = views.setdefault(home, view)  # the first that is made is the one that everybody gets

@@ -271,6 +271,35 @@ def test_what_is_left_of_a_program_killed_before_its_workers_had_started_goes_wh
     assert segments_there() == [another.segment]
 
 
+KEPT = """
+import sys, numpy as np, flatstore as fs
+from flatstore import ga
+from tests.evaluation import of_members
+if __name__ == "__main__":
+    pop = fs.Population.from_tree({"w": np.zeros(8, "f4")}, 16).share()
+    run = dict(seed=4, mutate=fs.Normal(0.3), generations=40, workers=2, run=sys.argv[1])
+    for record in ga.evolve(pop, of_members.slow, **run):
+        print(record.number, flush=True)
+"""
+
+
+def test_a_run_that_is_killed_goes_on_with_another_number_of_workers_to_the_same_bits(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", KEPT, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    with process:
+        for _ in range(8):
+            process.stdout.readline()
+        time.sleep(random.uniform(0, 0.2))
+        process.kill()
+    shared, oracle = (fs.Population.from_tree({"w": np.zeros(8, "f4")}, 16) for _ in range(2))
+    shared = shared.share()
+    run = dict(seed=4, mutate=fs.Normal(0.3), generations=40)
+    records = list(ga.evolve(shared, of_members.score, workers=1, run=tmp_path, **run))
+    expected = list(ga.evolve(oracle, scores, **run))
+    assert records[0].number >= 7 and np.array_equal(records[-1].fitness, expected[-1].fitness)
+    assert (shared.to_vector() == oracle.to_vector()).all()
+    until(lambda: segments_there() == [shared.segment])
+
+
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 @pytest.mark.parametrize("function", ["slow", "late"])
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(function, start):
