@@ -50,11 +50,7 @@ class Segment:
 
     def opened(self) -> FileIO:
         """The file, opened once more, whether its name is still there or not."""
-        return FileIO(f"/proc/self/fd/{self.number}", "rb+" if self.is_own else "rb", opener=_open)
-
-
-def _open(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC)
+        return FileIO(f"/proc/self/fd/{self.number}", "rb+" if self.is_own else "rb")
 
 
 def lock(file: FileIO, kind: int, byte: int) -> None:
@@ -71,11 +67,18 @@ def is_locked(file: FileIO, byte: int) -> bool:
     return struct.unpack_from("h", fcntl.fcntl(file.fileno(), fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK
 
 
-with_locks: weakref.WeakSet[FileIO] = weakref.WeakSet()
-"""Open files that may have locks: a forked child must not have them, too."""
+with_locks: dict[int, weakref.ref[FileIO]] = {}
+"""Open files that may have locks, by their numbers: a forked child must not have them, too."""
 
 
-class Hold:
+class Ended:
+    """A hold that is over. Nothing is called as it goes, for what a signal handler raised then would be lost."""
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+class Hold(Ended):
     """The lock of a segment that is read, or written, for as long as this lives, or its process does.
 
     On top of a hold of the same work that reads, a `base`, one that writes makes of it a lock to write, for as long.
@@ -84,18 +87,22 @@ class Hold:
     killed as it wrote.
     """
 
+    writes = False
+    _base: Hold | None = None
     _file: FileIO | None = None
     _is_locked = False
+    _is_marked = False  # whether this, or what is on top of it, has marked the segment
 
     def __init__(self, segment: Segment, *, writes: bool, base: Hold | None = None) -> None:
         self.segment, self.writes, self._base = segment, writes, base
-        self._file = file = (base and base._file) or segment.opened()
-        if base is None:
-            with_locks.add(file)
         self._process = os.getpid()
+        self._file = file = base._file if base and base._file else segment.opened()
+        if base is None:
+            with_locks[file.fileno()] = weakref.ref(file)
         lock(file, fcntl.F_WRLCK if writes else fcntl.F_RDLCK, USED)
         self._is_locked = True
         if writes:
+            (base or self)._is_marked = True
             os.pwrite(file.fileno(), b"\1", IS_WRITTEN)
         elif os.pread(file.fileno(), 1, IS_WRITTEN) != b"\0":
             self.release()
@@ -106,14 +113,19 @@ class Hold:
 
     def release(self) -> None:
         """End the hold. It may be called twice, and again when it was interrupted."""
-        file = self._file
-        if file is None or file.closed:
-            return
-        if self._is_locked and self._process == os.getpid():  # a forked child must not unlock what its parent has
-            if self.writes:
+        if self._file and not self._file.closed:
+            self._unlock(self._file)
+        self.__class__ = Ended  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _unlock(self, file: FileIO) -> None:
+        if self._process == os.getpid():  # a forked child must not unlock what its parent has
+            root = self._base or self
+            if root._is_marked and (self.writes or root is self):
                 os.pwrite(file.fileno(), b"\0", IS_WRITTEN)
-            lock(file, fcntl.F_RDLCK if self._base else fcntl.F_UNLCK, USED)
-            self._is_locked = False
+                root._is_marked = False
+            if self._is_locked:
+                lock(file, fcntl.F_RDLCK if self._base else fcntl.F_UNLCK, USED)
+                self._is_locked = False
         if self._base is None:
             file.close()
 
@@ -141,8 +153,10 @@ def held(view: Array, holds: Any) -> Array:
 
 def _after_fork() -> None:
     """Close, in a child process, what its parent has locked: otherwise it would stay so for as long as the child."""
-    for file in [*with_locks]:
-        file.close()
+    for ref in [*with_locks.values()]:
+        file = ref()
+        if file is not None:
+            file.close()
 
 
 if hasattr(os, "register_at_fork"):

@@ -23,6 +23,7 @@ import re
 import secrets
 import stat
 import struct
+import weakref
 from collections.abc import Callable
 from functools import partial
 from io import FileIO
@@ -119,7 +120,7 @@ def _begun(name: str, path: str) -> FileIO:
             was_swept = False
             sweep()
             continue
-        with_locks.add(file)
+        with_locks[file.fileno()] = weakref.ref(file)
         with contextlib.suppress(BlockingIOError):
             os.fchmod(file.fileno(), 0o600)
             lock(file, fcntl.F_WRLCK, ALIVE)

@@ -302,3 +302,63 @@ def test_no_read_is_torn_while_readers_are_killed_at_random(rounds):
             process.kill()
             assert "torn" not in process.communicate()[1]
     assert os.path.exists(f"/proc/self/fd/{store.memory._segment.number}")
+
+
+INTERRUPTED = """
+import os, random, signal, sys, time, numpy as np, flatstore as fs
+from flatstore import es
+
+class Interrupt(Exception):
+    pass
+
+def handler(*_):
+    if armed:
+        raise Interrupt
+
+armed = False
+store = fs.Store.from_tree({"b": np.zeros(3, "f4"), "w": np.zeros(5000, "f4")}).share()
+attached, noise = fs.attach(store.segment), fs.Rademacher(0.5)
+
+def verbs():
+    yield lambda: store.__setitem__("b", np.ones(3, "f4"))
+    yield store.to_vector
+    yield attached.to_vector
+    yield lambda: lend(store)
+    yield lambda: lend(attached)
+    yield lambda: store.assign(dict(store))
+    yield lambda: es.update(store, noise, [1], [0.5])
+
+def lend(x):
+    with x.lend():
+        pass
+
+work = [*verbs()]
+for verb in work:
+    verb()
+signal.signal(signal.SIGALRM, handler)
+files, interrupts, rng = len(os.listdir("/proc/self/fd")), 0, random.Random(1)
+stop = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < stop:
+    try:
+        try:
+            armed = True
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 3e-4))  # once
+            rng.choice(work)()
+        finally:
+            armed = False
+    except Interrupt:
+        interrupts += 1
+    armed = False
+    with attached.reading():  # nothing is held any more, nor marked as half written
+        pass
+    store["b"] = np.ones(3, "f4")
+assert len(os.listdir("/proc/self/fd")) <= files + 1
+print(interrupts)
+"""
+
+
+def test_no_interrupt_leaves_a_segment_held():
+    command = [sys.executable, "-W", "ignore", "-c", INTERRUPTED, "3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 500
