@@ -14,7 +14,7 @@ from flatstore.layout import Array, Leaf
 from flatstore.memory import write
 from flatstore.noise import Noise
 from flatstore.store import Store
-from flatstore.threads import REACHED, Task, run_tasks
+from flatstore.threads import REACHED, Task, refuse_waiting_at_the_end, run_tasks
 
 
 def snap(store: Store, noise: Noise) -> None:
@@ -34,6 +34,7 @@ def snap(store: Store, noise: Noise) -> None:
     Raises `ValueError` for parameters that are not finite or reach the bound; `LentError` while the store is lent. In
     both cases nothing is written.
     """
+    refuse_waiting_at_the_end()
     groups = [group for group in noisy_groups(store, noise) if group.grid]
     dtypes = {group.dtype for group in groups}
     leaves = [leaf for leaf in noisy_leaves(store, noise) if leaf.dtype.name in dtypes]

@@ -10,6 +10,7 @@ from flatstore.ga.crossover import Uniform as Uniform
 from flatstore.ga.evolution import evolve as evolve
 from flatstore.ga.generation import UnfinishedError as UnfinishedError
 from flatstore.ga.generation_records import Generation as Generation
+from flatstore.ga.in_files import seed_of as seed_of
 from flatstore.ga.kept_generations import records as records
 from flatstore.ga.mutation import Mutate as Mutate
 from flatstore.ga.mutation import Reset as Reset

@@ -187,9 +187,10 @@ class Lend:
             if access.holds:
                 views = {path: held(view, access.holds[:]) for path, view in views.items()}
             exports, arrays = import_views(views, addresses)
-            access.uses[0].exports = [(path, weakref.ref(view)) for path, view in exports.items()]
             self._arrays = list(arrays.values())
-            del views, exports  # an error of the next line holds this frame, which must not hold what is lent
+            # Nothing comes between these two: what is raised later holds this frame, which must not hold what is lent.
+            access.uses[0].exports = [(path, weakref.ref(view)) for path, view in exports.items()]
+            del views, exports
             return self._tree(arrays)
         except BaseException:
             access.over = True
