@@ -60,8 +60,8 @@ class Other:
 
 def segments_there() -> list[str]:
     """The names of this user's segments."""
-    prefix = segments._prefix()
-    return sorted(name.removeprefix(prefix) for name in os.listdir(segments.FOLDER) if name.startswith(prefix))
+    prefix = segments.prefix()
+    return sorted(name.removeprefix(prefix) for name in os.listdir(segments.folder()) if name.startswith(prefix))
 
 
 def until(condition) -> None:

@@ -33,9 +33,6 @@ import numpy as np
 from flatstore.layout import Array
 from flatstore.memory.holds import ALIVE, IS_WRITTEN, Segment, fcntl, is_locked, lock, with_locks
 
-FOLDER = "/dev/shm"
-"""The folder whose files lie in memory."""
-
 PAGE = 4096
 """Bytes: the data start at a multiple of this, and so may leaves that are aligned to at most as much."""
 
@@ -51,10 +48,10 @@ def check_name(name: str | None) -> str:
 
     Raises `ValueError` for what cannot be one, and `OSError` where the system has no segments.
     """
-    if not (hasattr(fcntl, "F_OFD_SETLK") and os.path.isdir(FOLDER)):
+    if not (hasattr(fcntl, "F_OFD_SETLK") and os.path.isdir(folder())):
         raise OSError(
-            f"expected a system with memory to share at {FOLDER}, got another; fix: share on Linux; to read what is at "
-            "rest save a file, and open it in each process"
+            f"expected a system with memory to share at {folder()}, got another; fix: share on Linux; to read what is "
+            "at rest save a file, and open it in each process"
         )
     if name is None:
         return secrets.token_hex(8)
@@ -65,7 +62,13 @@ def check_name(name: str | None) -> str:
     return name
 
 
-def _prefix() -> str:
+def folder() -> str:
+    """The folder whose files lie in memory: /dev/shm, or that of the environment variable FLATSTORE_SHARED_DIR."""
+    return os.environ.get("FLATSTORE_SHARED_DIR") or "/dev/shm"
+
+
+def prefix() -> str:
+    """How the names of this user's files begin there."""
     return f"flatstore-{os.geteuid()}-"
 
 
@@ -84,7 +87,7 @@ def make_segment(name: str, text: str, nbytes: int) -> tuple[Array, Segment, Cal
     Raises `FileExistsError` for a name that is in use, `MemoryError` where there is no room.
     """
     sweep()
-    path, content = os.path.join(FOLDER, _prefix() + name), text.encode()
+    path, content = os.path.join(folder(), prefix() + name), text.encode()
     start = -(-(_TEXT + len(content)) // PAGE) * PAGE
     file = _begun(name, path)
     remove = partial(_remove, path, os.getpid(), file)
@@ -99,7 +102,7 @@ def make_segment(name: str, text: str, nbytes: int) -> tuple[Array, Segment, Cal
         remove()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
             raise MemoryError(
-                f"expected {start + nbytes:,} bytes of shared memory, got none in {FOLDER} ({error.strerror}); "
+                f"expected {start + nbytes:,} bytes of shared memory, got none in {folder()} ({error.strerror}); "
                 "fix: give it more room, such as docker run --shm-size, or share less"
             ) from error
         raise
@@ -162,7 +165,7 @@ def attached_segment(name: str) -> tuple[Array, Segment, str]:
     Raises `FileNotFoundError` if there is none; `ValueError` for what is not one, and for one whose creator has ended;
     `PermissionError` for one that others own, or may read.
     """
-    path = os.path.join(FOLDER, _prefix() + check_name(name))
+    path = os.path.join(folder(), prefix() + check_name(name))
     try:
         file = FileIO(path, "rb", opener=_open)
     except FileNotFoundError:
@@ -217,9 +220,9 @@ def _unlike(name: str, got: str) -> ValueError:
 def sweep() -> list[str]:
     """Remove the segments of this user whose creators have ended, and return the names of the files."""
     swept: list[str] = []
-    with contextlib.suppress(FileNotFoundError), os.scandir(FOLDER) as entries:
-        for name in [entry.name for entry in entries if entry.name.startswith(_prefix())]:
-            path = os.path.join(FOLDER, name)
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder()) as entries:
+        for name in [entry.name for entry in entries if entry.name.startswith(prefix())]:
+            path = os.path.join(folder(), name)
             with contextlib.suppress(OSError), FileIO(path, "rb+", opener=_open) as file:
                 status = os.fstat(file.fileno())
                 if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():

@@ -16,7 +16,7 @@ from tests.other_processes import Other, segments_there, until
 
 
 def path_of(name):
-    return f"{segments.FOLDER}/{segments._prefix()}{name}"
+    return f"{segments.folder()}/{segments.prefix()}{name}"
 
 
 def test_a_segment_is_for_its_owner_only_and_removed_with_the_store():
@@ -287,7 +287,7 @@ def test_a_lack_of_room_is_found_before_anything_is_written():
 
 
 def test_without_shared_memory_the_error_says_what_else_there_is(monkeypatch):
-    monkeypatch.setattr(segments, "FOLDER", "/no/such/folder")
+    monkeypatch.setenv("FLATSTORE_SHARED_DIR", "/no/such/folder")
     for call in (fs.Store.from_tree(tree()).share, lambda: fs.attach("x")):
         with pytest.raises(OSError) as caught:
             call()
