@@ -13,6 +13,7 @@ its worker is known after a few times.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.util
 import pickle
@@ -117,15 +118,15 @@ class _Worker:
     def begin(self, number: int, members: list[int]) -> None:
         """Have it evaluate members."""
         self.members = members
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: so says what it answers
             self.connection.send((number, members))
-        except OSError:  # it has died: so says what it answers
-            pass
 
     def answer(self) -> Any:
         """What it says; None if it has died."""
         try:
             return self.connection.recv()
+        except TimeoutError:  # of a signal handler
+            raise
         except (EOFError, OSError):
             return None
 

@@ -30,6 +30,7 @@ from io import FileIO
 
 import numpy as np
 
+from flatstore.checks import raise_unless_of_system
 from flatstore.layout import Array
 from flatstore.memory.holds import ALIVE, IS_WRITTEN, Segment, fcntl, is_locked, lock, with_locks
 
@@ -152,7 +153,7 @@ def _mapped(segment: Segment, start: int, nbytes: int, flags: int) -> Array:
 def _remove(path: str, process: int, file: FileIO) -> None:
     """Remove what this process has made; a forked child only forgets it."""
     if process == os.getpid():
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
     file.close()
 
@@ -223,11 +224,14 @@ def sweep() -> list[str]:
     with contextlib.suppress(FileNotFoundError), os.scandir(folder()) as entries:
         for name in [entry.name for entry in entries if entry.name.startswith(prefix())]:
             path = os.path.join(folder(), name)
-            with contextlib.suppress(OSError), FileIO(path, "rb+", opener=_open) as file:
-                status = os.fstat(file.fileno())
-                if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
-                    lock(file, fcntl.F_WRLCK, ALIVE)
-                    if _identity(os.lstat(path)) == _identity(status):
-                        os.unlink(path)
-                        swept.append(name)
+            try:
+                with FileIO(path, "rb+", opener=_open) as file:
+                    status = os.fstat(file.fileno())
+                    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                        lock(file, fcntl.F_WRLCK, ALIVE)
+                        if _identity(os.lstat(path)) == _identity(status):
+                            os.unlink(path)
+                            swept.append(name)
+            except OSError as error:  # it is gone, it is another's, or its creator is alive
+                raise_unless_of_system(error)
     return swept
