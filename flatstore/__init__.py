@@ -5,6 +5,7 @@
 
 from flatstore import es as es
 from flatstore import ga as ga
+from flatstore.evaluation import Workers as Workers
 from flatstore.files import load as load
 from flatstore.files import open as open
 from flatstore.files import save as save
@@ -21,6 +22,7 @@ from flatstore.noise import Rademacher as Rademacher
 from flatstore.noise import seeds as seeds
 from flatstore.store import Population as Population
 from flatstore.store import Store as Store
+from flatstore.store import attach as attach
 from flatstore.surgery import put_back as put_back
 from flatstore.surgery import replan as replan
 from flatstore.surgery import transfer as transfer

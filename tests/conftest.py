@@ -1,9 +1,12 @@
 """Settings of all tests: Hypothesis draws the same examples each time, JAX is as it comes."""
 
+import atexit
 import gc
 import os
+import shutil
 import signal
 import sys
+import tempfile
 
 import jax
 import pytest
@@ -32,6 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
         kernels = config.cache.mkdir("kernels")
         kernels.chmod(0o700)  # machine code is not kept where others may write
         os.environ.setdefault("FLATSTORE_CACHE_DIR", str(kernels))
+    if os.path.isdir("/dev/shm"):  # of its own, where tests that run beside it do not sweep
+        shared = os.environ["FLATSTORE_SHARED_DIR"] = tempfile.mkdtemp(dir="/dev/shm", prefix="flatstore-tests-")
+        atexit.register(shutil.rmtree, shared, ignore_errors=True)
     jax.config.update("jax_enable_x64", False)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell: there is no Ctrl-C to test
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -63,7 +63,7 @@ class EvolutionStrategy:
     def __init__(self, task: Task, settings: Settings, *, sigma: float, rate: float) -> None:
         """Draw the first centre."""
         self.task, self.settings, self.sigma, self.rate = task, settings, sigma, rate
-        self.evolved = Population.zeros(task.layout, settings.population)
+        self.evolved = new_population(task, settings)
         self.centre = new_network(task, settings)
         self.state_bytes = 4 * task.layout.nbytes
 
@@ -71,14 +71,13 @@ class EvolutionStrategy:
         """Sample around the centre, evaluate, and move the centre up."""
         return es.evolve(
             self.centre,
-            self.task.evaluate,
+            **evaluation(self.task, self.settings),
             seed=self.settings.seed,
             noise=Rademacher(self.sigma),
             members=self.evolved,
             rate=lambda number: self.rate * fading(number, self.settings),
             optimiser=es.Adam(self.centre),
             generations=self.settings.generations,
-            chunk=self.settings.population,  # a task may have an environment for each member
             run=folder,
         )
 
@@ -115,6 +114,19 @@ class Mezo:
         return self.evolved
 
 
+def new_population(task: Task, settings: Settings) -> Population:
+    """Members of zeros, where workers can attach to them if there are any."""
+    pop = Population.zeros(task.layout, settings.population)
+    return pop.share() if settings.workers else pop
+
+
+def evaluation(task: Task, settings: Settings) -> dict[str, Any]:
+    """By whom members are evaluated, and how many at once."""
+    if settings.workers:
+        return {"evaluate": task.evaluate_one, "workers": settings.workers}
+    return {"evaluate": task.evaluate, "chunk": settings.population}  # a task may have an environment for each member
+
+
 def new_network(task: Task, settings: Settings) -> Store:
     """A network drawn at random, on the grid of any noise of the default bound."""
     store = Store.zeros(task.layout)
@@ -141,7 +153,7 @@ class GeneticAlgorithm:
         """Draw the first population."""
         self.task, self.settings, self.share = task, settings, share
         self.sigma, self.last_sigma = sigma, last_sigma
-        self.evolved = Population.zeros(task.layout, settings.population)
+        self.evolved = new_population(task, settings)
         es.sample(self.evolved, Store.zeros(task.layout), task.initial, seeds(settings.seed, settings.population))
 
     def mutation(self, number: int) -> Normal:
@@ -152,12 +164,11 @@ class GeneticAlgorithm:
         """Evaluate the population, and replace it by its children before the next."""
         return ga.evolve(
             self.evolved,
-            self.task.evaluate,
+            **evaluation(self.task, self.settings),
             seed=self.settings.seed,
             mutate=self.mutation,
             select=ga.Truncation(self.share),
             generations=self.settings.generations,
-            chunk=self.settings.population,  # as for the evolution strategy
             run=folder,
         )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -33,13 +34,19 @@ class CartPole(Task):
         """Start the environments."""
         self.seed = settings.seed
         self.layout, self.initial = layout_of_network(4, settings.hidden, 2), initial_noise(4, settings.hidden)
-        self._to_evaluate = Episodes(settings.population, self.EPISODES)
+        self._to_evaluate = None if settings.workers else Episodes(settings.population, self.EPISODES)
         self._to_choose = Episodes(settings.population, self.TO_CHOOSE)
         self._to_report = Episodes(1, self.TO_REPORT)
 
     def evaluate(self, stacked: Any, generation: int) -> Array:
         """The mean return of each member over a few episodes."""
+        assert self._to_evaluate
         return self._to_evaluate.returns(stacked, (self.seed, _EVALUATE, generation)).mean(axis=1)
+
+    @property
+    def evaluate_one(self) -> Callable[[Store, int], float]:
+        """The mean return of a member over a few episodes, which are the same for all members of a generation."""
+        return partial(mean_return, self.seed, self.EPISODES)
 
     def choose(self, pop: Population) -> int:
         """The member with the highest mean return over more episodes."""
@@ -58,7 +65,8 @@ class CartPole(Task):
     @property
     def temporaries(self) -> int:
         """The most bytes of temporary memory that a compiled program took to evaluate the population."""
-        return max(self._to_evaluate.act.temporaries, self._to_choose.act.temporaries)
+        to_evaluate = self._to_evaluate.act.temporaries if self._to_evaluate else 0
+        return max(to_evaluate, self._to_choose.act.temporaries)
 
     def _fresh(self, champion: Store, seed: tuple[int, ...]) -> Array:
         with champion.lend() as params:
@@ -68,7 +76,7 @@ class CartPole(Task):
 class Episodes:
     """`each` episodes for each of `networks` networks, all at once in one vectorised environment."""
 
-    def __init__(self, networks: int, each: int) -> None:
+    def __init__(self, networks: int, each: int, act: Any = None) -> None:
         self._shape = networks, each
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -76,7 +84,7 @@ class Episodes:
             self._env: Any = gymnasium.make_vec(
                 "CartPole-v1", num_envs=networks * each, vectorization_mode="vector_entry_point"
             )
-        self.act = Program(act)
+        self.act: Any = act or Program(act_of_all)
 
     def returns(self, stacked: Any, seed: tuple[int, ...]) -> Array:
         """The return of each episode, the sum of its rewards until it ends: shape (networks, each)."""
@@ -90,6 +98,22 @@ class Episodes:
         return totals.reshape(self._shape)
 
 
-def act(stacked: Any, observations: Any) -> Any:
+def act_of_all(stacked: Any, observations: Any) -> Any:
     """The actions of the networks for observations of shape (networks, each, 4): shape (networks, each)."""
     return jax.vmap(logits)(stacked, observations.swapaxes(1, 2)).argmax(axis=1)
+
+
+def mean_return(seed: int, each: int, member: Store, generation: int) -> float:
+    """The mean return of one network over a few episodes: what a worker evaluates, by NumPy."""
+    return float(_episodes_of_one(each).returns(member, (seed, _EVALUATE, generation)).mean())
+
+
+@cache
+def _episodes_of_one(each: int) -> Episodes:
+    return Episodes(1, each, act_of_one)
+
+
+def act_of_one(member: Store, observations: Array) -> Array:
+    """The actions of one network for observations of shape (1, each, 4), by NumPy: shape (1, each)."""
+    hidden = np.maximum(member["hidden/weight"] @ observations[0].T + member["hidden/bias"][:, None], 0)
+    return (member["output/weight"] @ hidden + member["output/bias"][:, None]).argmax(axis=0)[None]

@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("generations", "generations"),
         ("hidden", "units of the hidden layer"),
         ("seed", "seed"),
+        ("workers", "processes that evaluate the members of --task cartpole, one by one, where they lie"),
     ):
         defaults = "; ".join(
             f"{task} " + ", ".join(f"{algo}: {getattr(settings, name)}" for algo, (_, settings) in algorithms.items())
@@ -99,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name, default in vars(defaults).items()
     }
     settings = Settings(**chosen)
-    problem = _problem_with_settings(settings, algo) or _problem_with_folder(arguments.out, arguments.resume)
+    problem = _problem_with_settings(settings, task_name, algo) or _problem_with_folder(arguments.out, arguments.resume)
     if problem is not None:
         return _fail(problem)
     for module in (task_type.NEEDS, "matplotlib", "rich"):
@@ -160,11 +161,19 @@ def _fail(problem: str) -> int:
     return 2
 
 
-def _problem_with_settings(settings: Settings, algo: str) -> str | None:
+def _problem_with_settings(settings: Settings, task: str, algo: str) -> str | None:
     """What is wrong with the settings, if anything."""
+    if settings.workers and task != "cartpole":
+        return f"expected --workers with --task cartpole, got {task}; fix: leave it out: JAX uses all cores by itself"
     if algo == "mezo" and settings.population != 1:
         return f"expected no --population for --algo mezo, got {settings.population}; fix: leave it out"
-    for name, least in (("population", 1 if algo == "mezo" else 4), ("generations", 1), ("hidden", 1), ("seed", 0)):
+    for name, least in (
+        ("population", 1 if algo == "mezo" else 4),
+        ("generations", 1),
+        ("hidden", 1),
+        ("seed", 0),
+        ("workers", 0),
+    ):
         if getattr(settings, name) < least:
             return f"expected --{name} >= {least}, got {getattr(settings, name)}; fix: give a larger number"
     if algo == "es" and settings.population % 2:

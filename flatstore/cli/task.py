@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -18,6 +19,8 @@ class Settings:
     generations: int
     hidden: int
     seed: int
+    workers: int = 0
+    """How many processes evaluate the members, one by one; 0 for none: all members at once, here."""
 
 
 class Task(Protocol):
@@ -43,6 +46,11 @@ class Task(Protocol):
 
     def evaluate(self, stacked: Any, generation: int) -> Array:
         """The fitness of the members of a lent population, shape (members,)."""
+        ...
+
+    @property
+    def evaluate_one(self) -> Callable[[Store, int], float] | None:
+        """The function by which workers evaluate a member, `(member, generation) -> fitness`; None if there is none."""
         ...
 
     def choose(self, pop: Population) -> int:

@@ -16,13 +16,13 @@ from flatstore.es.ranks import centred_ranks
 from flatstore.es.sampling import refuse_other_layouts, sample
 from flatstore.evaluation import (
     Rate,
+    Workers,
     check_run,
-    fitness_of,
     handed_out,
     rate_at,
     refuse_two_starts,
-    refuse_unlendable,
     resumed_number,
+    scorer,
     way_on,
 )
 from flatstore.layout import Array, as_array
@@ -43,6 +43,7 @@ def evolve(
     shape: Callable[[Any], Any] = centred_ranks,
     generations: int | None = None,
     chunk: int | None = None,
+    workers: Workers | int | None = None,
     resume: Move | int | None = None,
     run: RunPath | None = None,
 ) -> Generator[Move]:
@@ -88,6 +89,8 @@ def evolve(
         generations: the total number, including those before `resume`; None to go on until the caller stops.
         chunk: the largest number of members to evaluate at once, as in `ga.evolve`; None for as many as fill 32 MiB,
             or 1 % of the population if that is more; the number of members for all of them.
+        workers: how many processes evaluate the members, one by one, as in `ga.evolve`. A population of `members` has
+            to be shared then.
         resume: the last record, or the number of the generation to continue with.
         run: a folder that keeps the run, each move before its record is yielded. If it has one, the centre, the
             optimiser and the members become what its last move has left, whatever they were, and that move's record is
@@ -97,7 +100,7 @@ def evolve(
         ValueError, TypeError: an argument that is out of range or of another type; a centre that is not finite, off the
             grid or past the bound.
         StructureError: a population of another layout.
-        BufferError: leaves that JAX cannot take without a copy.
+        BufferError: leaves that JAX cannot take without a copy; with workers, members that are not shared.
 
     Raises in a generation whatever `evaluate` and `es.update` raise, and KeyboardInterrupt, with a note that says how
     to continue. The centre is then as the last record that was yielded left it: an interrupt during a move is raised
@@ -122,12 +125,14 @@ def evolve(
     move = move_of(centre, noise, optimiser)
     trainable_leaves(centre)
     pop = members if isinstance(members, Population) else Population.like(centre, size)
+    if workers is not None and pop is not members:
+        pop = pop.share()
     refuse_other_layouts("members", pop, centre)
     if pop.memory.overlaps(centre.memory):
         raise ValueError(
             "expected members apart from the centre, got the same memory; fix: pass a number, or other members"
         )
-    refuse_unlendable(pop, chunk)
+    score = scorer(pop, evaluate, chunk, workers)
     settings = dict(algorithm="es.evolve", seed=seed, noise=noise, members=size, rate=rate, shape=shape, chunk=chunk)
     kept = KeptRun(run, centre, optimiser, settings)
     last = kept.restored(lambda record: sample(pop, centre, noise, record.seeds, antithetic=True), move, generations)
@@ -141,7 +146,7 @@ def evolve(
         kept.snapshot()
         keys, step = seeds((*seed, n), size // 2), rate_at(rate, n)
         sample(pop, centre, noise, keys, antithetic=True)
-        fitness = fitness_of(pop, evaluate, n, chunk)
+        fitness = score(n)
         shaped = _shaped(shape, fitness)
         weights = (shaped[0::2] - shaped[1::2]) / size * (step if optimiser is None else 1)
         record = Move(n, fitness, keys, weights, None if optimiser is None else step)

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from flatstore.evaluation import (
+    Workers,
     check_run,
-    fitness_of,
     handed_out,
     refuse_two_starts,
-    refuse_unlendable,
     resumed_number,
+    scorer,
     way_on,
 )
 from flatstore.ga.bounds import Bounds
@@ -40,6 +40,7 @@ def evolve(
     elite: int = 1,
     generations: int | None = None,
     chunk: int | None = None,
+    workers: Workers | int | None = None,
     resume: Generation | int | None = None,
     run: RunPath | None = None,
 ) -> Generator[Generation]:
@@ -81,6 +82,9 @@ def evolve(
             member's fitness depends on the others, or on how often `evaluate` is called, pass `len(pop)`. In chunks of
             another size XLA may round fitness otherwise; by default they depend on the layout and the number of members
             alone, so that a run has the same ones each time.
+        workers: how many processes evaluate a population that is shared (`pop.share()`), in the place of this one. Then
+            `evaluate` is a function of one member, `(member, generation) -> float`, that they can import; the member is
+            a store that shows the bytes of the population, to be read.
         resume: the record that describes the population, or the number of the generation that is to be evaluated first.
         run: a folder that keeps the run: the fitness of each generation before its record is yielded, and now and then
             the population. If it has one, the population becomes the last generation that was evaluated, whatever it
@@ -88,7 +92,7 @@ def evolve(
 
     Raises, before anything runs:
         ValueError, TypeError: an argument that is out of range or of another type.
-        BufferError: leaves that JAX cannot take without a copy.
+        BufferError: leaves that JAX cannot take without a copy; with workers, a population that is not shared.
 
     Raises in a generation:
         ValueError: a fitness of the wrong shape, not real, or NaN for all members.
@@ -108,7 +112,7 @@ def evolve(
     first: Any = mutate(number) if callable(mutate) and not isinstance(mutate, type) else mutate
     check_operators(first, select, crossover, bounds)
     check_suitable(pop, Operators(crossover, first, bounds))
-    refuse_unlendable(pop, chunk)
+    score = scorer(pop, evaluate, chunk, workers)
 
     def planned(record: Generation) -> Step:
         return plan_step(
@@ -146,7 +150,7 @@ def evolve(
             step = planned(last)
             run_step(pop, step, partial(is_born, step))
         folder.snapshot()
-        made = Generation(n, fitness_of(pop, evaluate, n, chunk), parents, kept)
+        made = Generation(n, score(n), parents, kept)
         folder.note(made)
         hand_in(made)
         last, parents, kept = made, None, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import re
 import sys
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ from flatstore.checks import raise_unless_of_system
 from flatstore.layout import Array, as_numpy, is_torch_tensor
 from flatstore.memory.dlpack import import_view
 from flatstore.memory.guarded_views import LentError
+from flatstore.memory.holds import Segment
 from flatstore.memory.live_views import WatchedViews
 from flatstore.memory.overlaps import LENDS, Region, join, overlap, region_of
+from flatstore.memory.segments import attached_segment, check_name, make_segment
 from flatstore.trees import Difference
 
 HUGE_PAGE = 2 << 20
@@ -28,7 +31,7 @@ class Memory:
     The views that were handed out are known, so that they are read-only while what they show is lent.
     """
 
-    __slots__ = ("__weakref__", "bytes", "is_read_only", "region", "start", "stop", "views")
+    __slots__ = ("__weakref__", "_segment", "bytes", "is_read_only", "region", "segment", "start", "stop", "views")
 
     region: Region
     """Where it is noted who reads and who writes: that of all memories that share addresses with this one."""
@@ -36,9 +39,14 @@ class Memory:
     is_read_only: bool
     """Whether verbs and the views that are handed out must not write it, although the system would let them."""
 
-    def __init__(self, array: Array, *, is_read_only: bool = False) -> None:
+    segment: weakref.ref[Segment] | None
+    """A weak reference to the segment, if this is the whole of one."""
+
+    def __init__(self, array: Array, *, is_read_only: bool = False, segment: Segment | None = None) -> None:
         self.bytes = array
         self.is_read_only = is_read_only
+        self._segment = segment  # it is closed with this
+        self.segment = None if segment is None else weakref.ref(segment)
         self.start: int = array.__array_interface__["data"][0]
         self.stop: int = self.start + array.nbytes
         self.views = WatchedViews()
@@ -64,6 +72,11 @@ class Memory:
     def moved(self) -> list[Difference]:
         """What lies elsewhere since it was made, so that this is no longer its memory: nothing, where it is owned."""
         return []
+
+    @property
+    def segment_name(self) -> str | None:
+        """The name of the segment, if this is the whole of one."""
+        return self._segment and self._segment.name
 
     @property
     def lends(self) -> dict[Any, None]:
@@ -104,6 +117,24 @@ class Memory:
             if isinstance(error, OSError):
                 raise_unless_of_system(error)
             raise MemoryError(f"expected {nbytes:,} bytes of memory, got none; fix: plan a smaller model") from error
+
+    @classmethod
+    def shared(cls, name: str | None, text: str, nbytes: int) -> Memory:
+        """New zeroed bytes in a segment, which is removed when this is not used any more, or the interpreter ends.
+
+        `text` is for those who attach. Raises `ValueError` for a name that cannot be one, `FileExistsError` for one in
+        use, `MemoryError` where there is no room, and `OSError` where there are no segments.
+        """
+        array, segment, remove = make_segment(check_name(name), text, nbytes)
+        memory = cls(array, segment=segment)
+        weakref.finalize(memory, remove)
+        return memory
+
+    @classmethod
+    def attached(cls, name: str) -> tuple[Memory, str]:
+        """The bytes of a segment of another process, to be read, and its text. Raises as `attached_segment` does."""
+        array, segment, text = attached_segment(name)
+        return cls(array, is_read_only=True, segment=segment), text
 
     @classmethod
     def wrap(cls, buffer: Any, nbytes: int, align: int) -> Memory:

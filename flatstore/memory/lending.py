@@ -26,6 +26,7 @@ import numpy as np
 from flatstore.layout import Array
 from flatstore.memory.dlpack import PLAIN, code_of
 from flatstore.memory.guarded_views import LentError
+from flatstore.memory.holds import held
 from flatstore.memory.host import Memory
 from flatstore.memory.live_views import joined
 from flatstore.memory.overlaps import region_of
@@ -184,6 +185,8 @@ class Lend:
             addresses = addresses_of(views)
             access.begin()
             self._freeze((addresses[path], addresses[path] + view.nbytes) for path, view in views.items())
+            if access.holds:
+                views = {path: held(view, access.holds[:]) for path, view in views.items()}
             exports, arrays = import_views(views, addresses)
             self._arrays = list(arrays.values())
             starts = [use.start for use in access.uses]
@@ -221,6 +224,8 @@ class Lend:
         held = released(self._access, self._patience) if self._access else []
         if not held:
             return
+        if self._access:
+            self._access.holds = []  # from here on the exports alone hold the locks
         message = (
             f"expected all lent leaves back, got {len(held)} still read after {self._patience} s: "
             f"{first_of(held)}; "

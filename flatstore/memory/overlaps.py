@@ -37,9 +37,10 @@ class Span(Protocol):
 
 
 class Member(Span, Protocol):
-    """A memory, which knows its region."""
+    """A memory, which knows its region, and by a weak reference the segment that it is the whole of, if it is."""
 
     region: Region
+    segment: Any
 
 
 def overlap(a: Span, b: Span) -> bool:
@@ -50,12 +51,14 @@ def overlap(a: Span, b: Span) -> bool:
 class Region:
     """Memories that share addresses, and their users."""
 
-    __slots__ = ("_prune_at", "_refs", "merged", "start", "stop", "users", "version")
+    __slots__ = ("_prune_at", "_refs", "merged", "segment", "start", "stop", "users", "version")
 
     def __init__(self, parts: tuple[Region, ...] = (), memory: Member | None = None) -> None:
         spans: list[Any] = [part for part in (*parts, memory) if part is not None]
         self.start: int = min(span.start for span in spans)
         self.stop: int = max(span.stop for span in spans)
+        self.segment: Any = next((span.segment for span in spans if span.segment is not None), None)
+        """A weak reference to the segment that all of its memories are parts of, if they are."""
         self.users: tuple[dict[Any, None], ...] = tuple(
             {user: None for part in parts for user in [*part.users[kind]]} for kind in (READS, LENDS, WRITES)
         )

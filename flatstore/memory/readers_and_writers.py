@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from flatstore.layout import Array
 from flatstore.memory.guarded_views import LentError
+from flatstore.memory.holds import Hold, Segment
 from flatstore.memory.host import Memory
 from flatstore.memory.overlaps import LENDS, READS, WRITES, enter, overlap, region_of
 from flatstore.memory.overlaps import lends as lends_of_all
@@ -36,7 +37,7 @@ MOVED = "elsewhere than where the store was made"
 class Access:
     """What reads, lends and writes memories, each as a `Use` of it, all of them at once."""
 
-    __slots__ = ("__weakref__", "beside", "over", "uses")
+    __slots__ = ("__weakref__", "beside", "holds", "over", "uses")
 
     def __init__(
         self,
@@ -51,6 +52,8 @@ class Access:
         """Whether it has ended, or not begun. To end it is one step: those who find it so remove its uses."""
         self.beside = beside
         """Another access of the same work: it may write what that one reads."""
+        self.holds: list[Hold] = []
+        """The locks of the segments among the memories: other processes know of it by these."""
         threads = threading.get_ident() if runner is None else runner, caller()
         ref = weakref.ref(self)
         for memory in (*reads, *lends, *writes):
@@ -60,12 +63,8 @@ class Access:
         if lends:
             self.uses += [Use(ref, part, LENDS, *threads) for memory in lends for part in memory.parts]
         if writes:
-            for memory in writes:
-                if memory.is_read_only:
-                    raise ValueError(
-                        "expected memory that may be written, got that of a file opened with mode='r'; fix: open it "
-                        "with mode='r+' to write the file, with 'c' to keep what is written to yourself, or copy()"
-                    )
+            for part in (part for memory in writes for part in memory.parts):
+                _refuse_read_only(part)
             self.uses += [Use(ref, part, WRITES, *threads) for memory in writes for part in memory.parts]
 
     def begin(self) -> None:
@@ -77,10 +76,35 @@ class Access:
         try:
             for use in self.uses:
                 use.begin()
+                segment = region_of(use.memory).segment
+                if segment is not None and (there := segment()) is not None:
+                    self._hold(there, use)
         except BaseException:
             self.over = True
             self.forget()
             raise
+
+    def _hold(self, segment: Segment, use: Use) -> None:
+        """Lock a segment as a use needs it, unless this process has locked it so. Raises `BusyError`."""
+        of_beside = self.beside.holds if self.beside else []
+        own = next((hold for hold in reversed([*of_beside, *self.holds]) if hold.segment is segment), None)
+        writes = use.kind == WRITES
+        if own.writes or not writes if own else use.is_within_a_writer():
+            return
+        try:
+            self.holds.append(Hold(segment, writes=writes, base=own))
+        except BlockingIOError:
+            if writes:
+                message = (
+                    "expected a buffer that nobody reads, got one that another process reads; "
+                    "fix: write it afterwards, or wait: with fs.waiting(seconds)"
+                )
+            else:
+                message = (
+                    "expected a buffer at rest, got one that another process writes; "
+                    "fix: read it afterwards, or wait: with fs.waiting(seconds)"
+                )
+            raise BusyError(message) from None
 
     def end(self) -> None:
         """End all uses: the lent as soon as nobody holds what was exported."""
@@ -88,8 +112,11 @@ class Access:
         self.forget()
 
     def forget(self) -> None:
-        """Remove the uses that are over."""
+        """Remove the uses that are over, and the locks, unless exports are still held."""
         try:
+            if self.holds and not _held(self):
+                for hold in reversed(self.holds):  # the base of another one after it
+                    hold.release()
             for use in self.uses:
                 if use.is_over():
                     use.leave()
@@ -161,6 +188,12 @@ class Use:
                 found.append(use)
         return found
 
+    def is_within_a_writer(self) -> bool:
+        """Whether this process writes the memory already: then it is by the same thread, of which this is a part."""
+        own = self._access()
+        writers = self._others(region_of(self.memory).users[WRITES])
+        return any(use is not self and use._access() is not own for use in writers)
+
     def _refuse_writers(self, users: Sequence[dict[Use, None]]) -> None:
         writers = self._others(users[WRITES])
         if writers and (self.kind == LENDS or any(use.runner != self.runner for use in writers)):
@@ -207,6 +240,22 @@ class Use:
         """Whether the access is over, though exports may still be held."""
         access = self._access()
         return access is None or access.over
+
+
+def _refuse_read_only(memory: Memory) -> None:
+    """Raise `ValueError` for memory that verbs must not write."""
+    segment = region_of(memory).segment
+    there: Segment | None = segment and segment()
+    if there is not None and not there.is_own:
+        raise ValueError(
+            f"expected memory that may be written, got the segment {there.name!r} of another process; "
+            "fix: write it in the process that shared it, or copy()"
+        )
+    if memory.is_read_only:
+        raise ValueError(
+            "expected memory that may be written, got that of a file opened with mode='r'; fix: open it "
+            "with mode='r+' to write the file, with 'c' to keep what is written to yourself, or copy()"
+        )
 
 
 def released(access: Access, patience: float) -> list[str]:

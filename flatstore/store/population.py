@@ -143,6 +143,11 @@ class Population(Verbs):
         return _in_files[0].open(path, operators, after_restart)
 
     @classmethod
+    def in_segment(cls, memory: Memory, layout: Layout, size: int, order: str) -> Self:
+        """A population over the bytes of a segment; for this package's own modules."""
+        return cls._in_segment(memory, layout, placement_of_population(layout, size, order), size)
+
+    @classmethod
     def _mark_whole(cls, pop: Self) -> Self:
         pop._whole = True
         return pop
@@ -267,6 +272,11 @@ class Population(Verbs):
         Raises `LentError` while another thread writes.
         """
         return self._copy_to(Population.zeros(self.layout, self.size, order=order or self._placement.order))  # pyright: ignore[reportArgumentType]
+
+    def share(self, name: str | None = None) -> Population:
+        """A copy in memory that other processes of this user attach to; see `Store.share`."""
+        placement = placement_of_population(self.layout, self.size, self.order)
+        return self._copy_to_segment(name, self.size, placement)
 
     def __repr__(self) -> str:
         """The leaves with their places."""

@@ -82,6 +82,11 @@ class Store(Verbs, Mapping[str, Array]):
         store._whole = True
         return store
 
+    @classmethod
+    def in_segment(cls, memory: Memory, layout: Layout) -> Self:
+        """A store over the bytes of a segment; for this package's own modules."""
+        return cls._in_segment(memory, layout, placement_of_store(layout), None)
+
     # -- a mapping
 
     def __getitem__(self, path: str | tuple[Any, ...]) -> Array:
@@ -173,6 +178,19 @@ class Store(Verbs, Mapping[str, Array]):
         Raises `LentError` while another thread writes.
         """
         return self._copy_to(Store.like(self))
+
+    def share(self, name: str | None = None) -> Store:
+        """A copy in memory that other processes of this user attach to: `attach(x.segment)` shows the same bytes there.
+
+        They read it, and this process writes it: a verb that finds readers in other processes raises `LentError`, and
+        so do readers a writer. It is removed when the store is not used any more, as this process ends, and, if that is
+        killed, when another process shares.
+
+        `name` is one that is free, by default one that nobody else has. Raises `LentError` while another thread writes,
+        `ValueError` for a name that cannot be one, `FileExistsError` for one in use, `MemoryError` where there is no
+        room, and `OSError` on systems other than Linux.
+        """
+        return self._copy_to_segment(name, None, placement_of_store(self.layout))
 
     def __repr__(self) -> str:
         """The leaves with their places."""

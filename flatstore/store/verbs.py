@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from operator import setitem
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 
 from flatstore.checks import real
-from flatstore.layout import Array, Leaf
+from flatstore.layout import Array, Layout, Leaf
 from flatstore.memory import (
     MOVED,
     Lend,
@@ -25,6 +25,8 @@ from flatstore.memory import (
     using,
 )
 from flatstore.store.assigning import Pairs, cast, checked_leaf, checked_leaves, is_pairs, same_bits
+from flatstore.store.placement import Placement
+from flatstore.store.sharing import Shared, text_of
 from flatstore.store.verifying import differences_from_views, is_same_view
 from flatstore.store.views import Views
 from flatstore.threads import noted
@@ -137,6 +139,13 @@ class Verbs(Views):
             cached = self._alias = (key, list(arrays.values()), self._tree_of(arrays))
         return cached[2]
 
+    def reading(self) -> using:
+        """A context in which no verb writes the memory, here or in another process: for those who read NumPy views.
+
+        A lend, and verbs that read, are such contexts by themselves. Raises `LentError` while it is written.
+        """
+        return reading(self._memory)
+
     def _chosen(self, only: Glob | None) -> list[Leaf]:
         if only is None:
             return list(self.layout.leaves)
@@ -183,6 +192,30 @@ class Verbs(Views):
             rows = view.reshape((*view.shape[: view.ndim - len(leaf.shape)], leaf.size))
             views.append(np.broadcast_to(rows, (*self._leading, leaf.size)))  # what all members share
         return views, _common_dtype({leaf.dtype for leaf in homes})
+
+    @property
+    def segment(self) -> str | None:
+        """The name by which other processes `attach` to it; None if it is not shared, or only a part of what is."""
+        return self._segment
+
+    def _copy_to_segment(self, name: str | None, size: int | None, placement: Placement) -> Any:
+        """A copy in a new segment."""
+        text = text_of(Shared(self.layout, size, None if size is None else placement.order))
+        other = self._in_segment(Memory.shared(name, text, placement.nbytes), self.layout, placement, size)
+        with using(writes=[other.memory]):
+            return self._copy_to(other)
+
+    @classmethod
+    def _in_segment(cls, memory: Memory, layout: Layout, placement: Placement, size: int | None) -> Self:
+        """Over the whole of a segment. Raises `ValueError` if that is of another size."""
+        if memory.bytes.nbytes != placement.nbytes:
+            raise ValueError(
+                f"expected a segment of {placement.nbytes:,} bytes, got one of {memory.bytes.nbytes:,}; "
+                "fix: share it again, with this flatstore"
+            )
+        made = cls._over(layout, memory, placement, 0, size)
+        made._whole, made._segment = True, memory.segment_name
+        return made
 
     def _copy_to(self, other: Any) -> Any:
         """Copy all leaves into another store or population of this layout, of the same size, and return it."""

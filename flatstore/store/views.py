@@ -40,18 +40,19 @@ class _HandedOut:
 class Views(Placed, Subtree):
     """What `Store` and `Population` have in common: a layout placed in a memory, and a view for each path."""
 
-    __slots__ = ("_alias", "_guarded", "_plain")
+    __slots__ = ("_alias", "_guarded", "_plain", "_segment")
 
     _plain: _HandedOut
     _guarded: _HandedOut | None
     _alias: tuple[tuple[str, ...] | None, list[jax.Array], Any] | None
+    _segment: str | None
 
     @classmethod
     def _over(cls, layout: Layout, mem: Memory, placement: Placement, first: int = 0, count: int | None = None) -> Self:
         self = super()._over(layout, mem, placement, first, count)
         self._plain = _HandedOut(np.ndarray)
         self._guarded = None
-        self._alias = None
+        self._alias = self._segment = None
         return self
 
     @classmethod
@@ -186,7 +187,9 @@ class Views(Placed, Subtree):
         view = views.get(home)
         if view is None:
             closed = self._memory.is_read_only or self._is_shared(leaf)
-            view = self._new_view(leaf, not closed).view(GuardedView if closed else handed.view_type)
+            is_private = self._memory.is_read_only and self._memory.segment is not None  # pages of what is attached
+            guarded = closed and not is_private
+            view = self._new_view(leaf, not closed).view(GuardedView if guarded else handed.view_type)
             if not closed:
                 self._memory.watch(view)
             view = views.setdefault(home, view)  # the first that is made is the one that everybody gets

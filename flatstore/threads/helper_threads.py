@@ -247,6 +247,7 @@ def _after_fork() -> None:
     process = object()
     _idle.clear()
     _here.helpers.clear()
+    _here.caller = None  # a helper may have forked: then it is the main thread of the child
 
 
 if hasattr(os, "register_at_fork"):

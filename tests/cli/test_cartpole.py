@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import flatstore as fs
-from flatstore.cli.cartpole import Episodes
+from flatstore.cli.cartpole import Episodes, mean_return
 from flatstore.cli.network import initial_noise, layout_of_network
 
 SHORT = ["--task", "cartpole", "--population", "48", "--generations", "12", "--hidden", "8"]
@@ -82,6 +82,32 @@ def test_the_return_is_that_of_the_first_episode_alone():
     assert first.tolist() == again.tolist() != other.tolist()
     assert first.tolist() == returns_one_by_one(pop, 3, (0, 5)).tolist()
     assert len({*first.ravel()}) > 5
+
+
+def test_a_worker_gives_a_member_the_mean_of_the_returns_that_it_has_alone():
+    pop = networks(4)
+    for i in range(4):
+        alone = returns_one_by_one(pop[i : i + 1], 3, (5, 0, 7))
+        assert mean_return(5, 3, pop[i], 7) == alone.mean()
+
+
+@pytest.mark.long(but="es")
+@pytest.mark.parametrize("algo", ["es", "ga"])
+def test_any_number_of_workers_gives_the_same_champion_to_the_bit(tmp_path, algo):
+    champions: list[bytes] = []
+    for workers in ("1", "2"):
+        folder = tmp_path / workers
+        status, out, err = flatstore(
+            *SHORT, "--algo", algo, "--generations", "2", "--workers", workers, "--out", str(folder)
+        )
+        assert (status, err) == (0, "")
+        champions.append(fs.load(folder / "champion.safetensors").buffer.tobytes())
+    assert champions[0] == champions[1]
+
+
+def test_workers_are_for_environments():
+    status, _, err = flatstore("--task", "digits", "--workers", "2")
+    assert status == 2 and "expected --workers with --task cartpole, got digits; fix: leave it out" in err
 
 
 def test_a_warning_of_gymnasium_does_not_reach_the_user():
