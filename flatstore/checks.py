@@ -38,3 +38,9 @@ def _is_misleading(value: Any) -> bool:
         return True
     dtype = str(getattr(value, "dtype", ""))
     return "bool" in dtype or "complex" in dtype or getattr(value, "ndim", 0) != 0
+
+
+def raise_unless_of_system(error: OSError) -> None:
+    """Raise an error again that no call of the system has raised, but a signal handler, such as a `TimeoutError`."""
+    if error.errno is None:
+        raise error

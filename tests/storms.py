@@ -274,6 +274,11 @@ def of_module_in_place(objects):
 
 WORK = {
     "perturb": Verb(lambda: [store_of()], lambda x: es.perturb(x[0], NOISE, 1), flat),
+    "perturb a small one of two dtypes": Verb(
+        lambda: [fs.Store.from_tree({"a": np.zeros(200, "f4"), "b": np.zeros(200, "f8")})],
+        lambda x: es.perturb(x[0], NOISE, 1),
+        flat,
+    ),
     "perturb in 16 bits": Verb(
         lambda: [store_of(dtype="bfloat16")], lambda x: es.perturb(x[0], NOISE, 1, exact=False), flat
     ),

@@ -143,7 +143,6 @@ def evolve(
 
     def move_centre(n: int, hand_in: Callable[[Move], None]) -> None:
         nonlocal moving
-        moving = False
         kept.snapshot()
         keys, step = seeds((*seed, n), size // 2), rate_at(rate, n)
         sample(pop, centre, noise, keys, antithetic=True)
@@ -153,6 +152,7 @@ def evolve(
         record = Move(n, fitness, keys, weights, None if optimiser is None else step)
         moving = True
         kept.make(record, partial(move, keys, weights, step), hand_in)
+        moving = False
 
     def unmoved(n: int, error: BaseException) -> Iterator[str]:
         if moving and not is_whole(optimiser):

@@ -14,7 +14,7 @@ from flatstore.layout import Array, Leaf
 from flatstore.memory import write
 from flatstore.noise import Noise
 from flatstore.store import JaxStore, OnDevice, Store
-from flatstore.threads import REACHED, Task, run_tasks
+from flatstore.threads import REACHED, Task, refuse_waiting_at_the_end, run_tasks
 
 
 def snap(store: Store | JaxStore, noise: Noise) -> None:
@@ -34,6 +34,7 @@ def snap(store: Store | JaxStore, noise: Noise) -> None:
     Raises `ValueError` for parameters that are not finite or reach the bound; `LentError` while the store is lent. In
     both cases nothing is written.
     """
+    refuse_waiting_at_the_end()
     if isinstance(store, OnDevice):
         return store.moves.snap(store, noise)
     groups = [group for group in noisy_groups(store, noise) if group.grid]

@@ -9,6 +9,7 @@ import numpy as np
 
 from flatstore.layout import Array, Spec, as_array, as_numpy, is_floating, is_integer
 from flatstore.store import Population
+from flatstore.threads import refuse_waiting_at_the_end
 
 
 def best_first(fitness: Array) -> Array:
@@ -28,6 +29,7 @@ def as_fitness(fitness: Any, size: int | None = None, members: str = "") -> Arra
     Raises `ValueError` for another shape, for values that are not real and for numbers that float64 would round;
     `TypeError` for masked ones.
     """
+    refuse_waiting_at_the_end()
     given = as_numpy(fitness, "fitness") if hasattr(fitness, "shape") else as_array(fitness, "fitness")
     spec, expected = Spec(given.shape, given.dtype), max(1, given.size) if size is None else size
     if spec.shape != (expected,) or not is_real(spec.dtype):

@@ -9,6 +9,7 @@ from typing import Any
 
 from flatstore.files.checksums import PIECE, checksum
 from flatstore.files.contents import Located, contents_of
+from flatstore.files.half_way import refuse_half_way
 from flatstore.files.planning import Plan, plan
 from flatstore.files.rows import pieces, rows_of
 from flatstore.layout import Array, Leaf
@@ -44,6 +45,7 @@ def load(
         ValueError: what is no safetensors file, holds no tensors, or is damaged; globs that match nothing.
         OSError: a file that is not there, or cannot be read.
     """
+    refuse_half_way(path)
     with contents_of(path) as contents:
         planned = plan(contents, like, only, rename)
         layout, members = planned.layout, planned.members

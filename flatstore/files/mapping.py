@@ -6,14 +6,15 @@ import mmap
 import os
 import re
 import sys
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
 
 from flatstore.files import checksums
 from flatstore.files.checksums import PIECE, checksum
-from flatstore.files.contents import Contents, contents_of
+from flatstore.files.contents import Contents, Path, contents_of
+from flatstore.files.half_way import refuse_half_way
 from flatstore.files.loading import check_sum
 from flatstore.files.planning import Plan, plan
 from flatstore.files.rows import pieces, rows_of
@@ -25,7 +26,20 @@ from flatstore.trees import Difference, StructureError
 
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _SUMS = re.compile(rb'"' + re.escape(checksums.KEY.encode()) + rb'"[ \t\n\r]*:[ \t\n\r]*"([0-9a-f ]*)"')
-_written: WeakKeyDictionary[Memory, mmap.mmap] = WeakKeyDictionary()
+
+
+class WrittenFile(NamedTuple):
+    """A file that a memory writes through to."""
+
+    path: str
+    number: int
+    """That of the open file."""
+    mapping: mmap.mmap
+    start: int
+    """The byte of the mapping at which the memory starts."""
+
+
+_written: WeakKeyDictionary[Memory, WrittenFile] = WeakKeyDictionary()
 
 
 def open(path: str | os.PathLike[str], mode: str = "r", *, like: Any = None, verify: bool = False) -> Any:
@@ -45,11 +59,18 @@ def open(path: str | os.PathLike[str], mode: str = "r", *, like: Any = None, ver
 
     While it is open the file may be replaced, as `save` does; it must not be made shorter.
 
-    Raises `ValueError` for another mode and for the index of several files; `StructureError` with the leaves that do
+    Raises `ValueError` for another mode, for the index of several files, and for a population whose generation was
+    killed half-way; `StructureError` with the leaves that do
     not start at a multiple of the size of their numbers, as some libraries write them: `load` takes these.
     """
     if mode not in ("r", "r+", "c"):
         raise ValueError(f"mode: expected 'r', 'r+' or 'c', got {mode!r}; fix: pass 'r' to read, 'r+' to write")
+    refuse_half_way(path)
+    return open_half_way(path, mode, like=like, verify=verify)
+
+
+def open_half_way(path: Path, mode: str, *, like: Any = None, verify: bool = False) -> Any:
+    """What `open` returns, also if a generation in the file is not over."""
     if os.fspath(path).endswith(INDEX):
         raise ValueError(f"expected one file, got the index {os.fspath(path)!r}; fix: load it, or open its files")
     with contents_of(path, mode="rb+" if mode == "r+" else "rb") as contents:
@@ -77,10 +98,15 @@ def flush(x: Store | Population) -> None:
 
     Raises `ValueError` for what is in no such file.
     """
-    mapping = _written.get(x.memory)
-    if mapping is None:
+    file = written_file(x.memory)
+    if file is None:
         raise ValueError("expected a store of open(path, mode='r+'), got another; fix: save(path, x) writes any store")
-    mapping.flush()
+    file.mapping.flush()
+
+
+def written_file(memory: Memory) -> WrittenFile | None:
+    """The file that a memory writes through to, if there is one."""
+    return _written.get(memory)
 
 
 def _check_places(planned: Plan, contents: Contents) -> None:
@@ -114,7 +140,9 @@ def _mapped(contents: Contents, mode: str) -> tuple[Memory, int]:
     data: Array = np.frombuffer(mapping, np.uint8)[start:]
     memory = Memory(data, is_read_only=mode == "r")
     if mode == "r+":
-        _written[memory] = mapping
+        number = os.dup(file.fileno())
+        finalize(memory, os.close, number)
+        _written[memory] = WrittenFile(os.path.realpath(contents.path), number, mapping, start)
     return memory, start
 
 

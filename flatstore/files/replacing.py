@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from flatstore.checks import raise_unless_of_system
 from flatstore.threads import add_notes, moment
 
 try:
@@ -48,6 +49,13 @@ class Writer:
                 raise OSError(f"expected {len(rest):,} more bytes to be written, got none; fix: see the disk")
             at += written
             rest = rest[written:]
+
+    def reserve(self, size: int) -> None:
+        """Take the room for `size` bytes on the disk: zeros, until they are written. Raises `OSError` if it is full."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._number, 0, size)
+        else:
+            os.truncate(self._number, size)
 
 
 @contextlib.contextmanager
@@ -128,8 +136,8 @@ def _is_locked(number: int) -> bool:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
-        return True
+    except OSError as error:
+        raise_unless_of_system(error)
     return True
 
 
@@ -138,13 +146,24 @@ def sweep(folder: str) -> list[str]:
     if fcntl is None:
         return []
     swept: list[str] = []
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if _NAME.fullmatch(entry.name):
-                with contextlib.suppress(OSError):  # it is gone, it is another's, or its writer is alive
-                    _sweep_one(entry.path)
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if _NAME.fullmatch(entry.name) and _is_swept(entry.path):
                     swept.append(entry.name)
+    except OSError as error:
+        raise_unless_of_system(error)
     return swept
+
+
+def _is_swept(path: str) -> bool:
+    """Remove a file, and return whether that was possible: not if it is gone or another's, or if its writer lives."""
+    try:
+        _sweep_one(path)
+    except OSError as error:
+        raise_unless_of_system(error)
+        return False
+    return True
 
 
 def _sweep_one(path: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from flatstore.files import checksums, header, layout_note
 from flatstore.files.checksums import PIECE, checksum
 from flatstore.files.dtypes import check_savable, is_text, short_name
+from flatstore.files.half_way import forget
 from flatstore.files.header import Tensor
 from flatstore.files.layout_note import Members
 from flatstore.files.replacing import Writer, replacing
@@ -23,7 +24,7 @@ from flatstore.store import Population, Store
 
 # The default of 'format'. Of files with metadata, huggingface_hub loads 'pt' and 'mlx'
 # (serialization/_torch.py), transformers 4 'pt', 'tf', 'flax' and 'mlx' (modeling_utils.py), and 5 any.
-_FORMAT = "pt"
+FORMAT = "pt"
 
 _WRITTEN_AT_ONCE = 4 << 20
 """Bytes: what comes in larger parts lies in larger pages of the system's cache, and is read faster from there."""
@@ -60,8 +61,8 @@ def save(path: str | os.PathLike[str], x: Store | Population, *, metadata: Mappi
         members = Members(x.size, "member" if x.order == "member" else "leaf")
     check_savable(x.layout.homes)
     texts = _checked(metadata) | {layout_note.KEY: layout_note.written(x.layout, members)}
-    homes = _in_file_order(x.layout.homes, members)
-    tensors = _placed(homes, members)
+    homes = homes_in_order(x.layout.homes, members)
+    tensors = placed(homes, members)
     texts[checksums.KEY] = checksums.written({tensor.name: 0 for tensor in tensors})
     data_start = len(header.written(tensors, texts))  # the same for any checksums
     with reading(x.memory), replacing(path) as file:
@@ -71,6 +72,7 @@ def save(path: str | os.PathLike[str], x: Store | Population, *, metadata: Mappi
         }
         texts[checksums.KEY] = checksums.written(sums)
         file.write(header.written(tensors, texts), 0)
+    forget(path)
 
 
 def _checked(metadata: Mapping[str, str] | None) -> dict[str, str]:
@@ -82,7 +84,7 @@ def _checked(metadata: Mapping[str, str] | None) -> dict[str, str]:
             raise TypeError(f"metadata: expected strings by name, got {name!r}: {value!r}; fix: json.dumps the value")
         if name in _OWN:
             raise ValueError(f"metadata: expected names other than flatstore's own, got {name!r}; fix: leave it out")
-    return {"format": _FORMAT, **(metadata or {})}
+    return {"format": FORMAT, **(metadata or {})}
 
 
 def _shape(leaf: Leaf, members: Members | None) -> tuple[int, ...]:
@@ -90,7 +92,8 @@ def _shape(leaf: Leaf, members: Members | None) -> tuple[int, ...]:
     return (members.size, *leaf.shape) if members and leaf.trainable else leaf.shape
 
 
-def _in_file_order(homes: tuple[Leaf, ...], members: Members | None) -> list[Leaf]:
+def homes_in_order(homes: tuple[Leaf, ...], members: Members | None) -> list[Leaf]:
+    """The homes in the order in which they lie in a file."""
     in_memory = sorted(homes, key=lambda leaf: (leaf.offset, leaf.nbytes))
     sizes = [
         Size(leaf.nbytes * (members.size if members and leaf.trainable else 1), leaf.dtype.itemsize)
@@ -99,7 +102,8 @@ def _in_file_order(homes: tuple[Leaf, ...], members: Members | None) -> list[Lea
     return [in_memory[i] for i in in_file_order(sizes)]
 
 
-def _placed(homes: list[Leaf], members: Members | None) -> list[Tensor]:
+def placed(homes: list[Leaf], members: Members | None) -> list[Tensor]:
+    """The tensors of homes that lie in this order."""
     tensors: list[Tensor] = []
     end = 0
     for leaf in homes:

@@ -10,6 +10,7 @@ from flatstore.ga.crossover import Uniform as Uniform
 from flatstore.ga.evolution import evolve as evolve
 from flatstore.ga.generation import UnfinishedError as UnfinishedError
 from flatstore.ga.generation_records import Generation as Generation
+from flatstore.ga.in_files import seed_of as seed_of
 from flatstore.ga.in_jit import Births as Births
 from flatstore.ga.in_jit import births as births
 from flatstore.ga.in_jit import stepped as stepped

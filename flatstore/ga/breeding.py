@@ -9,6 +9,7 @@ import numpy as np
 
 from flatstore.checks import whole
 from flatstore.evaluation import as_fitness, best_first, refuse_all_nan
+from flatstore.files import written_file
 from flatstore.ga.bounds import Bounds
 from flatstore.ga.crossover import Blend, Crossover, Exchange, Points, Uniform
 from flatstore.ga.generation import (
@@ -22,12 +23,14 @@ from flatstore.ga.generation import (
     run,
     steps_of,
 )
+from flatstore.ga.generation_log import Asked
 from flatstore.ga.mutation import Mutate, Mutation, Reset, Sparse
+from flatstore.ga.operators_as_json import as_json
 from flatstore.ga.selection import Tournament
 from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.layout import Array, as_array
 from flatstore.memory import write, write_at_once
-from flatstore.noise import Noise, Seed, seeds
+from flatstore.noise import Noise, Seed, integers_of, seeds
 from flatstore.store import JaxPopulation, Population
 from flatstore.threads import noted, rounded_to_nearest, rounds_to_nearest
 
@@ -110,6 +113,8 @@ class Step(NamedTuple):
     """Which slots keep their members, shape (size,), bool."""
     fails: bool
     """Whether it calls functions of one's own, which may fail."""
+    asked: Asked
+    """What it is a function of, beside the population."""
 
 
 def plan_step(
@@ -141,7 +146,14 @@ def plan_step(
     kept[slots] = False
     own = None if mutate is None else mutate.noise if isinstance(mutate, Sparse) else mutate
     fails = isinstance(own, Mutate) or not isinstance(crossover, (Uniform, Points, Blend, Exchange, type(None)))
-    return Step(loops, left, parents, kept, fails)
+    settings = {
+        "seed": integers_of(seed),
+        "elite": int(elite),
+        "first": pop.first,
+        "size": pop.size,
+    }
+    settings |= {"mutate": as_json(mutate), "crossover": as_json(crossover), "bounds": as_json(bounds)}
+    return Step(loops, left, parents, kept, fails, Asked(scores, chosen.ravel(), settings))
 
 
 def parents_of(scores: Array, seed: Seed, select: Any, elite: int) -> tuple[Array, Array, Array]:
@@ -155,14 +167,15 @@ def run_step(pop: Population, step: Step, then: Callable[[], object] = bool) -> 
     """Write the children over the members that they replace, and call `then`: uninterrupted."""
 
     def replace() -> None:
-        run(pop, step.loops, step.left)
+        run(pop, step.loops, step.left, step.asked)
         then()
 
     def left(error: BaseException) -> Iterator[str]:
         if isinstance(unfinished := error.__cause__, UnfinishedError):  # an interrupt, while an operator failed
             yield f"{unfinished}: left={unfinished.left}"
 
-    if step.left is None and not step.fails and then is bool and is_small(pop, step.loops) and rounds_to_nearest():
+    at_once = step.left is None and not step.fails and then is bool and written_file(pop.memory) is None
+    if at_once and is_small(pop, step.loops) and rounds_to_nearest():
         write_at_once([pop.memory], steps_of(pop, step.loops))
     else:
         with noted(left):

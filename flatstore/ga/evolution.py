@@ -146,7 +146,6 @@ def evolve(
 
     def evaluated(n: int, hand_in: Callable[[Generation], None]) -> None:
         nonlocal last, parents, kept
-        parents = kept = None
         if last is not None:
             step = planned(last)
             run_step(pop, step, partial(is_born, step))
@@ -154,7 +153,7 @@ def evolve(
         made = Generation(n, fitness_of(pop, evaluate, n, chunk), parents, kept)
         folder.note(made)
         hand_in(made)
-        last = made
+        last, parents, kept = made, None, None
 
     def unevaluated(n: int, error: BaseException) -> Iterator[str]:
         if last is None or parents is not None:

@@ -12,14 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flatstore.checks import whole
+from flatstore.files import written_file
 from flatstore.ga.bounds import Bounds, limits
 from flatstore.ga.crossover import Crossover, Mother
+from flatstore.ga.disk_order import genes_in_task
+from flatstore.ga.generation_log import Asked, Plan
+from flatstore.ga.kept_progress import kept
 from flatstore.ga.mutation import Mutation, mutating
 from flatstore.kernels import COMPILES
 from flatstore.kernels.cpu import CHILDREN, STORAGE, first_run, generation_loop, over_ranges, ranges, writer
 from flatstore.layout import Array
 from flatstore.store import Population
-from flatstore.threads import REACHED, READ, Task, progress_of, run_tasks, threads
+from flatstore.threads import REACHED, READ, Task, run_tasks, threads
 
 SCRATCH = 1 << 19
 """Bytes of the parents' genes in one block of a thread: they stay in its cache, unless the population is too large."""
@@ -109,11 +113,12 @@ def dtype_loop(pop: Population, dtype: str, operators: Operators, family: Family
     return DtypeLoop(generation_loop(cross.loop, mutate.loop, dtype), arguments, family.parents, raw, runs, real)
 
 
-def run(pop: Population, loops: dict[str, DtypeLoop], left: Iterable[Left] | None) -> None:
+def run(pop: Population, loops: dict[str, DtypeLoop], left: Iterable[Left] | None, asked: Asked) -> None:
     """Run the loops, by dtype, over all genes or over those that are `left`, with tasks spread over the threads.
 
-    To be called by `write`. Raises `UnfinishedError` if an operator failed after some of the genes, but not all, were
-    replaced.
+    To be called by `write`. A population in a file has a log meanwhile of what was `asked`. Raises `UnfinishedError` if
+    an operator failed after some of the genes, but not all, were replaced; `BlockingIOError` if another process is at
+    work on the file, and `OSError` if no log can be written.
     """
     todo = genes_of(loops) if left is None else _checked(loops, list(left))
     if not todo:
@@ -122,33 +127,60 @@ def run(pop: Population, loops: dict[str, DtypeLoop], left: Iterable[Left] | Non
     reals = {genes.real for genes in loops.values()}
     workers, width = _workers_and_width(pop, reals, members, max(stop - start for _, start, stop in todo))
     genes = sum(stop - start for _, start, stop in todo)
-    chunk = width * max(1, min(TASK // (width * pop.size), genes // (4 * workers * width)))
-    tasks = [Task(name, at, min(at + chunk, stop)) for name, start, stop in todo for at in range(start, stop, chunk)]
-    progress = progress_of(tasks)
+    if written_file(pop.memory) is None:
+        chunk = dict.fromkeys(loops, width * max(1, min(TASK // (width * pop.size), genes // (4 * workers * width))))
+    else:
+        chunk = {name: genes_in_task(pop, loops[name].raw.itemsize, width) for name in loops}
+    tasks = [
+        Task(name, at, min(at + chunk[name], end)) for name, start, end in todo for at in range(start, end, chunk[name])
+    ]
+    plan = Plan(tasks, width, members, workers, sorted(reals, key=str))
+    runs = {name: (genes.runs, genes.raw.itemsize) for name, genes in loops.items()}
+    with kept(pop, plan, asked, runs) as notes:
+        free = list(range(workers))
 
-    def replace(task: Task, scratch: dict[Any, Any], note: Any) -> None:
-        genes = loops[task.group]
-        rows, numbers = scratch[genes.real]
+        def scratch() -> dict[Any, Any]:
+            worker = free.pop()
+            return {real: _scratch(notes.rows(worker, real)) for real in reals} | {"worker": worker}
+
+        def replace(task: Task, scratch: dict[Any, Any], note: Any) -> None:
+            genes = loops[task.group]
+            rows, numbers = scratch[genes.real]
+            notes.begins(scratch["worker"], task)
+            try:
+                genes.loop(task.start, task.stop, *genes.arguments, rows, numbers, note)
+            except BaseException:
+                if has_read(note):
+                    write_back(genes, task, int(note[REACHED]), rows[0])
+                raise
+
         try:
-            genes.loop(task.start, task.stop, *genes.arguments, rows, numbers, note)
-        except BaseException:
-            if note[READ]:  # the loop read the parents of this block before it wrote: write them back
-                begin = int(note[REACHED])
-                write, end = writer(task.group), min(begin + width, task.stop)
-                write(begin, end, first_run(genes.runs, begin), rows[0], genes.parents, genes.raw, genes.runs)
+            run_tasks(tasks, replace, scratch, most=workers, progress=notes.progress)
+        except BaseException as error:
+            rest = left_of(tasks, notes.progress)
+            if rest != tuple(tasks):
+                raise UnfinishedError(rest) from error
+            if left is None:
+                notes.over()
             raise
+        notes.over()
 
-    def scratch() -> dict[Any, Any]:
-        return {real: _scratch(width, members, real) for real in reals}
 
-    try:
-        run_tasks(tasks, replace, scratch, most=workers, progress=progress)
-    except BaseException as error:
-        ends = progress[:, REACHED].tolist()
-        left = tuple((x.group, end, x.stop) for x, end in zip(tasks, ends, strict=True) if end < x.stop)
-        if left == tuple(tasks):
-            raise
-        raise UnfinishedError(left) from error
+def has_read(note: Any) -> bool:
+    """Whether the parents of the block at work are in scratch."""
+    return bool(note[READ] == note[REACHED] + 1)
+
+
+def write_back(genes: DtypeLoop, task: Task, begin: int, rows: Array) -> None:
+    """Write the parents of the block that begins there back from scratch."""
+    write, end = writer(task.group), min(begin + rows.shape[1], task.stop)
+    write(begin, end, first_run(genes.runs, begin), rows, genes.parents, genes.raw, genes.runs)
+
+
+def left_of(tasks: Iterable[Task], progress: Array) -> tuple[Left, ...]:
+    """The genes that tasks have not replaced."""
+    ends = progress[:, REACHED].tolist()
+    return tuple((x.group, end, x.stop) for x, end in zip(tasks, ends, strict=True) if end < x.stop)
 
 
 def is_small(pop: Population, loops: dict[str, DtypeLoop]) -> bool:
@@ -163,7 +195,8 @@ def steps_of(pop: Population, loops: dict[str, DtypeLoop]) -> list[Callable[[], 
         bounds = ranges(genes.runs)
         longest = max(stop - start for start, stop in bounds)
         _, width = _workers_and_width(pop, {genes.real}, len(genes.parents), 4 * threads() * longest)  # not shared
-        arguments = (*genes.arguments, *_scratch(width, len(genes.parents), genes.real), np.zeros(3, np.int64))
+        parents = np.zeros((len(genes.parents), width), genes.real)
+        arguments = (*genes.arguments, *_scratch(parents), np.zeros(3, np.int64))
         steps.append(over_ranges(genes.loop, np.array(bounds, np.int64), arguments))
     return steps
 
@@ -188,9 +221,10 @@ def _checked(loops: dict[str, DtypeLoop], todo: list[Left]) -> list[Left]:
     return todo
 
 
-def _scratch(width: int, members: int, real: Any) -> Any:
+def _scratch(parents: Array) -> Any:
     """The scratch memory of a thread: rows of parents, children, scales and bounds; random numbers."""
-    rows = np.zeros((members, width), real), np.zeros((CHILDREN, width), real), *np.zeros((3, width), real)
+    width, real = parents.shape[1], parents.dtype
+    rows = parents, np.zeros((CHILDREN, width), real), *np.zeros((3, width), real)
     room = -(-width // 8) * 8 + ROOM
     words, small, large = (np.zeros((CHILDREN, room), kind) for kind in (np.uint32, np.uint8, np.uint32))
     return rows, ((words, small, large), np.zeros(room, real), np.zeros(room, np.int16))

@@ -26,7 +26,7 @@ from flatstore.extras import require
 from flatstore.interop.torch_obstacles import read_tensors
 from flatstore.interop.torch_spans import in_place
 from flatstore.layout import Array, Layout, as_numpy
-from flatstore.memory import write
+from flatstore.memory import memories_of, reading, write
 from flatstore.store import Store
 from flatstore.trees import Difference, StructureError, by_path, listing
 
@@ -86,7 +86,8 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64, move: boo
         return in_place(module, by_path(tree), layout, by_path(tree))
     if store is None:
         made = Store.zeros(layout)
-        write([made.memory], lambda: _move_one_by_one(tree, layout, made))
+        with reading(*memories_of(by_path(tree).values())):  # it may have been adopted before
+            write([made.memory], lambda: _move_one_by_one(tree, layout, made))
         return made
     else:
         pairs = _pairs(_leaves_in_words(store.layout), _leaves_in_words(layout))

@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from flatstore.checks import raise_unless_of_system
+
 try:
     import fcntl
 except ImportError:  # on Windows, where each process compiles for itself
@@ -31,6 +33,7 @@ PATIENCE = 60.0
 
 _DIGEST = hashlib.sha256().digest_size
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for a pipe
 _told: set[str] = set()
 
 log = logging.getLogger("flatstore.kernels")
@@ -77,11 +80,12 @@ def read(file: Path) -> bytes | None:
     try:
         if not _is_private_folder(file.parent):
             return None
-        with open(os.open(file, os.O_RDONLY | _NO_LINK), "rb") as stream:
+        with open(os.open(file, os.O_RDONLY | _NO_LINK | _NO_WAIT), "rb") as stream:
             whole = stream.read() if _is_private(file, os.fstat(stream.fileno())) else b""
     except FileNotFoundError:
         return None
     except OSError as error:
+        raise_unless_of_system(error)
         log.debug("cannot read machine code: %s", error)
         return None
     if whole[:_DIGEST] != _signed(file, whole[_DIGEST:]):
@@ -105,6 +109,7 @@ def write(file: Path, content: bytes) -> None:
             os.unlink(name)
             raise
     except OSError as error:
+        raise_unless_of_system(error)
         log.debug("machine code is kept in this process only: %s", error)
 
 
@@ -125,6 +130,7 @@ class Turn:
                 self._number = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | _NO_LINK, 0o600)
                 self._wait(self._number)
         except OSError as error:  # such as of a file system without locks
+            raise_unless_of_system(error)
             log.debug("machine code may be compiled by several processes at once: %s", error)
 
     def _wait(self, number: int) -> None:
@@ -141,6 +147,9 @@ class Turn:
         """Let the next process have its turn."""
         number, self._number = self._number, None
         if number is not None:
-            with contextlib.suppress(OSError):
+            try:
                 os.unlink(self._path)
-            os.close(number)
+            except OSError as error:
+                raise_unless_of_system(error)
+            finally:
+                os.close(number)

@@ -31,6 +31,8 @@ import numpy as np
 
 from flatstore.kernels.code_cache import Turn, cache_folder, log, read, write
 from flatstore.kernels.fingerprint import Unknown, fingerprint, type_name
+from flatstore.threads import refuse_waiting_at_the_end
+from flatstore.trees import repeats
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -53,6 +55,7 @@ def compiled(function: F) -> F:
     of its machine code. If it refers to something that has no fingerprint, such as an object of a class of the user's,
     its machine code lasts as long as the process.
     """
+    refuse_waiting_at_the_end()
     made: Any = _numba.njit(**_OPTIONS)(function)
     if isinstance(made, _core.dispatcher.Dispatcher):  # not under NUMBA_DISABLE_JIT
         made._cache = KernelCache(made.py_func)
@@ -148,9 +151,15 @@ class KernelCache(_core.caching._Cache):
                 return None
             _compilations.end_turn()  # another process has made it meanwhile
         target_context.refresh()
+
+        def rebuilt() -> Any:
+            return _core.compiler.CompileResult._rebuild(target_context, *pickle.loads(content))
+
         try:
-            loaded = _core.compiler.CompileResult._rebuild(target_context, *pickle.loads(content))
+            loaded = rebuilt()
         except Exception:
+            if not repeats(rebuilt):
+                raise  # it is the exception of a signal handler that was called meanwhile
             # Unpickling may raise anything, for instance if a module of the function has moved.
             log.debug("cannot load %s from %s", self._function.__name__, file, exc_info=True)
             return None
@@ -171,9 +180,15 @@ class KernelCache(_core.caching._Cache):
         if data.lifted or data.library.has_dynamic_globals:
             log.debug("%s is not kept: its machine code holds addresses", self._function.__name__)
             return
+
+        def pickled() -> bytes:
+            return _core.serialize.dumps(data._reduce())
+
         try:
-            content = _core.serialize.dumps(data._reduce())
+            content = pickled()
         except Exception:
+            if not repeats(pickled):
+                raise  # as above
             # The function is compiled and works, so it is used even if it cannot be pickled.
             log.debug("cannot pickle %s", self._function.__name__, exc_info=True)
             return

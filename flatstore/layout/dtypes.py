@@ -22,8 +22,12 @@ def is_numeric(dtype: np.dtype[Any]) -> bool:
 
 
 def is_integer(dtype: np.dtype[Any]) -> bool:
-    """Whether `dtype` is an integer, int4 and its kin included; booleans are not, nor times, which NumPy counts in."""
-    return bool(dtype.kind != "m" and _jax_dtypes.issubdtype(dtype, np.integer))
+    """Whether `dtype` is an integer, int4 and its kin included; booleans are not, nor are times.
+
+    >>> is_integer(np.dtype("int4")), is_integer(np.dtype("bool")), is_integer(np.dtype("m8[s]"))
+    (True, False, False)
+    """
+    return dtype.kind != "m" and bool(_jax_dtypes.issubdtype(dtype, np.integer))
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:

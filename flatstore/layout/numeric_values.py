@@ -201,15 +201,20 @@ def _torch_as_numpy(tensor: Any, path: str) -> Array:
         )
     import torch
 
-    dtype = torch_dtype(tensor)
-    try:
+    def viewed() -> Array:
+        dtype = torch_dtype(tensor)
         if dtype is None:
             raise TypeError(f"NumPy has no {tensor.dtype}")
         if hasattr(np, dtype.name):
             return tensor.detach().numpy()
         # NumPy has no word for torch's bfloat16 and float8: read the same bytes as integers, then name them.
         return tensor.detach().view({1: torch.uint8, 2: torch.int16}[tensor.itemsize]).numpy().view(dtype)
+
+    try:
+        return viewed()
     except Exception as error:  # whatever a subclass raises
+        if not repeats(viewed):
+            raise  # it is the exception of a signal handler that was called meanwhile
         raise ValueError(
             f"{path!r}: expected a torch tensor that NumPy can view, got one that it cannot: {error}; "
             "fix: pass what tensor.to_dense(), .dequantize(), .resolve_conj() or .resolve_neg() gives"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from operator import call
+from operator import call, length_hint
 from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from flatstore.layout import Array
+from flatstore.layout import Array, as_numpy, is_torch_tensor
 from flatstore.memory.host import Memory
 from flatstore.memory.overlaps import members_at
 from flatstore.memory.readers_and_writers import Access
@@ -50,10 +50,15 @@ def reading(*memories: Memory) -> using:
 
 
 def memories_of(arrays: Iterable[Any]) -> list[Memory]:
-    """The memories, each once, in which any of these NumPy arrays lies; what is no array of NumPy's lies in none."""
+    """The memories, each once, in which any of these arrays lies: of NumPy and torch, and nothing else lies in any."""
     found: dict[int, Memory] = {}
     last: Memory | None = None
     for array in arrays:
+        if is_torch_tensor(array):
+            try:
+                array = as_numpy(array, "")
+            except ValueError:  # it is elsewhere, or refused by who reads it
+                continue
         if not isinstance(array, np.ndarray) or not array.size:
             continue
         start, stop = byte_bounds(cast(Array, array))
@@ -101,7 +106,8 @@ def write_at_once(memories: Sequence[Memory], steps: Sequence[Callable[[], objec
     ([7, 0, 0, 0], [0])
 
     Raises `LentError`, before the first step, if anybody else reads or writes the memories; and what a step raises: the
-    rest is not called then.
+    rest is not called then. A step that fails for a lack of memory is called again, so it must not have begun, or may
+    be called twice.
     """
     runner = _NOBODY if is_interrupted() else None
     access = Access(writes=memories, beside=own.access if own else None, runner=runner)
@@ -114,8 +120,23 @@ def write_at_once(memories: Sequence[Memory], steps: Sequence[Callable[[], objec
 
 
 def at_once(steps: Iterable[Callable[[], object]]) -> None:
-    """Call functions of C one after the other, by one call of C, as `write_at_once` does."""
-    deque(map(call, steps), 0)
+    """Call functions of C one after the other, by one call of C, as `write_at_once` does.
+
+    If memory is short for a moment, when some have been called, the one that failed is called again, and the rest.
+    """
+    steps = [*steps]
+    rest = iter(steps)
+    try:
+        deque(map(call, rest), 0)
+    except MemoryError as error:
+        done = len(steps) - 1 - length_hint(rest)
+        if done < 1:
+            raise
+        try:
+            deque(map(call, steps[done:]), 0)
+        except BaseException:
+            error.add_note("flatstore could not finish what was begun: the parameters are half written")
+            raise error from None
 
 
 _NOBODY = -1  # a handler that is called by the same thread, before the steps or after them, may not write either

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
+from flatstore.checks import raise_unless_of_system
 from flatstore.layout import Array, as_numpy, is_torch_tensor
 from flatstore.memory.dlpack import import_view
 from flatstore.memory.guarded_views import LentError
@@ -100,6 +101,8 @@ class Memory:
                 return cls(_huge(nbytes, max(align, HUGE_PAGE)))
             return cls(_aligned(np.zeros(nbytes + align, np.uint8), nbytes, align))
         except (MemoryError, OSError, OverflowError) as error:
+            if isinstance(error, OSError):
+                raise_unless_of_system(error)
             raise MemoryError(f"expected {nbytes:,} bytes of memory, got none; fix: plan a smaller model") from error
 
     @classmethod
@@ -136,8 +139,10 @@ def _aligned(array: Array, nbytes: int, align: int) -> Array:
 
 def _huge(nbytes: int, align: int) -> Array:
     mapping = mmap.mmap(-1, nbytes + align, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without transparent huge pages gives ordinary ones
+    try:
         mapping.madvise(mmap.MADV_HUGEPAGE)
+    except OSError as error:  # a kernel without transparent huge pages gives ordinary ones
+        raise_unless_of_system(error)
     return _aligned(np.frombuffer(mapping, np.uint8), nbytes, align)
 
 
@@ -160,8 +165,8 @@ def _as_bytes(buffer: Any) -> Array:
             "fix: wrap the array that this one is a view of"
         )
     given = "" if isinstance(buffer, np.ndarray) or hasattr(buffer, "__dlpack_device__") else memoryview(buffer).format
-    foreign = ">!" if sys.byteorder == "little" else "<"
-    if not array.dtype.isnative or any(mark in (given or "") for mark in foreign):
+    nameless = re.sub(":.*?:", "", given)  # a name may have any characters
+    if not array.dtype.isnative or re.search("[>!]" if sys.byteorder == "little" else "[<!]", nameless):
         raise ValueError(
             f"expected numbers in the order of bytes of this machine, got dtype {given or array.dtype}; "
             "fix: wrap a converted copy, x.astype(x.dtype.newbyteorder('='))"

@@ -185,13 +185,15 @@ class Lend:
             access.begin()
             self._freeze((addresses[path], addresses[path] + view.nbytes) for path, view in views.items())
             exports, arrays = import_views(views, addresses)
-            starts = [use.start for use in access.uses]
-            for path, view in exports.items():
-                use = access.uses[bisect_right(starts, addresses[path]) - 1]
-                use.exports.append((path, weakref.ref(view)))
             self._arrays = list(arrays.values())
+            starts = [use.start for use in access.uses]
+            noted: list[list[Any]] = [[] for _ in starts]
+            for path, view in exports.items():
+                noted[bisect_right(starts, addresses[path]) - 1].append((path, weakref.ref(view)))
             view = None
-            del views, exports  # an error of the next line holds this frame, which must not hold what is lent
+            del views, exports  # what is raised from here on holds this frame, which must not hold what is waited for
+            for use, references in zip(access.uses, noted, strict=True):
+                use.exports = references
             return self._tree(arrays)
         except BaseException:
             access.over = True

@@ -17,4 +17,5 @@ from flatstore.noise.philox import ROUNDS as ROUNDS
 from flatstore.noise.philox import words as words
 from flatstore.noise.seeding import Seed as Seed
 from flatstore.noise.seeding import as_keys as as_keys
+from flatstore.noise.seeding import integers_of as integers_of
 from flatstore.noise.seeding import seeds as seeds

@@ -9,6 +9,7 @@ import numpy as np
 
 from flatstore.checks import whole
 from flatstore.layout import Array, as_array
+from flatstore.threads import refuse_waiting_at_the_end
 
 Seed = int | Sequence[int]
 
@@ -23,19 +24,25 @@ def seeds(seed: Seed, n: int) -> Array:
 
     Raises `ValueError` unless `seed` is a non-negative integer, or a sequence of them, and `n` a number of seeds.
     """
+    entropy = integers_of(seed)
+    if not whole(n) >= 0:
+        raise ValueError(f"expected a number of seeds, 0 or more, got {n!r}; fix: pass a count, such as pop.size")
+    # NumPy pads with zeros and splits large integers: the counts tell apart what would then be the same words.
+    counted = [len(entropy)]
+    for part in entropy:
+        counted += [-(-part.bit_length() // 32) or 1, part]
+    return np.random.SeedSequence(counted).generate_state(n, np.uint64)
+
+
+def integers_of(seed: Seed) -> list[int]:
+    """The integers of a seed, one or several. Raises `ValueError` unless all are non-negative integers."""
     parts: Any = seed
     entropy: list[Any] = [parts] if np.ndim(parts) == 0 else list(parts)
     if not entropy or not all(whole(x) >= 0 for x in entropy):
         raise ValueError(
             f"expected a seed of non-negative integers, got {seed}; fix: pass 7, say, or (run, generation)"
         )
-    if not whole(n) >= 0:
-        raise ValueError(f"expected a number of seeds, 0 or more, got {n!r}; fix: pass a count, such as pop.size")
-    # NumPy pads with zeros and splits large integers: the counts tell apart what would then be the same words.
-    counted = [len(entropy)]
-    for part in map(int, entropy):
-        counted += [-(-part.bit_length() // 32) or 1, part]
-    return np.random.SeedSequence(counted).generate_state(n, np.uint64)
+    return list(map(int, entropy))
 
 
 def as_keys(seeds: Any) -> Array:
@@ -43,6 +50,7 @@ def as_keys(seeds: Any) -> Array:
 
     Raises `ValueError` unless `seeds` is a one-dimensional array of integers in 0 .. 2**64 - 1, `TypeError` for a mask.
     """
+    refuse_waiting_at_the_end()
     is_list = type(seeds) in (list, tuple)
     odd = [seed for seed in seeds if not 0 <= whole(seed) < 1 << 64] if is_list else []
     # NumPy alone makes floats of a list with 1 and 2**63.

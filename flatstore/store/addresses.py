@@ -11,6 +11,7 @@ from flatstore.layout import Array, Layout, Leaf
 from flatstore.memory import Memory
 from flatstore.store.parts import Parts, Stretch, whole_leaf
 from flatstore.store.placement import Placement
+from flatstore.threads import refuse_waiting_at_the_end
 
 
 class Placed:
@@ -44,6 +45,11 @@ class Placed:
     def memory(self) -> Memory:
         """The memory behind the views; for this package's own modules."""
         return self._memory
+
+    @property
+    def first(self) -> int:
+        """The number of the first member in the memory; for this package's own modules."""
+        return self._first
 
     @property
     def parts(self) -> Parts | None:
@@ -93,6 +99,7 @@ class Placed:
         """The result of `make()`, called once for a key: what kernels need to know of this layout in this memory."""
         found = self._cache.get(key)
         if found is None:
+            refuse_waiting_at_the_end()
             if len(self._cache) >= 16:  # a strength that fades is a new key each generation
                 self._cache.clear()
             found = self._cache[key] = make()

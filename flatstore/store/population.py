@@ -21,8 +21,9 @@ Leaves that do not train are held once, after the rest, and shared by all member
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self, overload
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 
@@ -35,10 +36,22 @@ from flatstore.store.placement import placement_in_file, placement_of_population
 from flatstore.store.store import Store
 from flatstore.store.verbs import Verbs, memories_in
 
+FilePath = str | PathLike[str]
 PopulationOrder = Literal["leaf", "member"]
 
 CHUNK = 32 << 20
 """Bytes that `Population.chunks` cuts a population into, unless it is told how many members, or 1 % of it is more."""
+
+
+class InFiles(NamedTuple):
+    """What makes and opens populations in files: a room below this one hands it in."""
+
+    create: Callable[[FilePath, Layout, int], Population]
+    open: Callable[[FilePath, Mapping[str, Any] | None, bool], Population]
+
+
+_in_files: list[InFiles] = []
+hand_in_files = _in_files.append
 
 
 class Population(Verbs):
@@ -130,6 +143,38 @@ class Population(Verbs):
         """A population over the bytes of a file, in which its leaves start at `starts`; for this package's modules."""
         return cls._mark_whole(cls._over(layout, memory, placement_in_file(layout, starts, size), 0, size))
 
+    @staticmethod
+    def create(path: FilePath, layout: Layout, size: int) -> Population:
+        """`size` members of zeros over the bytes of a new safetensors file, which may be larger than memory: views.
+
+        The room on the disk is taken. `ga.step` and `ga.evolve` work in the file as they do in memory, with the same
+        bits: a generation reads each byte once and writes it once, in pieces: at most 64 MiB at a time for each thread
+        and as much again ahead (a page of each member, if that is more). The system writes back as it sees fit. Beside
+        the file, in `<path>.generation`, lies a log of about the size of the scratch memory.
+
+        Raises `FileExistsError` for a file that is there, `OSError` for what the disk refuses, `StructureError` for
+        leaves that the format cannot hold, and the errors of `zeros`.
+        """
+        return _in_files[0].create(path, layout, size)
+
+    @staticmethod
+    def open(path: FilePath, *, operators: Mapping[str, Any] | None = None, after_restart: bool = False) -> Population:
+        """A population over the bytes of its file, to be read and written: views.
+
+        If a process was killed in the middle of a generation there, it is finished, to the bit.
+
+        Args:
+            path: what `create` or `fs.save` has written.
+            operators: the `mutate=`, `crossover=` or `bounds=` of that generation that are functions of your own: the
+                log has those of this package.
+            after_restart: whether to finish it although the machine was started again. That is right if it was shut
+                down in order. After a power cut the file lacks what the system had not written yet.
+
+        Raises `ValueError` for a file that holds no population, for a log that is damaged or of another file, and for
+        operators and a restart as above; `BlockingIOError` if another process is at work on it.
+        """
+        return _in_files[0].open(path, operators, after_restart)
+
     @classmethod
     def _mark_whole(cls, pop: Self) -> Self:
         pop._whole = True
@@ -195,7 +240,7 @@ class Population(Verbs):
             raise ValueError(f"expected at_most >= 1, got {at_most!r}; fix: pass 1 or more")
         trainable = [leaf for leaf in self.layout.homes if leaf.trainable]
         stride = 1
-        if self.order == "leaf":
+        if self.order in ("leaf", "file"):
             stride = math.lcm(*(JAX_ALIGN // math.gcd(JAX_ALIGN, leaf.nbytes) for leaf in trainable))
         if at_most is None:
             member = sum(leaf.nbytes for leaf in trainable)

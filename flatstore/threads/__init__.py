@@ -3,6 +3,7 @@
 from flatstore.threads.atomic_steps import unparted as unparted
 from flatstore.threads.helper_threads import caller as caller
 from flatstore.threads.helper_threads import is_interrupted as is_interrupted
+from flatstore.threads.helper_threads import refuse_waiting_at_the_end as refuse_waiting_at_the_end
 from flatstore.threads.notes import add_notes as add_notes
 from flatstore.threads.notes import moment as moment
 from flatstore.threads.notes import raised_later as raised_later

@@ -10,6 +10,7 @@ A thread has one helper of its own; what several threads share is done by more o
 
 from __future__ import annotations
 
+import _imp
 import _thread
 import contextlib
 import ctypes
@@ -203,6 +204,18 @@ def is_helping() -> bool:
 def is_interrupted() -> bool:
     """Whether handlers may be called in this thread: not if it is a helper, nor while the interpreter ends."""
     return _here.caller is None and not sys.is_finalizing()
+
+
+def refuse_waiting_at_the_end() -> None:
+    """Raise `RuntimeError` while the interpreter ends, if a thread has been stopped as it imported something.
+
+    It holds the lock of all imports for ever. NumPy and Numba import what they need as they are called.
+    """
+    if sys.is_finalizing() and _imp.lock_held():
+        raise RuntimeError(
+            "expected a process that goes on, got one that ends, and a thread that has been stopped as it imported; "
+            "fix: join the threads, or do it earlier, such as by atexit.register"
+        )
 
 
 def caller() -> int:

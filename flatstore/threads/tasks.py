@@ -21,7 +21,8 @@ import numpy as np
 from flatstore.threads.pool import each, threads
 
 REACHED, BEGUN, READ = range(3)
-"""What is noted of a task: the index before which all is done; if it was begun; if the block at work has been read."""
+"""What is noted of a task: the index before which all is done; if it was begun; one more than the index at which the
+block begins that was read last."""
 
 
 class Task(NamedTuple):

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatstore.layout import Layout, as_numpy, is_deleted, spec_of, stand_ins
-from flatstore.memory import refuse_jax_at_the_end
+from flatstore.memory import memories_of, reading, refuse_jax_at_the_end
+from flatstore.store import memories_in
 from flatstore.trees import Difference, StructureError, by_path, count, flatten, unflatten
 from flatstore.vectors.packing import dtypes_of, pack, unpack, vector_dtype
 
@@ -69,6 +70,7 @@ class Rebuild:
             StructureError: a wrong length, complex numbers for an all-real tree, or something that is not an array.
             ValueError: a vector, or something that rides along, was deleted or donated away; there are 64-bit leaves
                 and JAX's 64-bit types are off.
+            LentError: the vector is a view of a store that another thread writes.
         """
         array = self._checked(vector)
         if self.layout is None:
@@ -100,8 +102,13 @@ class Rebuild:
         >>> rebuild.flatten({"n": None, "w": np.ones(2)})
         Array([1., 1.], dtype=float32)
 
-        Raises `StructureError` with every leaf that differs, `ValueError` for leaves on several devices.
+        Raises `StructureError` with every leaf that differs, `ValueError` for leaves on several devices, `LentError`
+        while another thread writes a store that is read.
         """
+        with reading(*memories_in(tree)):
+            return self._flattened(tree)
+
+    def _flattened(self, tree: Any) -> jax.Array:
         self._check_64_bit()
         found = by_path(tree)
         differences: list[Difference] = []
@@ -159,8 +166,9 @@ class Rebuild:
         self._check_64_bit()
         if isinstance(vector, jax.Array):
             return vector
-        with np.errstate(all="ignore"):  # what is too large for the leaves becomes infinite, as it does in JAX
-            return _jnp.array(as_numpy(vector, "vector").astype(self.dtype))
+        with reading(*memories_of([vector])), np.errstate(all="ignore"):
+            packed = as_numpy(vector, "vector").astype(self.dtype)  # too large ones become infinite, as in JAX
+        return _jnp.array(packed)
 
     def _check_64_bit(self) -> None:
         for dtype in dtypes_of(self.layout):

@@ -49,6 +49,8 @@ def test_real_numbers_of_any_dtype_are_fitness_as_float64_in_a_copy(dtype):
         (np.zeros(3, "c8"), "complex64[3]"),
         (np.array([1, "NaT", 3], "m8[s]"), "timedelta64[s][3]"),
         (0, "int64[]"),
+        (np.array([1, 2, "NaT"], "m8[s]"), "timedelta64[s][3]"),
+        (np.zeros(3, "M8[s]"), "datetime64[s][3]"),
     ],
 )
 def test_another_shape_or_kind_is_an_error_that_says_whose_it_is(wrong, got):

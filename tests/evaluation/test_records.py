@@ -234,3 +234,42 @@ def test_the_end_of_a_loop_is_told_before_an_error_of_it_is_handled():
     with pytest.raises(KeyError):
         next(moves)
     assert told == ["over"]
+
+
+class Plain:
+    """An optimiser of one's own."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def step(self, gradient, rate):
+        self.store["w"] = self.store["w"] + rate * gradient["w"]
+
+
+def struck_before_the_third_move(monkeypatch, loop):
+    """The notes of what is raised right before the third move begins."""
+
+    class Struck(records.noted):
+        times = 0
+
+        def __enter__(self):
+            Struck.times += 1
+            if Struck.times == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(records, "noted", Struck)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        for _ in loop:
+            pass
+    return getattr(caught.value, "__notes__", [])
+
+
+def test_a_generation_that_is_struck_before_it_is_bred_is_not_said_to_be_there(monkeypatch):
+    assert struck_before_the_third_move(monkeypatch, by_breeding()) == []
+
+
+def test_a_step_of_one_s_own_is_not_said_to_have_begun_when_its_generation_has_not(monkeypatch):
+    centre = fs.Store.from_tree({"w": np.zeros(5, "f4")})
+    settings = dict(seed=1, noise=NOISE, members=4, rate=0.5, optimiser=Plain(centre), generations=3)
+    notes = struck_before_the_third_move(monkeypatch, es.evolve(centre, lambda x, n: score(x), **settings))
+    assert notes == ["the centre is as generation 2 found it; fix: evolve(..., resume=2) goes on"]

@@ -395,3 +395,9 @@ def test_arrays_are_compiled_for_their_layout(kept, told):
     frozen.flags.writeable = False
     assert total(np.ones(4)) == total(np.ones(8)[::2]) == total(frozen) == 4
     assert len(told()) == len(list(kept.iterdir())) == 3
+
+
+def test_a_pipe_in_the_place_of_machine_code_is_not_waited_for(kept):
+    kept.mkdir(mode=0o700)
+    os.mkfifo(kept / "a.kernel")
+    assert code_cache.read(kept / "a.kernel") is None

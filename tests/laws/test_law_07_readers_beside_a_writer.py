@@ -6,9 +6,11 @@ import time
 import jax
 import numpy as np
 import pytest
+import torch
 
 import flatstore as fs
 from flatstore import es
+from flatstore.interop.torch import from_numpy
 
 NOISE = fs.Rademacher(0.5)
 SIZE = 400_000
@@ -36,6 +38,7 @@ WRITERS = {
     "sample into": tuple(lambda store, sign=sign: es.sample(store, CENTRE, NOISE, 3, sign=sign) for sign in (1, -1)),
 }
 CENTRE = a_store()
+REBUILD = fs.destructure(CENTRE)[1]
 
 
 def saved(store, folder):
@@ -67,6 +70,26 @@ def put_back(store, folder):
     return other.to_vector()
 
 
+def flattened_again(store, folder):
+    return np.array(REBUILD.flatten(store))
+
+
+def rebuilt(store, folder):
+    return np.concatenate([np.array(x).ravel() for x in jax.tree.leaves(REBUILD(store.flat))])
+
+
+def assigned_tensors(store, folder):
+    other = a_store()
+    other.assign({path: from_numpy(view) for path, view in store.items()})
+    return other.to_vector()
+
+
+def adopted_again(store, folder):
+    module = torch.nn.Module()
+    module.a, module.b = (torch.nn.Parameter(from_numpy(view)) for view in store.values())
+    return fs.adopt(module).to_vector()
+
+
 def lent(store, folder):
     with store.lend() as params:
         return np.concatenate([np.array(x).ravel() for x in jax.tree.leaves(params)])
@@ -85,6 +108,10 @@ READERS = {
     "a population of it": lambda store, folder: fs.Population.from_tree({"m": store}, 2)[1].to_vector(),
     "transfer": lambda store, folder: fs.transfer(store, store.layout).to_vector(),
     "put_back its views": put_back,
+    "flatten": flattened_again,
+    "rebuild its vector": rebuilt,
+    "assign torch tensors of it": assigned_tensors,
+    "adopt what lies in it": adopted_again,
     "lend": lent,
 }
 

@@ -218,3 +218,49 @@ def check(ending):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.strip() in ([expected] if isinstance(expected, str) else expected)
+
+
+IMPORTING = """
+import _imp, atexit, gc, os, threading, time
+at_last, begun = threading.Event(), threading.Event()
+atexit.register(lambda: (at_last.set(), begun.wait()))  # the last of all
+stopped = lambda: (at_last.wait(), _imp.acquire_lock(), begun.set(), time.sleep(1000))
+threading.Thread(target=stopped, daemon=True).start()
+import numpy as np, flatstore as fs
+from flatstore import es, ga
+gc.disable()
+
+def main(os=os, np=np, fs=fs, es=es, ga=ga, str=str, bytes=bytes):
+    noise, trees = fs.Rademacher(0.5), [{"w": np.zeros(9, "f4")}, {"w": np.zeros(9, "f8")}]
+    store, other = map(fs.Store.from_tree, trees)
+    pop, fitness = fs.Population.from_tree(trees[0], 8), np.arange(8.0)
+    es.perturb(store, noise, 1)
+
+    class AtTheEnd:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            es.perturb(store, noise, 1, sign=-1)
+            os.write(1, str(store.buffer.tobytes().count(0)).encode() + bytes([10]))
+            for verb in (
+                lambda: es.perturb(other, noise, 7),
+                lambda: es.snap(other, noise),
+                lambda: es.update(other, noise, [1], [0.5]),
+                lambda: ga.step(pop, fitness, seed=1, mutate=noise),
+            ):
+                try:
+                    verb()
+                except RuntimeError as error:
+                    os.write(1, error.args[0][:45].encode() + bytes([10]))
+
+    AtTheEnd()
+
+main()
+"""
+
+
+def test_a_process_ends_though_a_thread_was_stopped_as_it_imported():
+    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=90)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["36", *["expected a process that goes on, got one that"] * 4]

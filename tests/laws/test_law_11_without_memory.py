@@ -46,6 +46,8 @@ for name in names:
 NAMES = (
     "perturb",
     "perturbed",
+    "perturb a small one of two dtypes",
+    "ga.step",
     "perturb in 16 bits",
     "snap",
     "update",

@@ -60,6 +60,19 @@ def test_an_exception_of_a_signal_handler_in_a_conversion_comes_through_as_it_is
         fs.Store.from_tree({"w": Claims(convert)})
 
 
+def test_an_exception_of_a_signal_handler_comes_through_a_torch_tensor_as_it_is() -> None:
+    signals = [TimeoutError("a signal")]
+
+    class Struck(torch.Tensor):
+        def numpy(self, **_: Any) -> Any:
+            if signals:
+                raise signals.pop()
+            return super().numpy()
+
+    with pytest.raises(TimeoutError, match="a signal"):
+        fs.Store.zeros(fs.Layout.from_tree({"w": np.zeros(2, F4)})).assign({"w": torch.ones(2).as_subclass(Struck)})
+
+
 class Lost:
     """An object whose shape or dtype cannot be had."""
 

@@ -42,6 +42,39 @@ def test_what_a_step_raises_comes_out_and_the_rest_is_not_made():
     assert not users(store)
 
 
+def short_of_memory(times):
+    """A step that fails so many times, and what it has raised."""
+    raised = []
+
+    def step():
+        if len(raised) < times:
+            raised.append(MemoryError())
+            raise raised[-1]
+
+    return step, raised
+
+
+@pytest.mark.parametrize("at", [1, 5, 10])
+def test_a_step_that_lacks_memory_for_a_moment_is_made_again_so_that_all_are_made(at):
+    store, (step, raised) = a_store(), short_of_memory(1)
+    write_at_once([store.memory], [*fill(store, 3)[:at], step, *fill(store, 3)[at:]])
+    assert (store["w"] == 3).all()
+    assert len(raised) == 1
+    assert not users(store)
+
+
+def test_nothing_is_made_if_the_first_step_lacks_memory_and_a_note_says_what_cannot_be_finished():
+    store = a_store()
+    with pytest.raises(MemoryError) as caught:
+        write_at_once([store.memory], [short_of_memory(1)[0], *fill(store, 1)])
+    assert not store["w"].any()
+    assert not hasattr(caught.value, "__notes__")
+    with pytest.raises(MemoryError) as caught:
+        write_at_once([store.memory], [*fill(store, 1)[:2], short_of_memory(2)[0]])
+    assert caught.value.__notes__ == ["flatstore could not finish what was begun: the parameters are half written"]
+    assert not users(store)
+
+
 def test_it_is_refused_beside_readers_lends_and_writers_and_nothing_is_written():
     store = a_store()
     with store.lend(), pytest.raises(fs.LentError, match="got one that is lent"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import flatstore as fs
+from flatstore.memory import lending
 
 
 def store_of(dtype, leaves=3):
@@ -27,6 +28,23 @@ def test_an_exception_of_the_body_comes_out_and_the_store_is_free_again():
     with pytest.raises(ZeroDivisionError), store.lend() as tree:
         print(1 / 0, tree)
     store["w0"] = np.zeros((64, 64), np.float32)
+
+
+def test_a_lend_that_is_struck_as_it_begins_lends_nothing_though_the_exception_is_kept(monkeypatch):
+    class Struck(dict):
+        def values(self):
+            raise TimeoutError
+
+    real = lending.import_views
+    monkeypatch.setattr(
+        lending, "import_views", lambda *given: (lambda views, arrays: (views, Struck(arrays)))(*real(*given))
+    )
+    store = fs.Store.from_tree({"w": np.zeros(16, "f4")})
+    with pytest.raises(TimeoutError) as kept, store.lend():
+        pass
+    store["w"] = np.ones(16, "f4")
+    assert store["w"].flags.writeable
+    del kept
 
 
 def test_a_lend_of_a_chunk_fences_the_whole_population():

@@ -1,6 +1,8 @@
 """`wrap`: a store over memory that the user holds."""
 
+import ctypes
 import mmap
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -203,3 +205,19 @@ def test_numbers_in_another_order_of_bytes_are_refused(kind):
     with pytest.raises(ValueError, match="expected numbers in the order of bytes of this machine, got dtype .*>f"):
         fs.Store.wrap(memoryview(given) if "buffer" in kind else given, layout)
     assert fs.Store.wrap(foreign.astype("f4"), layout)["w"].tolist() == [0, 1, 2, 3]
+
+
+def test_numbers_in_another_order_of_bytes_are_refused_inside_of_structures_too():
+    class Foreign(ctypes.BigEndianStructure if sys.byteorder == "little" else ctypes.LittleEndianStructure):
+        _fields_ = [("x", ctypes.c_float)]
+
+    class Native(ctypes.Structure):
+        _fields_ = [("x", ctypes.c_float)]
+
+    layout = fs.Layout.from_tree({"w": np.zeros(4, "f4")}, align=1)
+    odd = np.zeros(4, [("a", np.dtype("f4").newbyteorder("S"))])
+    for foreign in ((Foreign * 4)(), memoryview(odd)):
+        with pytest.raises(ValueError, match="expected numbers in the order of bytes of this machine"):
+            fs.Store.wrap(foreign, layout)
+    for native in ((Native * 4)(), memoryview(np.zeros(4, [("a>b", "f4")]))):
+        assert fs.Store.wrap(native, layout)["w"].tolist() == [0, 0, 0, 0]

@@ -134,17 +134,18 @@ def generation_loop(cross: Any, mutate: Any, dtype: str) -> Any:
     ) -> None:
         """Replace the genes begin .. end - 1.
 
-        `note[0]` is where the block at work starts, `note[2]` whether its parents have been read.
+        `note[0]` is where the block at work starts, `note[2]` is one more as soon as its parents have been read: in one
+        number each, so that both are true at any instant at which a process may be killed.
         """
         parents, slots, mothers, fathers = family
         outside, bounded, lows, highs = bounds
         genes, children, scale, low, high = rows
         for start in range(begin, end, genes.shape[1]):
-            note[0], note[2] = start, 0
+            note[0] = start
             stop = min(start + genes.shape[1], end)
             run = first_run(runs, start)
             read(start, stop, run, genes, parents, raw, runs)
-            note[2] = 1
+            note[2] = start + 1
             spread(start, scales[0], scales[1], 0.0, scale)
             if outside != UNBOUNDED:
                 spread(start, bounded, lows, -np.inf, low)
@@ -156,6 +157,6 @@ def generation_loop(cross: Any, mutate: Any, dtype: str) -> Any:
                 if outside != UNBOUNDED:
                     bring_back(outside, low, high, seeds.size, children)
                 write(start, stop, run, children, some, raw, runs)
-        note[0], note[2] = end, 0
+        note[0] = end
 
     return generate

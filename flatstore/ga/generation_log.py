@@ -1,0 +1,204 @@
+"""The log of a generation in a file: what a process needs to finish it when the one that began it was killed.
+
+The genes of a generation are made block by block, and a block of the parents' is in scratch before any of it is
+overwritten. Here that scratch, and how far each task came, are pages of a file: the system keeps what a killed process
+has written to them. So a block that was half written is put back, and made again with all that come after.
+
+```
+population.safetensors               | children's | half | parents' | children's | half | parents'
+population.safetensors.generation    | what was asked | progress of the tasks | block of thread 0 | block of thread 1
+```
+
+A new log takes the place of the last one at once, by a new name. It has no flush: a kill leaves all that was written, a
+power cut does not.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from flatstore.files import MAGIC, OVER, UNDER_WAY, log_of
+from flatstore.layout import Array
+from flatstore.threads import Task
+
+_START = len(MAGIC) + len(OVER)
+_NUMBERS = 4
+"""The device and inode of the population's file, the length of the JSON, and the checksum of all that is asked."""
+
+
+class Asked(NamedTuple):
+    """What a generation is a function of, beside its parents."""
+
+    fitness: Array
+    """Shape (members,), float64."""
+    chosen: Array
+    """The parents of the children, as the selection returned them: int64."""
+    settings: dict[str, Any]
+    """The seed, the operators and the number of the elite, as JSON."""
+
+
+class Plan(NamedTuple):
+    """How a generation is cut into tasks."""
+
+    tasks: Sequence[Task]
+    width: int
+    """The genes of a block."""
+    rows: int
+    """The members that are parents."""
+    workers: int
+    """The threads that take part at most."""
+    reals: Sequence[Any]
+    """The dtypes that are computed with."""
+
+
+class Log:
+    """The log of one generation; its arrays are pages of the file."""
+
+    def __init__(self, mapping: mmap.mmap, asked: Asked, plan: Plan, at: int) -> None:
+        self.mapping: mmap.mmap = mapping
+        self.asked: Asked = asked
+        self.plan: Plan = plan
+        self.progress: Array = np.ndarray((len(plan.tasks), 3), np.int64, mapping, at)
+        """What is noted of each task, as `progress_of` returns it."""
+        at += _up(self.progress.nbytes)
+        self.owners: Array = np.ndarray((plan.workers,), np.int64, mapping, at)
+        """The number of the task whose block is in the rows of each worker."""
+        at += _up(self.owners.nbytes)
+        self.rows: list[dict[Any, Array]] = []
+        """The parents' genes in the block at work of each worker, by the dtype that is computed with."""
+        for _ in range(plan.workers):
+            self.rows.append({})
+            for real in plan.reals:
+                rows: Array = np.ndarray((plan.rows, plan.width), real, mapping, at)
+                self.rows[-1][real] = rows
+                at += _up(rows.nbytes)
+
+    def over(self) -> None:
+        """Say that the generation is over, or was not begun."""
+        self.mapping[len(MAGIC) : _START] = OVER
+
+
+def begun(path: str, number: int, asked: Asked, plan: Plan) -> Log:
+    """The log of a generation that is about to begin in the file at `path`, whose open file has this number.
+
+    The generation counts as under way from now on. Raises `OSError` if no log can be written beside the file.
+    """
+    dtypes = list(dict.fromkeys(task.group for task in plan.tasks))
+    tasks = np.array([(dtypes.index(x.group), x.start, x.stop) for x in plan.tasks], np.int64)
+    reals = [np.dtype(real).name for real in plan.reals]
+    cut = {"dtypes": dtypes, "width": plan.width, "rows": plan.rows, "workers": plan.workers, "reals": reals}
+    sizes = {"fitness": len(asked.fitness), "chosen": len(asked.chosen), "tasks": len(tasks)}
+    settings = asked.settings | {"boot": boot()}
+    text = json.dumps({"settings": settings, "cut": cut, "sizes": sizes}).encode()
+    content = b"".join((text, asked.fitness.tobytes(), asked.chosen.tobytes(), tasks.tobytes()))
+    identity = os.fstat(number)
+    numbers = np.array([identity.st_dev, identity.st_ino, len(text), crc32(content)], np.int64)
+    start = _up(_START + numbers.nbytes + len(content))
+    size = start + _up(24 * len(tasks)) + _up(8 * plan.workers)
+    size += plan.workers * sum(_up(plan.rows * plan.width * np.dtype(real).itemsize) for real in plan.reals)
+    target = log_of(path)
+    new = target + "-new"
+    log_number = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    try:
+        _reserve(log_number, size)
+        mapping = mmap.mmap(log_number, size)
+    finally:
+        os.close(log_number)
+    head = MAGIC + UNDER_WAY + numbers.tobytes() + content
+    mapping[: len(head)] = head
+    log = Log(mapping, asked, plan, start)
+    log.progress[:, 0] = tasks[:, 1]
+    os.replace(new, target)
+    return log
+
+
+def boot() -> str | None:
+    """What names the time since the machine was started, where the system has such a name."""
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+    return None
+
+
+def _reserve(number: int, size: int) -> None:
+    """Take the room on the disk: a page that has none is a signal when it is written, and no error."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(number, 0, size)
+    else:
+        os.truncate(number, size)
+
+
+def read_log(path: str, identity: os.stat_result) -> tuple[bool, Log] | None:
+    """Whether the last generation in the file at `path` is under way, and its log; None without a log.
+
+    Raises `ValueError` for a damaged log, and for one of another file.
+    """
+    name = log_of(path)
+    try:
+        number = os.open(name, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
+    except FileNotFoundError:
+        return None
+    try:
+        size = os.fstat(number).st_size
+        mapping = mmap.mmap(number, size) if size else None
+    finally:
+        os.close(number)
+    try:
+        if mapping is None:
+            raise ValueError("it is empty")
+        is_under_way, log = _read(mapping)
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"expected the log of a generation, got another file at {name!r} ({error}); "
+            "fix: take it away if the population is whole, or take a copy of both"
+        ) from error
+    dev, ino = np.frombuffer(mapping, np.int64, 2, _START).tolist()
+    if (dev, ino) != (identity.st_dev, identity.st_ino):
+        raise ValueError(
+            f"expected the log of {path!r}, got that of another file at {name!r}; fix: if the file was replaced, "
+            "remove the log; a copy of a population is one of its file alone, when no generation is under way"
+        )
+    return is_under_way, log
+
+
+def _read(mapping: mmap.mmap) -> tuple[bool, Log]:
+    head = mapping[:_START]
+    if head not in (MAGIC + OVER, MAGIC + UNDER_WAY):
+        raise ValueError("it begins otherwise")
+    at = _START + 8 * _NUMBERS
+    length, checksum = np.frombuffer(mapping, np.int64, _NUMBERS, _START)[2:].tolist()
+    if not 0 <= length < len(mapping):
+        raise ValueError("its text is longer")
+    found: Any = json.loads(mapping[at : at + length])
+    cut, sizes = found["cut"], found["sizes"]
+    counts = [sizes["fitness"], sizes["chosen"], 3 * sizes["tasks"]]
+    arrays: list[Array] = []
+    stop = at + length
+    for count, dtype in zip(counts, (np.float64, np.int64, np.int64), strict=True):
+        arrays.append(np.frombuffer(mapping[stop : stop + 8 * count], dtype))
+        stop += 8 * count
+    if [len(array) for array in arrays] != counts or crc32(mapping[at:stop]) != checksum:
+        raise ValueError("its checksum is another")
+    groups = [cut["dtypes"][group] for group in arrays[2][::3].tolist()]
+    ranges = arrays[2].reshape(-1, 3)[:, 1:].tolist()
+    tasks = [Task(group, begin, end) for group, (begin, end) in zip(groups, ranges, strict=True)]
+    reals = [np.dtype(name).type for name in cut["reals"]]
+    plan = Plan(tasks, cut["width"], cut["rows"], cut["workers"], reals)
+    log = Log(mapping, Asked(arrays[0], arrays[1], found["settings"]), plan, _up(stop))
+    reached = log.progress[:, 0].tolist()
+    inside = all(task.start <= at <= task.stop for task, at in zip(tasks, reached, strict=True))
+    if not inside or not all(0 <= number < len(tasks) for number in log.owners.tolist()):
+        raise ValueError("what it notes is of other tasks")
+    return head[len(MAGIC) :] == UNDER_WAY, log
+
+
+def _up(nbytes: int) -> int:
+    """What `nbytes` take in a log: each array has lines of the cache of its own."""
+    return -(-nbytes // 64) * 64

@@ -1,0 +1,91 @@
+"""Populations in files: made there, opened there, and a generation that was killed half-way finished there.
+
+This room is below that of the populations, so it hands them `create` and `open`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from flatstore import files
+from flatstore.checks import whole
+from flatstore.files import WrittenFile, alone_in, written_file
+from flatstore.ga.breeding import plan_step, run_step
+from flatstore.ga.generation import has_read, left_of, write_back
+from flatstore.ga.generation_log import Log, boot, read_log
+from flatstore.ga.operators_as_json import from_json
+from flatstore.store import InFiles, Population, hand_in_files
+from flatstore.threads import REACHED
+
+_OPERATORS = ("crossover", "mutate", "bounds")
+
+
+def open_population(
+    path: str | os.PathLike[str], operators: Mapping[str, Any] | None, after_restart: bool
+) -> Population:
+    """Open a population in a file to be written, and finish a generation that was killed, as `Population.open` says."""
+    pop = files.open_half_way(path, "r+")
+    if not isinstance(pop, Population):
+        raise ValueError(f"expected the file of a population, got that of one model, {os.fspath(path)!r}; fix: fs.open")
+    file = written_file(pop.memory)
+    assert file is not None
+    found = read_log(file.path, os.fstat(file.number))
+    if found is not None and found[0]:
+        if not after_restart and found[1].asked.settings["boot"] != boot():
+            raise ValueError(
+                f"expected the machine to run since a generation was begun in {file.path!r}, got one that was started "
+                "again; fix: if it was shut down in order, Population.open(path, after_restart=True); after a power "
+                "cut, take the last copy"
+            )
+        _finish(pop, file, found[1], operators or {})
+    return pop
+
+
+def seed_of(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
+    """The seed of the last generation that `step` has made in a file, also if it is not over; None if there was none.
+
+    So after `evolve(..., seed=7)` the seed (7, n) says that the file holds generation n + 1, to go on with by
+    `evolve(..., resume=n + 1)`.
+
+    Raises `ValueError` for a damaged log, `FileNotFoundError` without the file.
+    """
+    found = read_log(os.path.realpath(path), os.stat(path))
+    return None if found is None else tuple(found[1].asked.settings["seed"])
+
+
+def _finish(pop: Population, file: WrittenFile, log: Log, given: Mapping[str, Any]) -> None:
+    settings, plan = log.asked.settings, log.plan
+    try:
+        operators = {name: given[name] if name in given else from_json(settings[name]) for name in _OPERATORS}
+        first, size = whole(settings["first"]), whole(settings["size"])
+    except ValueError as error:
+        raise ValueError(
+            f"expected the operators of the generation that was killed in {file.path!r}, got none for one of your own "
+            f"({error}); fix: Population.open(path, operators={{'mutate': ..., 'crossover': ...}})"
+        ) from error
+    members = pop if (first, size) == (0, pop.size) else pop[first : first + size]
+
+    def as_before(*_: Any) -> Any:
+        return log.asked.chosen
+
+    step = plan_step(
+        members,
+        log.asked.fitness,
+        seed=settings["seed"],
+        select=as_before,
+        elite=settings["elite"],
+        **operators,
+    )
+    with alone_in(file.path, file.number):
+        for worker, number in enumerate(log.owners.tolist()):
+            task = plan.tasks[int(number)]
+            note = log.progress[number]
+            if has_read(note) and note[REACHED] < task.stop:
+                genes = step.loops[task.group]
+                write_back(genes, task, int(note[REACHED]), log.rows[worker][genes.real])
+    run_step(members, step._replace(left=left_of(plan.tasks, log.progress)))
+
+
+hand_in_files(InFiles(files.create, open_population))

@@ -1,0 +1,334 @@
+"""Populations in files: the bits of those in memory, and a log that says how far a generation came."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flatstore as fs
+from flatstore import ga
+from flatstore.files import half_way
+from flatstore.ga import disk_order, generation_log
+
+SIZE = 24
+LAYOUT = fs.Layout.from_tree(
+    {
+        "b": np.zeros(5, "f4"),
+        "d": np.zeros(90, "f8"),
+        "e": np.zeros(0, "f4"),
+        "h": jnp.zeros((3, 7), "bfloat16"),
+        "n": np.int32(3),
+        "w": np.zeros((20, 41), "f4"),
+    }
+)
+WAYS = {
+    "noise": dict(mutate=fs.Normal(0.1)),
+    "noise of some, within bounds": dict(
+        mutate=fs.Normal({"b": 0, "*": 0.1}), bounds=ga.Bounds({"w": (-0.1, 0.1), "d": (0, np.inf)}, "reflect")
+    ),
+    "points, sparse": dict(mutate=ga.Sparse(fs.Rademacher(0.1), 0.3), crossover=ga.Points(2), elite=5),
+    "blend, reset": dict(mutate=ga.Reset(-1, 1, 0.2), crossover=ga.Blend(), select=ga.Truncation(0.5)),
+    "exchange": dict(mutate=None, crossover=ga.Exchange(), select=ga.Universal()),
+}
+
+
+HALF_WAY = r"expected a whole population, got one whose generation is not over in .*; fix: .*Population.open\(path\)"
+OWN = (
+    r"expected the operators of the generation .*, got none for one of your own .*; fix: Population.open\(path, operat"
+)
+RESTARTED = r"expected the machine to run since .*, got one that was started again; fix: .*\(path, after_restart=True\)"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "members.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def small_tasks(monkeypatch):
+    monkeypatch.setattr(disk_order, "LEAST", 1 << 14)
+
+
+def bytes_of(pop):
+    return {at: pop[at].tobytes() for at in LAYOUT.by_path}
+
+
+def fitness(number, size=SIZE):
+    return np.random.default_rng(number).normal(size=size)
+
+
+def log_at(path):
+    return path.with_name(path.name + ".generation")
+
+
+def fails(path, times=1, mutate="own", **arguments):
+    """Begin a generation in a file whose operator fails in the middle, as if its process were killed there."""
+    count = 0
+
+    def broken(gene, scale, draw):
+        return gene + scale * draw
+
+    pop = fs.Population.open(path)
+    mutate = ga.Mutate(broken, scale=0.1) if mutate == "own" else mutate
+    run_tasks = ga.generation.run_tasks
+
+    def stopped(tasks, work, *rest, **other):
+        def some(task, scratch, note):
+            nonlocal count
+            count += 1
+            if count > times:
+                raise RuntimeError("killed")
+            work(task, scratch, note)
+
+        return run_tasks(tasks, some, *rest, **other)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ga.UnfinishedError) as caught:
+        patch.setattr(ga.generation, "run_tasks", stopped)
+        ga.step(pop, fitness(0), seed=(7, 0), mutate=mutate, **arguments)
+    return pop, caught.value, mutate
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_generations_in_a_file_have_the_bits_of_those_in_memory(path, way):
+    here, there = fs.Population.zeros(LAYOUT, SIZE), fs.Population.create(path, LAYOUT, SIZE)
+    for pop in (here, there):
+        pop["n"][...] = 3
+        for member, seed in zip(pop, fs.seeds(1, SIZE), strict=True):
+            fs.es.perturb(member, fs.Normal({"h": 0, "*": 0.5}), seed)
+    for number in range(3):
+        for pop in (here, there):
+            ga.step(pop, fitness(number), seed=(7, number), **WAYS[way])
+        assert bytes_of(there) == bytes_of(here)
+        assert ga.seed_of(path) == (7, number)
+    for pop in (here, there):  # a part of it
+        ga.step(pop[8:20], fitness(5, 12), seed=5, **WAYS[way])
+    assert ga.seed_of(path) == (5,)
+    assert bytes_of(fs.load(path)) == bytes_of(here) == bytes_of(fs.Population.open(path))
+
+
+def test_evolve_in_a_file_comes_to_the_same_and_the_file_knows_how_far(path):
+    def evaluate(members, number):
+        return -jnp.square(members["w"] - 1).sum((1, 2)) / (number + 1)
+
+    def evolve(pop, generations, **other):
+        records = ga.evolve(pop, evaluate, seed=7, mutate=fs.Normal(0.3), chunk=32, generations=generations, **other)
+        return [record.fitness.tolist() for record in records]
+
+    tree = {"b": np.zeros(5, "f4"), "h": jnp.zeros((3, 8), "bfloat16"), "w": np.zeros((8, 9), "f4")}
+    layout = fs.Layout.from_tree(tree)
+    here, there = fs.Population.zeros(layout, 64), fs.Population.create(path, layout, 64)
+    assert ga.seed_of(path) is None
+    expected = evolve(here, 6)
+    assert evolve(there, 4) == expected[:4]
+    del there
+    assert ga.seed_of(path) == (7, 2)  # by which generation 3 was born
+    assert evolve(fs.Population.open(path), 6, resume=3) == expected[3:]
+    there = fs.load(path)
+    assert all(there[at].tobytes() == here[at].tobytes() for at in layout.by_path)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_generation_that_ended_half_way_is_finished_on_the_next_open(path, way, times):
+    here = fs.Population.zeros(LAYOUT, SIZE)
+    fs.Population.create(path, LAYOUT, SIZE)
+    ga.step(here, fitness(0), seed=(7, 0), **WAYS[way])
+    fails(path, times, **WAYS[way])
+    for read in (fs.load, fs.open, lambda path: fs.open(path, "r+")):
+        with pytest.raises(ValueError, match=HALF_WAY):
+            read(path)
+    assert ga.seed_of(path) == (7, 0)
+    assert bytes_of(fs.Population.open(path)) == bytes_of(here)
+    assert bytes_of(fs.load(path)) == bytes_of(here)
+
+
+def test_a_part_of_a_population_is_finished(path):
+    here = fs.Population.zeros(LAYOUT, SIZE)
+    ga.step(here[4:20], fitness(0, 16), seed=1, mutate=fs.Normal(0.1))
+    fs.Population.create(path, LAYOUT, SIZE)
+    pop = fs.Population.open(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ga.generation, "run_tasks", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ga.step(pop[4:20], fitness(0, 16), seed=1, mutate=fs.Normal(0.1))
+    log_at(path).write_bytes(log_at(path).read_bytes().replace(half_way.OVER, half_way.UNDER_WAY, 1))
+    assert bytes_of(fs.Population.open(path)) == bytes_of(here)
+
+
+def test_operators_of_ones_own_are_asked_for(path):
+    here = fs.Population.zeros(LAYOUT, SIZE)
+    fs.Population.create(path, LAYOUT, SIZE)
+    _, _, mutate = fails(path)
+    ga.step(here, fitness(0), seed=(7, 0), mutate=mutate)
+    with pytest.raises(ValueError, match=OWN):
+        fs.Population.open(path)
+    assert bytes_of(fs.Population.open(path, operators={"mutate": mutate})) == bytes_of(here)
+
+
+def test_the_same_process_finishes_it_by_left(path):
+    here = fs.Population.zeros(LAYOUT, SIZE)
+    fs.Population.create(path, LAYOUT, SIZE)
+    pop, error, mutate = fails(path)
+    ga.step(here, fitness(0), seed=(7, 0), mutate=mutate)
+    ga.step(pop, fitness(0), seed=(7, 0), mutate=mutate, left=error.left)
+    assert bytes_of(pop) == bytes_of(here) == bytes_of(fs.load(path))
+
+
+def test_a_generation_of_which_nothing_was_made_leaves_the_file_as_it_was(path):
+    pop = fs.Population.create(path, LAYOUT, SIZE)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(ga.generation, "run_tasks", lambda *_, **__: 1 / 0)
+        ga.step(pop, fitness(0), seed=0, mutate=fs.Normal(1))
+    assert bytes_of(fs.load(path)) == bytes_of(fs.Population.zeros(LAYOUT, SIZE))
+
+
+def test_where_no_log_can_be_written_nothing_is(path):
+    pop = fs.Population.create(path, LAYOUT, SIZE)
+    path.with_name(path.name + ".generation-new").mkdir()
+    with pytest.raises(OSError, match="generation-new"):
+        ga.step(pop, fitness(0), seed=0, mutate=fs.Normal(1))
+    assert bytes_of(fs.load(path)) == bytes_of(fs.Population.zeros(LAYOUT, SIZE))
+
+
+def test_a_file_that_somebody_is_at_work_on_is_refused(path):
+    pop = fs.Population.create(path, LAYOUT, SIZE)
+    with path.open("rb") as other, half_way.alone_in("", other.fileno()):
+        with pytest.raises(
+            BlockingIOError, match="expected a population that nobody else is at work on, got .*; fix: wait"
+        ):
+            ga.step(pop, fitness(0), seed=0, mutate=fs.Normal(1))
+    fails(path, mutate=fs.Normal(1))
+    with path.open("rb") as other, half_way.alone_in("", other.fileno()), pytest.raises(BlockingIOError):
+        fs.Population.open(path)
+    fs.Population.open(path)
+
+
+def test_after_a_restart_it_is_finished_only_if_asked(path, monkeypatch):
+    fs.Population.create(path, LAYOUT, SIZE)
+    fails(path, mutate=fs.Normal(1))
+    monkeypatch.setattr(generation_log, "boot", lambda: "another")
+    monkeypatch.setattr(ga.in_files, "boot", lambda: "another")
+    with pytest.raises(ValueError, match=RESTARTED):
+        fs.Population.open(path)
+    here = fs.Population.zeros(LAYOUT, SIZE)
+    ga.step(here, fitness(0), seed=(7, 0), mutate=fs.Normal(1))
+    assert bytes_of(fs.Population.open(path, after_restart=True)) == bytes_of(here)
+
+
+def test_the_log_of_another_file_is_refused(path):
+    fs.Population.create(path, LAYOUT, SIZE)
+    fails(path, mutate=fs.Normal(1))
+    whole = path.read_bytes()
+    path.rename(path.with_name("kept"))
+    path.write_bytes(whole)
+    for read in (fs.Population.open, ga.seed_of):
+        with pytest.raises(
+            ValueError, match="expected the log of .*, got that of another file at .*; fix: if the file was"
+        ):
+            read(path)
+    fs.save(path, fs.Population.zeros(LAYOUT, SIZE))  # which replaces what the log was of
+    assert not log_at(path).exists() and ga.seed_of(path) is None
+    fs.Population.open(path)
+
+
+def test_a_damaged_log_is_a_value_error_at_each_byte(path):
+    fs.Population.create(path, LAYOUT, SIZE)
+    pop, _, _ = fails(path, mutate=fs.Normal(1))
+    whole, parents = log_at(path).read_bytes(), bytes_of(pop)
+    end = whole.index(b'"tasks"') + 20
+    rng = np.random.default_rng(0)
+    for at in [*range(8), *range(16, end), *rng.integers(end, end + 24 * SIZE, 50).tolist()]:
+        damaged = bytearray(whole)
+        damaged[at] ^= 0xFF
+        log_at(path).write_bytes(damaged)
+        with pytest.raises(ValueError, match="expected the log of "):
+            fs.Population.open(path)
+    for size in [*range(48), *range(48, len(whole), 97)]:
+        log_at(path).write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="expected the log of a generation, got another file at"):
+            fs.Population.open(path)
+    log_at(path).write_bytes(whole)
+    for number in (-1, 1 << 40):
+        _, log = generation_log.read_log(str(path), path.stat())
+        reached = int(log.progress[0, 0])
+        log.progress[0, 0] = number
+        with pytest.raises(ValueError, match="what it notes is of other tasks"):
+            fs.Population.open(path)
+        log.progress[0, 0] = reached
+    assert bytes_of(pop) == parents
+
+
+def test_create_takes_room_and_refuses_what_is_there(path):
+    pop = fs.Population.create(path, LAYOUT, SIZE)
+    assert path.stat().st_blocks * 512 >= pop.buffer.nbytes
+    assert bytes_of(pop) == bytes_of(fs.Population.zeros(LAYOUT, SIZE)) and pop.size == SIZE
+    with pytest.raises(FileExistsError, match=r"expected no file yet, got one at .*; fix: Population.open\(path\)"):
+        fs.Population.create(path, LAYOUT, SIZE)
+    with pytest.raises(ValueError, match="expected at least one member, got size 0"):
+        fs.Population.create(path.with_name("other"), LAYOUT, 0)
+    with pytest.raises(TypeError, match="Layout"):
+        fs.Population.create(path.with_name("other"), {"w": 1}, 3)
+    assert sorted(os.listdir(path.parent)) == [path.name]
+    fs.save(path, fs.Store.zeros(LAYOUT))
+    with pytest.raises(ValueError, match="expected the file of a population, got that of one model, .*; fix: fs.open"):
+        fs.Population.open(path)
+
+
+def test_other_readers_see_the_file_as_it_is(path):
+    from safetensors.numpy import load_file
+
+    layout = fs.Layout.from_tree({"b": np.zeros(5, "f4"), "w": np.zeros((4, 3), "f4")})
+    pop = fs.Population.create(path, layout, SIZE)
+    ga.step(pop, fitness(0), seed=0, mutate=fs.Normal(1))
+    found = load_file(path)
+    assert {name: found[name].tobytes() for name in found} == {name: pop[name].tobytes() for name in ("b", "w")}
+
+
+LIMITED = """
+import resource, sys
+import numpy as np, flatstore as fs
+from flatstore import ga
+
+def data():
+    return next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmData")) << 10
+
+layout = fs.Layout.from_tree({"w": np.zeros((250, 1024), "f4"), "b": np.zeros(100, "f4")})
+small = fs.Population.create(sys.argv[2], layout, 4)
+for pop in (small, fs.Population.create(sys.argv[1], layout, 256)):  # everything is compiled before the limit
+    if pop.size == 256:
+        limit = data() + (64 << 20)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        assert pop.buffer.nbytes >= 4 * (60 << 20)
+    for record in ga.evolve(pop, lambda x, n: np.asarray(x["w"])[:, 0, n] - 1, seed=7, mutate=fs.Normal(0.1),
+                            generations=3, chunk=16 if pop.size == 256 else 4):
+        pass
+try:
+    np.ones(pop.buffer.nbytes, np.uint8)
+except MemoryError:
+    print("limited")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+def test_a_population_four_times_the_memory_evolves_to_the_same_bits(path):
+    command = [sys.executable, "-W", "ignore", "-c", LIMITED, path, path.with_name("small")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
+    assert (done.stdout, done.returncode) == ("limited\n", 0), done.stderr
+    layout = fs.Layout.from_tree({"w": np.zeros((250, 1024), "f4"), "b": np.zeros(100, "f4")})
+    here = fs.Population.zeros(layout, 256)
+    list(ga.evolve(here, lambda x, n: np.asarray(x["w"])[:, 0, n] - 1, seed=7, mutate=fs.Normal(0.1), generations=3))
+    there = fs.Population.open(path)
+    assert all(np.array_equal(there[at], here[at]) for at in ("w", "b")) and here["w"].any()
+
+
+def test_the_log_is_small_beside_the_population(path):
+    layout = fs.Layout.from_tree({"w": np.zeros(100_000, "f4")})
+    pop = fs.Population.create(path, layout, 200)
+    ga.step(pop, fitness(0, 200), seed=0, mutate=fs.Normal(1))
+    assert log_at(path).stat().st_size <= pop.buffer.nbytes / 50
+    assert json.loads(json.dumps(ga.seed_of(path))) == [0]
