@@ -89,15 +89,7 @@ class Population(Verbs):
     @overload
     @classmethod
     def from_tree(
-        cls,
-        tree: Any,
-        size: int,
-        *,
-        align: int = 64,
-        trainable: Trainable = None,
-        dims: Dims = None,
-        tied: Tied = None,
-        device: Any,
+        cls, tree: Any, size: int, *, trainable: Trainable = None, dims: Dims = None, tied: Tied = None, device: Any
     ) -> JaxPopulation: ...
     @classmethod
     def from_tree(
@@ -118,6 +110,8 @@ class Population(Verbs):
         """
         layout = Layout.from_tree(tree, align=align, trainable=trainable, dims=dims, tied=tied)
         if device is not None:
+            if order != "leaf":
+                raise ValueError(f"expected order='leaf' on a device, got {order!r}; fix: leave order= out")
             return on_device(layout, tree, device, size)
         pop = cls.zeros(layout, size, order=order)
         with reading(*memories_in(tree)):

@@ -137,6 +137,7 @@ def test_leaves_that_were_lost_to_a_failure_are_reported_and_can_be_assigned_ane
 
 
 def test_what_needs_host_memory_says_so():
+    tree = {"w": np.zeros(4, "f4")}
     store = fs.Store.from_tree({"w": np.zeros(4, "f4")}, device=DEVICE)
     pop = fs.Population.from_tree({"w": np.zeros(4, "f4")}, 4, device=DEVICE)
     for call, kind, words in (
@@ -152,6 +153,7 @@ def test_what_needs_host_memory_says_so():
             ValueError,
             "at least one member",
         ),
+        (lambda: fs.Population.from_tree(tree, 2, order="member", device=DEVICE), ValueError, "order='leaf'"),
         (JaxStore, TypeError, "a named constructor"),
     ):
         with pytest.raises(kind, match="expected") as error:
