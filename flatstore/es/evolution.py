@@ -122,6 +122,11 @@ def evolve(
             f"expected an even number of members, 2 or more, got {size}; "
             "fix: pass an even number; members are evaluated in pairs of opposite noise"
         )
+    if not isinstance(centre, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"expected a Store on the host as centre, got {type(centre).__name__}; "
+            "fix: es.mezo, or es.sample and es.update"
+        )
     move = move_of(centre, noise, optimiser)
     trainable_leaves(centre)
     pop = members if isinstance(members, Population) else Population.like(centre, size)

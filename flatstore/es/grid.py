@@ -13,11 +13,11 @@ from flatstore.kernels.cpu import BITS
 from flatstore.layout import Array, Leaf
 from flatstore.memory import write
 from flatstore.noise import Noise
-from flatstore.store import Store
+from flatstore.store import JaxStore, OnDevice, Store
 from flatstore.threads import REACHED, Task, refuse_waiting_at_the_end, run_tasks
 
 
-def snap(store: Store, noise: Noise) -> None:
+def snap(store: Store | JaxStore, noise: Noise) -> None:
     """Round the parameters that `noise` moves to its grid, in place: to the nearest multiple, minus zero to zero.
 
     Call it once, before the first `perturb`: `perturb` and `update` keep parameters on the grid. float32 parameters
@@ -35,6 +35,8 @@ def snap(store: Store, noise: Noise) -> None:
     both cases nothing is written.
     """
     refuse_waiting_at_the_end()
+    if isinstance(store, OnDevice):
+        return store.moves.snap(store, noise)
     groups = [group for group in noisy_groups(store, noise) if group.grid]
     dtypes = {group.dtype for group in groups}
     leaves = [leaf for leaf in noisy_leaves(store, noise) if leaf.dtype.name in dtypes]

@@ -25,7 +25,7 @@ from flatstore.kernels import COMPILES
 from flatstore.kernels.cpu import GAP, STORAGE, finite_check, ranges, refuse_other_dtypes
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.noise import Noise, spans
-from flatstore.store import Store, Views
+from flatstore.store import OnDevice, Store, Views
 from flatstore.threads import REACHED, Task, run_tasks
 
 WIDTH = 2048
@@ -90,6 +90,14 @@ def noisy_groups(store: Store, noise: Noise) -> list[Group]:
     """
     check_types(store, noise)
     return store.cached(noise, lambda: _noisy_groups(store, noise))
+
+
+def check_movable(store: Any, noise: Noise) -> None:
+    """Raise as `noisy_groups` does, for a store of any kind."""
+    if isinstance(store, OnDevice):
+        store.moves.check(store, noise)
+    else:
+        noisy_groups(store, noise)
 
 
 def _noisy_groups(store: Store, noise: Noise) -> list[Group]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.checks import real
-from flatstore.es.groups import refuse_not_finite, trainable_groups
+from flatstore.es.groups import check_movable, refuse_not_finite, trainable_groups
 from flatstore.es.optimisers import Adam, Compiled, Momentum, Optimiser
 from flatstore.es.updating import update
 from flatstore.es.weights import fixed_point
@@ -18,7 +18,7 @@ from flatstore.evaluation import as_fitness
 from flatstore.layout import Array, as_array
 from flatstore.memory import write
 from flatstore.noise import Noise, as_keys
-from flatstore.store import Store
+from flatstore.store import JaxStore, OnDevice, Store
 from flatstore.threads import noted
 
 
@@ -74,7 +74,9 @@ class Move:
         return f"move {self.number}: best {self.max:.6g}, mean {self.mean:.6g}, {len(self.seeds)} seeds"
 
 
-def replay(store: Store, noise: Noise, journal: Iterable[Any], *, optimiser: Optimiser | None = None) -> None:
+def replay(
+    store: Store | JaxStore, noise: Noise, journal: Iterable[Any], *, optimiser: Optimiser | None = None
+) -> None:
     """Repeat the moves of a journal on a store, in place: from a run's first centre to its last, to the bit.
 
     Nothing is evaluated. A journal may be kept or sent: every process that has the same centre and receives the same
@@ -123,17 +125,23 @@ def is_whole(optimiser: Optimiser | None) -> bool:
 
 
 def move_of(
-    store: Store, noise: Noise, optimiser: Optimiser | None
+    store: Store | JaxStore, noise: Noise, optimiser: Optimiser | None
 ) -> Callable[[Any, Any, Any, Callable[[], object]], None]:
     """A function of seeds, weights and a rate that moves a store. The store and the optimiser are checked at once.
 
     It takes a function, too, that is called when the store has moved: uninterrupted, so that it is always known.
     """
     nothing = np.zeros(0, np.uint64)
-    groups = store.cached("trainable", lambda: trainable_groups([store]))
-    write([store.memory], lambda: refuse_not_finite(store, groups, "numbers in a centre"))
-    if optimiser is None:
-        update(store, noise, nothing, [])
+    if isinstance(store, OnDevice):
+        check_movable(store, noise)
+        if optimiser is not None:
+            raise TypeError("expected a store on the host for an optimiser, got one on a device; fix: optimiser=None")
+    else:
+        groups = store.cached("trainable", lambda: trainable_groups([store]))
+        write([store.memory], lambda: refuse_not_finite(store, groups, "numbers in a centre"))
+    if isinstance(store, OnDevice) or optimiser is None:
+        if not isinstance(store, OnDevice):
+            update(store, noise, nothing, [])
 
         def move(seeds: Any, weights: Any, rate: Any, then: Callable[[], object]) -> None:
             write([store.memory], lambda: (update(store, noise, seeds, weights), then()))

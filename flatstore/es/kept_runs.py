@@ -45,13 +45,14 @@ class KeptRun:
     """A run in a folder, or in none: then there is nothing to do."""
 
     def __init__(
-        self, path: RunPath | None, centre: Store, optimiser: Optimiser | None, settings: Mapping[str, Any]
+        self, path: RunPath | None, centre: Any, optimiser: Optimiser | None, settings: Mapping[str, Any]
     ) -> None:
         """Open the folder, and compare its settings. Raises `ValueError` for parts of a model: files keep no index."""
-        if path is not None and centre.parts is not None:
+        if path is not None and (centre.parts is not None or not isinstance(centre, Store)):
             raise ValueError(
-                "run: expected a whole model to keep in a folder, got parts of one; fix: keep the run where the whole "
-                "is, or keep the records, which es.replay takes"
+                "run: expected a whole model on the host to keep in a folder, got "
+                f"{'parts of one' if centre.parts is not None else f'a {type(centre).__name__}'}; fix: keep the run "
+                "where the whole is, or keep the records, which es.replay takes"
             )
         self._optimiser = optimiser
         self._parts = {"": centre, **_states_of(optimiser)}

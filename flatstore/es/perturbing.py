@@ -29,12 +29,12 @@ from flatstore.kernels.cpu import WHOLE_NUMBERS, perturbation_loop
 from flatstore.layout import Array, Leaf
 from flatstore.memory import write
 from flatstore.noise import Noise, Seed, as_keys, seeds
-from flatstore.store import Store
+from flatstore.store import JaxStore, OnDevice, Store
 from flatstore.threads import Task, run_tasks
 
 
 def perturb(
-    store: Store, noise: Noise, seed: Seed, *, sign: int = 1, exact: bool = True, undo: UndoLog | None = None
+    store: Store | JaxStore, noise: Noise, seed: Seed, *, sign: int = 1, exact: bool = True, undo: UndoLog | None = None
 ) -> UndoLog | None:
     """Add `sign` times the noise of a seed to the store, in place. The opposite sign takes it back, to the bit.
 
@@ -71,6 +71,8 @@ def perturb(
     them; for a log of another noise, seed or layout; `LentError` while the store is lent. In all these cases the store
     is left as it was, and the log can still be used.
     """
+    if isinstance(store, OnDevice):
+        return store.moves.perturb(store, noise, seed, sign, exact, undo)
     check_sign(sign, IN_NOISE, SIGNS_ACROSS)
     sign = int(sign)
     noisy = noisy_groups(store, noise)

@@ -27,13 +27,19 @@ from flatstore.es.groups import (
 from flatstore.kernels.cpu import WHOLE_NUMBERS, over_ranges, sampling_loop
 from flatstore.memory import reading, write, write_at_once
 from flatstore.noise import Noise, as_keys
-from flatstore.store import Population, Store
+from flatstore.store import JaxPopulation, JaxStore, OnDevice, Population, Store
 from flatstore.threads import Task, rounds_to_nearest, run_tasks
 from flatstore.trees import Difference, StructureError
 
 
 def sample(
-    out: Population | Store, store: Store, noise: Noise, seeds: Any, *, sign: int = 1, antithetic: bool = False
+    out: Population | Store | JaxPopulation | JaxStore,
+    store: Store | JaxStore,
+    noise: Noise,
+    seeds: Any,
+    *,
+    sign: int = 1,
+    antithetic: bool = False,
 ) -> None:
     """Write `store + sign * noise(seed)` into `out`: a store, or a population with a seed for each member.
 
@@ -53,6 +59,9 @@ def sample(
     are not floating, or parameters that are not finite; `LentError` while `out` is lent. In all these cases nothing is
     written.
     """
+    if isinstance(store, OnDevice) or isinstance(out, OnDevice):
+        moves = out.moves if isinstance(out, OnDevice) else OnDevice.moves
+        return moves.sample(out, store, noise, seeds, sign, antithetic)
     check_types(store, noise)
     refuse_other_layouts("out", out, store)
     size = out.size if isinstance(out, Population) else 1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.contexts import Perturbation
-from flatstore.es.groups import noisy_groups
+from flatstore.es.groups import check_movable
 from flatstore.es.journal import Move, move_of
 from flatstore.es.kept_runs import KeptRun
 from flatstore.evaluation import (
@@ -27,11 +27,11 @@ from flatstore.evaluation import (
 from flatstore.layout import Spec, as_array
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.recording import RunPath
-from flatstore.store import Store
+from flatstore.store import JaxStore, Store
 
 
 def mezo(
-    store: Store,
+    store: Store | JaxStore,
     evaluate: Callable[[Any, int], Any],
     *,
     seed: Seed,
@@ -92,7 +92,7 @@ def mezo(
     refuse_two_starts(run, resume)
     seed = check_run(evaluate, seed, start, steps, "steps")
     rate_at(rate, start)
-    noisy_groups(store, noise)
+    check_movable(store, noise)
     move = move_of(store, noise, None)
     with store.lend():
         pass

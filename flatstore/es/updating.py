@@ -29,7 +29,7 @@ from flatstore.kernels.cpu import BLOCK, SEEDS_AT_ONCE, WHOLE_NUMBERS, update_lo
 from flatstore.layout import Array, Leaf
 from flatstore.memory import write
 from flatstore.noise import Noise
-from flatstore.store import Store
+from flatstore.store import JaxStore, OnDevice, Store
 from flatstore.threads import Task, run_tasks
 
 WIDTH = 4096
@@ -37,7 +37,7 @@ WIDTH = 4096
 
 
 def update(
-    store: Store,
+    store: Store | JaxStore,
     noise: Noise,
     seeds: Any,
     weights: Any,
@@ -95,6 +95,9 @@ def update(
     check_sign(sign, IN_WEIGHTS)
     if real(perturbed) not in (0, 1, -1):
         raise ValueError(f"expected perturbed in (0, 1, -1), got {perturbed}; fix: pass the sign of the perturbation")
+    if isinstance(store, OnDevice):
+        how = {"sign": sign, "exact": exact, "perturbed": perturbed, "undo": undo, "keep": keep}
+        return store.moves.update(store, noise, keys, weights, how)
     groups = noisy_groups(store, noise)
     gridless = [group.dtype for group in groups if not group.grid]
     if (sign < 0 or perturbed or keep) and not exact:

@@ -31,12 +31,12 @@ from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.layout import Array, as_array
 from flatstore.memory import write, write_at_once
 from flatstore.noise import Noise, Seed, integers_of, seeds
-from flatstore.store import Population
+from flatstore.store import JaxPopulation, Population
 from flatstore.threads import noted, rounded_to_nearest, rounds_to_nearest
 
 
 def step(
-    pop: Population,
+    pop: Population | JaxPopulation,
     fitness: Any,
     *,
     seed: Seed,
@@ -84,6 +84,9 @@ def step(
         LentError: while the population is lent. Nothing is written.
         UnfinishedError: an operator of your own failed after some genes were replaced.
     """
+    if isinstance(pop, JaxPopulation):
+        given = {"mutate": mutate, "select": select, "crossover": crossover, "bounds": bounds, "elite": elite}
+        return pop.step(pop, fitness, seed=seed, left=left, **given)
     family = plan_step(
         pop,
         fitness,

@@ -99,6 +99,10 @@ def evolve(
         Whatever `evaluate` and `step` raise, and KeyboardInterrupt. A note says so if the population holds a generation
         that no record describes, and how to continue.
     """
+    if not isinstance(pop, Population):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"expected a Population on the host, got {type(pop).__name__}; fix: a loop of your own around ga.step"
+        )
     record = resume if isinstance(resume, Generation) else None
     number = record.number if record else resumed_number(resume)
     refuse_two_starts(run, resume)

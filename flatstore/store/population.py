@@ -31,6 +31,7 @@ from flatstore.checks import whole
 from flatstore.layout import Array, Dims, Layout, Tied, Trainable
 from flatstore.memory import JAX_ALIGN, Memory, reading
 from flatstore.store.assigning import checked_leaves
+from flatstore.store.jax_store import JaxPopulation, on_device
 from flatstore.store.placement import placement_in_file, placement_of_population
 from flatstore.store.store import Store
 from flatstore.store.verbs import Verbs, memories_in
@@ -72,6 +73,7 @@ class Population(Verbs):
         placement = placement_of_population(layout, size, order)
         return cls._mark_whole(cls._over(layout, Memory.heap(placement.nbytes), placement, 0, size))
 
+    @overload
     @classmethod
     def from_tree(
         cls,
@@ -83,9 +85,34 @@ class Population(Verbs):
         trainable: Trainable = None,
         dims: Dims = None,
         tied: Tied = None,
-    ) -> Self:
-        """`size` copies of one model, a pytree of arrays. The keywords are those of `Layout.from_tree`."""
+    ) -> Self: ...
+    @overload
+    @classmethod
+    def from_tree(
+        cls, tree: Any, size: int, *, trainable: Trainable = None, dims: Dims = None, tied: Tied = None, device: Any
+    ) -> JaxPopulation: ...
+    @classmethod
+    def from_tree(
+        cls,
+        tree: Any,
+        size: int,
+        *,
+        order: PopulationOrder = "leaf",
+        align: int = 64,
+        trainable: Trainable = None,
+        dims: Dims = None,
+        tied: Tied = None,
+        device: Any = None,
+    ) -> Any:
+        """`size` copies of one model, a pytree of arrays. The keywords are those of `Layout.from_tree`.
+
+        With a `device` of JAX it is a `JaxPopulation`: stacked `jax.Array`s there, one per leaf.
+        """
         layout = Layout.from_tree(tree, align=align, trainable=trainable, dims=dims, tied=tied)
+        if device is not None:
+            if order != "leaf":
+                raise ValueError(f"expected order='leaf' on a device, got {order!r}; fix: leave order= out")
+            return on_device(layout, tree, device, size)
         pop = cls.zeros(layout, size, order=order)
         with reading(*memories_in(tree)):
             for leaf, array in checked_leaves(layout, tree):

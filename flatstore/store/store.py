@@ -12,12 +12,13 @@ as you like: after the first time it is the same object.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 
 from flatstore.layout import Array, Dims, Layout, Leaf, Tied, Trainable
 from flatstore.memory import GuardedView, Memory
+from flatstore.store.jax_store import JaxStore, on_device
 from flatstore.store.parts import Parts
 from flatstore.store.placement import placement_in_file, placement_in_spans, placement_of_store
 from flatstore.store.verbs import Verbs
@@ -32,12 +33,42 @@ class Store(Verbs, Mapping[str, Array]):
 
     __slots__ = ("_flat",)
 
+    @overload
     @classmethod
     def from_tree(
         cls, tree: Any, *, align: int = 64, trainable: Trainable = None, dims: Dims = None, tied: Tied = None
-    ) -> Self:
-        """A store with the values of a pytree of arrays: copies them, once. Arguments as for `Layout.from_tree`."""
-        store = cls.zeros(Layout.from_tree(tree, align=align, trainable=trainable, dims=dims, tied=tied))
+    ) -> Self: ...
+    @overload
+    @classmethod
+    def from_tree(
+        cls,
+        tree: Any,
+        *,
+        align: int = 64,
+        trainable: Trainable = None,
+        dims: Dims = None,
+        tied: Tied = None,
+        device: Any,
+    ) -> JaxStore: ...
+    @classmethod
+    def from_tree(
+        cls,
+        tree: Any,
+        *,
+        align: int = 64,
+        trainable: Trainable = None,
+        dims: Dims = None,
+        tied: Tied = None,
+        device: Any = None,
+    ) -> Any:
+        """A store with the values of a pytree of arrays: copies them, once. Arguments as for `Layout.from_tree`.
+
+        With a `device` of JAX it is a `JaxStore`: a tree of `jax.Array`s there, one per leaf.
+        """
+        layout = Layout.from_tree(tree, align=align, trainable=trainable, dims=dims, tied=tied)
+        if device is not None:
+            return on_device(layout, tree, device)
+        store = cls.zeros(layout)
         store.assign(tree)
         return store
 

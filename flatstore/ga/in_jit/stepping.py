@@ -103,6 +103,7 @@ def stepped(
         leaf = layout.by_path.get(path)
         if leaf is None or not leaf.trainable or not leaf.size:
             return value
+        leaf = layout.by_path[leaf.tied or path]
         zero = in_jax.opaque_zero(births.keys[0, 0], *before)
         moved = _moved(jnp.asarray(value), births, mutate, crossover, bounds, layout, leaf, zero)
         before[:] = [moved.reshape(-1)[0]]

@@ -1,0 +1,297 @@
+"""Stores on a device of JAX: a tree of `jax.Array`s, one per leaf, which verbs donate and replace in the same place.
+
+JAX owns the memory, and never changes an array. So a verb is a jitted function to which the leaves are donated: XLA
+writes the new ones where the old ones were, and a stale use of an old one raises. The layout, the indices and the bits
+are those of a store on the host.
+
+```
+store["w"]   jax.Array at address a  --donated-->  es.perturb  -->  another jax.Array at address a
+```
+
+A NumPy view of a leaf, or a DLPack export, that is still held keeps XLA from writing there: then the leaf lies
+elsewhere afterwards, which is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+import jax
+import numpy as np
+
+from flatstore.checks import whole
+from flatstore.layout import Array, Layout, Leaf, describe
+from flatstore.memory import Access, Memory, using, write
+from flatstore.store.assigning import checked_leaf, checked_leaves
+from flatstore.store.moves import Moves
+from flatstore.threads import Leaving
+from flatstore.trees import Difference, StructureError
+
+jnp: Any = jax.numpy
+_jax: Any = jax
+
+MOVED = "elsewhere than before, since something holds a view of what was there; the verb has done what it was asked to"
+
+
+class OnDevice(Mapping[str, jax.Array]):
+    """What `JaxStore` and `JaxPopulation` have in common."""
+
+    __slots__ = ("_addresses", "_leaves", "device", "layout", "memory", "size")
+
+    _addresses: dict[str, int]
+    _leaves: dict[str, jax.Array]
+
+    device: Any
+    """Where the leaves are."""
+
+    moves: ClassVar[Moves]
+    """What the verbs do; set by the room that knows them."""
+
+    layout: Layout
+    """Where every parameter stands in the index."""
+
+    parts: ClassVar[None] = None
+    """It is a whole model."""
+
+    memory: Memory
+    """A byte that stands for the leaves: readers and writers are counted by it. For this package's own modules."""
+
+    size: int | None
+    """The number of members of a population."""
+
+    def __init__(self) -> None:
+        name = type(self).__name__
+        raise TypeError(f"expected a named constructor, got {name}(); fix: call Store.from_tree(tree, device=...)")
+
+    @classmethod
+    def zeros(cls, layout: Layout, device: Any, size: int | None = None) -> Self:
+        """New leaves of zeros on a device; of `size` members where they train."""
+        _check_device(device)
+        self = object.__new__(cls)
+        self.layout, self.device, self.size = layout, device, size
+        self.memory = Memory.heap(1)
+        self._leaves = {}
+        for leaf in layout.homes:
+            if _jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+                raise ValueError(
+                    f"{leaf.path!r}: expected a dtype that JAX has, got {leaf.dtype} with 64-bit types off; "
+                    "fix: jax.config.update('jax_enable_x64', True), or a float32 leaf"
+                )
+            self._leaves[leaf.path] = jnp.zeros(self._shape(leaf), leaf.dtype, device=device)
+        _jax.block_until_ready(self._leaves)
+        self._addresses = self._found()
+        return self
+
+    def _shape(self, leaf: Leaf) -> tuple[int, ...]:
+        return (self.size, *leaf.shape) if self.size is not None and leaf.trainable else leaf.shape
+
+    def _found(self) -> dict[str, int]:
+        leaves: dict[str, Any] = self._leaves
+        return {path: array.unsafe_buffer_pointer() for path, array in leaves.items() if array.size}
+
+    # -- reading
+
+    @property
+    def tree(self) -> Any:
+        """The tree, with the arrays that are the leaves now: after the next verb, they can no longer be used."""
+        return self.layout.unflatten([self._leaves[leaf.tied or leaf.path] for leaf in self.layout.leaves])
+
+    def __getitem__(self, path: str | tuple[Any, ...]) -> jax.Array:
+        """The array that is a leaf now. Raises `KeyError`."""
+        leaf = self.layout.leaf(path)
+        return self._leaves[leaf.tied or leaf.path]
+
+    def __iter__(self) -> Iterator[str]:
+        """The paths, in JAX's order."""
+        return iter(self.layout.by_path)
+
+    def __len__(self) -> int:
+        """The number of paths; of a population the number of members."""
+        return len(self.layout.by_path)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether this is the same object; compare values with `to_vector()`."""
+        return self is other
+
+    def __hash__(self) -> int:
+        """A hash of the object, not of its values."""
+        return id(self)
+
+    @property
+    def flat(self) -> Any:
+        """Raises `ValueError`: arrays of JAX do not lie together."""
+        raise ValueError(
+            "expected leaves in one buffer, got arrays of JAX, one per leaf; fix: use to_vector(), a copy, or "
+            "fs.destructure(store.tree)"
+        )
+
+    def to_vector(self) -> Array:
+        """A packed copy of the parameters on the host, in index order; a population has a row per member."""
+        with using(reads=[self.memory]):
+            parts = [np.array(self._leaves[leaf.path]) for leaf in self.layout.homes]
+        leading = () if self.size is None else (self.size,)
+        rows = [
+            np.broadcast_to(x.reshape((*x.shape[: x.ndim - len(leaf.shape)], leaf.size)), (*leading, leaf.size))
+            for leaf, x in zip(self.layout.homes, parts, strict=True)
+        ]
+        return np.concatenate(rows, -1)
+
+    def lend(self, library: str = "jax", *, patience: float = 10.0) -> LentTree:
+        """A context that gives the tree. Meanwhile writes through the store raise. There is nothing to wait for.
+
+        A computation that still reads when the context ends reads what it was given: JAX keeps the order.
+        """
+        if library != "jax":
+            raise ValueError(
+                f"expected 'jax', got {library!r}; fix: pass 'jax', or copy the leaves, np.array(store[path])"
+            )
+        return LentTree(self)
+
+    def verify(self) -> None:
+        """Raise `StructureError` unless every leaf lies where it lay before the last verb."""
+        moved = [
+            Difference(
+                path, f"address {was:#x}", f"address {now:#x}", "drop NumPy and DLPack views before the next verb"
+            )
+            for (path, was), now in zip(self._addresses.items(), self._found().values(), strict=True)
+            if was != now
+        ]
+        if moved:
+            self._addresses = self._found()
+            raise StructureError(moved, MOVED)
+
+    # -- writing
+
+    def assign(self, values: Any) -> None:
+        """Copy `values` in: a tree, a packed vector or a mapping {path: array}, as for a store on the host."""
+        if isinstance(values, OnDevice):
+            values = values.tree
+        leading = () if self.size is None else (self.size,)
+        pairs = checked_leaves(self.layout, values, leading)
+        self._put({leaf.path: array for leaf, array in pairs})
+
+    def __setitem__(self, path: Any, value: Any) -> None:
+        """Copy a value of the leaf's shape into the leaf."""
+        leaf, array = checked_leaf(self.layout, path, value, () if self.size is None else (self.size,))
+        self._put({leaf.path: array})
+
+    def _put(self, arrays: Mapping[str, Any]) -> None:
+        given = {
+            path: _jax.device_put(np.array(array, self.layout.by_path[path].dtype), self.device)
+            for path, array in arrays.items()
+        }
+
+        def put() -> None:
+            lost = {path for path in given if self._leaves[path].is_deleted()}  # to a verb that failed
+            there = {path: self._leaves[path] for path in given if path not in lost}
+            self._leaves = {**self._leaves, **given, **_written(there, {path: given[path] for path in there})}
+            self._addresses |= {path: address for path, address in self._found().items() if path in lost}
+
+        self.write(put)
+
+    def replace(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Make the homes, {path: array}, what a jitted function that donates them makes of them and of `arguments`."""
+        try:
+            self._leaves = {**self._leaves, **_jax.block_until_ready(function(self._leaves, *arguments))}
+        except BaseException as error:
+            if any(array.is_deleted() for array in self._leaves.values()):
+                error.add_note("the leaves were donated to what failed, and are lost; fix: store.assign(values)")
+            raise
+
+    def write(self, work: Callable[[], object]) -> None:
+        """Do work that replaces leaves, uninterrupted, as the only writer. Raises `StructureError` as `verify`."""
+        write([self.memory], work)
+        self.verify()
+
+    @property
+    def homes(self) -> dict[str, jax.Array]:
+        """The arrays by the path of their home; for this package's own modules."""
+        return self._leaves
+
+    def copy(self) -> Self:
+        """A copy, in memory of its own on the same device."""
+        other = self.zeros(self.layout, self.device, self.size)
+        with using(reads=[self.memory]):
+            other.replace(_written, dict(self._leaves))
+        other.verify()
+        return other
+
+    def __repr__(self) -> str:
+        """The leaves with their addresses."""
+        what = f"{self.size:,} members of " if self.size is not None else ""
+        title = f"{type(self).__name__} on {self.device}: {what}{self.layout.summary}"
+        return (
+            f"{title}\n{describe(self.layout.leaves, lambda leaf: hex(self._addresses.get(leaf.tied or leaf.path, 0)))}"
+        )
+
+
+class JaxStore(OnDevice):
+    """One model on a device of JAX: what `Store.from_tree(tree, device=...)` makes."""
+
+    __slots__ = ()
+
+
+class JaxPopulation(OnDevice):
+    """Many models on a device of JAX, stacked leaf by leaf: what `Population.from_tree(tree, n, device=...)` makes."""
+
+    __slots__ = ()
+
+    step: ClassVar[Callable[..., tuple[Array, Array]]]
+    """What `ga.step` does; set by the room that knows it."""
+
+    def __len__(self) -> int:
+        """The number of members."""
+        return self.size or 0
+
+    @property
+    def axes(self) -> Any:
+        """The tree of `in_axes` for `jax.vmap`: 0 where a leaf has the axis of the members, None where it is shared."""
+        return self.layout.unflatten([0 if leaf.trainable else None for leaf in self.layout.leaves], riders=False)
+
+
+class LentTree:
+    """A context in which the leaves of a store on a device are read, and not replaced."""
+
+    def __init__(self, store: OnDevice) -> None:
+        self._store = store
+        self._access: Access | None = None
+
+    def __enter__(self) -> Any:
+        self._access = access = Access(lends=[self._store.memory])
+        access.begin()
+        return self._store.tree
+
+    __exit__ = Leaving(lambda lent: lent._access is None or lent._access.over)
+
+    def leave(self, error: BaseException | None) -> None:
+        """End the access."""
+        if self._access is not None:
+            self._access.end()
+
+
+def on_device(tree_layout: Layout, tree: Any, device: Any, size: int | None = None) -> Any:
+    """A store, or a population of so many copies, of a tree on a device: copies leaf by leaf."""
+    if size is None:
+        store = JaxStore.zeros(tree_layout, device)
+        store.assign(tree)
+        return store
+    if not whole(size) >= 1:
+        raise ValueError(f"expected at least one member, got size {size!r}; fix: pass a size of 1 or more")
+    pop = JaxPopulation.zeros(tree_layout, device, size)
+    for leaf, array in checked_leaves(tree_layout, tree):
+        pop[leaf.path] = np.broadcast_to(array, (size, *leaf.shape)) if leaf.trainable else array
+    return pop
+
+
+@_jax.jit
+def _same(old: Any, new: Any) -> Any:
+    return {path: _jax.lax.dynamic_update_slice(x, new[path], (0,) * x.ndim) for path, x in old.items()}
+
+
+_written: Any = _jax.jit(_same, donate_argnums=0)
+
+
+def _check_device(device: Any) -> None:
+    if not isinstance(device, _jax.Device):
+        raise TypeError(f"expected a device of JAX, got {device!r}; fix: pass one, such as jax.devices()[0]")

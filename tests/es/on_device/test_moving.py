@@ -1,0 +1,222 @@
+"""The verbs of `es` on a store that JAX keeps on a device: the bits of the host, in the place of the leaves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flatstore as fs
+from flatstore import es
+from flatstore.es.on_device import moving
+from tests.example_trees import says
+
+DEVICE = jax.devices()[0]
+NOISES = [fs.Normal(0.02), fs.Rademacher(0.1), fs.Normal({"*bias": 0, "*": 0.02}, bound=16)]
+NOISE = NOISES[0]
+
+
+def a_tree(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    tied = rng.uniform(-1, 1, (5, 3)).astype(dtype)
+    shapes = {"bias": (7,), "kernel": (31, 23), "empty": (0, 3), "scalar": (), "long": (9_001,)}
+    leaves = {path: rng.uniform(-1, 1, shape).astype(dtype) for path, shape in shapes.items()}
+    return {"a": leaves, "frozen": np.arange(9, dtype="i4"), "one": tied, "other": tied}
+
+
+def both(dtype=np.float32, noise=NOISE):
+    host, store = fs.Store.from_tree(a_tree(dtype)), fs.Store.from_tree(a_tree(dtype), device=DEVICE)
+    for x in (host, store):
+        es.snap(x, noise)
+    return host, store
+
+
+def same(store, host):
+    return all(
+        np.array(store[path]).tobytes() == np.array(host.leaf_view(path)).tobytes() for path in host.layout.by_path
+    )
+
+
+def kept(store):
+    return {path: np.array(x) for path, x in store.items()}
+
+
+def addresses(store):
+    return {path: x.unsafe_buffer_pointer() for path, x in store.items() if x.size}
+
+
+def there_and_across_and_back(x, noise):
+    es.perturb(x, noise, 7)
+    es.perturb(x, noise, 7, sign=-2)
+    es.perturb(x, noise, 7)
+
+
+def several(x, noise):
+    es.perturb(x, noise, 7)
+    es.perturb(x, noise, (1, 2), sign=-1)
+
+
+def updates(x, noise):
+    es.update(x, noise, fs.seeds(1, 5), [0.5, -0.25, 1e-9, 0.3, 2.0])
+    es.update(x, noise, fs.seeds(2, 2), [1.0, -0.5])
+    es.update(x, noise, fs.seeds(2, 2), [1.0, -0.5], sign=-1)
+
+
+def update_from_the_side(x, noise):
+    es.perturb(x, noise, 7, sign=-1)
+    es.update(x, noise, [7], [0.25], perturbed=-1)
+
+
+def inside_a_context(x, noise):
+    with es.perturbed(x, noise, 8), es.perturbed(x, noise, 9, sign=-1):
+        es.update(x, noise, [3], [1.0])
+
+
+def replay(x, noise):
+    es.replay(x, noise, [(fs.seeds(i, 4), np.linspace(-1, 1, 4)) for i in range(3)])
+
+
+def rounded_sums(x, noise):
+    es.perturb(x, noise, 7, exact=False)
+    es.update(x, noise, fs.seeds(1, 3), [0.1, 0.2, 0.3], exact=False)
+
+
+VERBS = [there_and_across_and_back, several, updates, update_from_the_side, inside_a_context, replay, rounded_sums]
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=["normal", "signs", "some"])
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+def test_a_verb_has_the_bits_of_the_host_and_the_leaves_keep_their_places(verb, noise):
+    host, store = both(noise=noise)
+    assert same(store, host)
+    places, before = addresses(store), kept(store)
+    verb(host, noise)
+    verb(store, noise)
+    assert same(store, host) and addresses(store) == places
+    assert ("back" in verb.__name__) == all((np.array(store[path]) == x).all() for path, x in before.items())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", np.float16])
+def test_leaves_of_16_bits_move_by_rounded_sums_and_are_sampled(dtype):
+    host, store = both(dtype)
+    rounded_sums(host, NOISE)
+    rounded_sums(store, NOISE)
+    assert same(store, host)
+    out, beside = host.copy(), store.copy()
+    es.sample(out, host, NOISE, [5])
+    es.sample(beside, store, NOISE, [5])
+    assert same(beside, out)
+    for verb in (
+        lambda: es.perturb(store, NOISE, 7),
+        lambda: es.update(store, NOISE, [1], [1.0], keep=True),
+        lambda: es.update(store, NOISE, [1], [1.0], sign=-1),
+    ):
+        with pytest.raises(ValueError, match="whose logs are kept on the host alone") as error:
+            verb()
+        says(error, "exact=False")
+    es.update(host, NOISE, [1], [1.0])
+    es.update(store, NOISE, [1], [1.0])
+    assert same(store, host)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_a_population_is_sampled_row_by_row_in_its_place(antithetic):
+    host, store = both()
+    members, pop = fs.Population.zeros(host.layout, 6), fs.Population.from_tree(a_tree(), 6, device=DEVICE)
+    members.assign(pop.tree)
+    places = addresses(pop)
+    keys = fs.seeds(3, 3 if antithetic else 6)
+    es.sample(members, host, NOISE, keys, sign=-1, antithetic=antithetic)
+    es.sample(pop, store, NOISE, keys, sign=-1, antithetic=antithetic)
+    assert same(pop, members) and addresses(pop) == places
+    es.sample(store, store, NOISE, [1])
+    es.sample(host, host, NOISE, [1])
+    assert same(store, host)
+
+
+def test_mezo_climbs_as_on_the_host_and_its_journal_moves_either():
+    host, store = both()
+    score = jax.jit(lambda params, step: -jnp.square(params["a"]["long"] - 0.25).sum())
+    run = {"seed": 0, "noise": NOISE, "rate": 2.0, "steps": 4}
+    entries = [[move.entry for move in es.mezo(x, score, **run)] for x in (host, store)]
+    assert entries[0] == entries[1] and same(store, host)
+    one, other = both()
+    es.replay(other, NOISE, entries[0])
+    es.replay(one, NOISE, entries[1])
+    assert same(other, host) and same(store, one)
+
+
+def test_what_is_off_the_grid_or_reaches_the_bound_is_refused_and_nothing_moves():
+    _, store = both()
+    for value, words in (
+        (0.1, "expected parameters on the grid"),
+        (np.nan, "expected finite parameters"),
+        (33.0, "below the bound 32, got a largest magnitude of 33"),
+        (32 - 2**-19, "below the bound 32 after the move"),
+    ):
+        kernel = np.array(store["a/kernel"])
+        kernel[3] = value
+        store["a/kernel"] = kernel
+        before, places = kept(store), addresses(store)
+        for verb in (
+            lambda: [es.perturb(store, NOISE, 1), es.perturb(store, NOISE, 1, sign=-2)],
+            lambda: [es.update(store, NOISE, [1], [w]) for w in (5.0, -10.0)],
+        ):
+            with pytest.raises(ValueError, match="'a/kernel'") as error:
+                verb()
+            says(error, words)
+            store.assign(before)
+        assert addresses(store) == places
+    store["a/kernel"] = np.full((31, 23), 32.0)
+    with pytest.raises(ValueError, match="'a/kernel': expected parameters below the bound"):
+        es.snap(store, NOISE)
+
+
+def test_a_move_past_the_bound_is_taken_back_to_the_bit():
+    _, store = both()
+    store["a/scalar"] = 32 - 2**-19
+    before = kept(store)
+    refused = 0
+    for sign in (1, -1):
+        try:
+            es.perturb(store, NOISE, 3, sign=sign)
+        except ValueError:
+            refused += 1
+            assert all((np.array(store[path]) == x).all() for path, x in before.items())
+        else:
+            es.perturb(store, NOISE, 3, sign=-sign)
+    assert refused == 1
+
+
+def test_temporaries_are_none_for_a_perturbation_and_those_of_a_chunk_for_an_update():
+    layout = fs.Layout.from_tree({f"w{i}": jax.ShapeDtypeStruct((1 << 20,), "f4") for i in range(4)})
+    homes = {leaf.path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in layout.homes}
+    key, number = np.zeros(2, np.uint32), np.float32(1)
+    weighted = es.weighted_seeds(NOISE, fs.seeds(1, 4), [1.0, 2.0, 3.0, 4.0])
+
+    def taken(function, *arguments):
+        memory = function.lower(homes, *arguments).compile().memory_analysis()
+        return memory.temp_size_in_bytes, memory.alias_size_in_bytes
+
+    assert taken(moving._perturbing(layout, NOISE), key, number) == (0, layout.nbytes)
+    assert taken(moving._sampling(layout, NOISE, None), homes, key, number, np.int32(0)) == (0, layout.nbytes)
+    assert taken(moving._snapping(layout, NOISE)) == (0, layout.nbytes)
+    temporaries, aliased = taken(moving._updating(layout, NOISE, 1, True), weighted)
+    assert temporaries <= 4 << 20 and aliased == layout.nbytes
+    assert taken(moving._looking(layout, NOISE))[0] <= 1 << 20
+
+
+def test_what_does_not_belong_together_is_refused():
+    host, store = both()
+    pop = fs.Population.from_tree(a_tree(), 4, device=DEVICE)
+    for call, kind, words in (
+        (lambda: es.perturb(store, 0.1, 1), TypeError, "expected a noise"),
+        (lambda: es.perturb(pop, NOISE, 1), TypeError, "got JaxPopulation"),
+        (lambda: es.perturb(store, NOISE, 1, sign=3), ValueError, "sign"),
+        (lambda: es.sample(host, store, NOISE, [1]), TypeError, "sample into a device, got Store"),
+        (lambda: es.sample(store, host, NOISE, [1]), TypeError, "got Store"),
+        (lambda: es.sample(pop, store, NOISE, [1]), ValueError, "expected 4 seeds"),
+        (lambda: es.replay(store, NOISE, [([1], [1.0], 0.1)], optimiser=es.Adam(host)), TypeError, "on the host"),
+    ):
+        with pytest.raises(kind, match="expected") as error:
+            call()
+        says(error, words)
