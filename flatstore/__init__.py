@@ -10,6 +10,7 @@ from flatstore.files import load as load
 from flatstore.files import open as open
 from flatstore.files import save as save
 from flatstore.interop import adopt as adopt
+from flatstore.interop import adopt_parts as adopt_parts
 from flatstore.layout import Layout as Layout
 from flatstore.layout import Leaf as Leaf
 from flatstore.layout import from_template as from_template

@@ -138,12 +138,12 @@ def flat(objects):
     return [x.buffer for x in objects]
 
 
-def perturbed(body, dtype="f4"):
+def perturbed(body, dtype="f4", make=None, parts=flat):
     def run(objects):
         with es.perturbed(objects[0], NOISE, 3):
             body(objects[0])
 
-    return Verb(lambda: [store_of(dtype=dtype)], run, flat)
+    return Verb(make or (lambda: [store_of(dtype=dtype)]), run, parts)
 
 
 def logged(run):
@@ -209,12 +209,12 @@ def evolving(optimiser=None, dtype="f4"):
     return Loop(make, start, parts)
 
 
-def climbing(dtype="f4"):
+def climbing(dtype="f4", make=None, parts=flat):
     def start(objects, resume):
         score = lambda params, n: fitness(params)  # noqa: E731
         return es.mezo(objects[0], score, seed=1, noise=NOISE, rate=0.001, steps=3, resume=resume)
 
-    return Loop(lambda: [store_of(2000, dtype)], start, flat)
+    return Loop(make or (lambda: [store_of(2000, dtype)]), start, parts)
 
 
 def population():
@@ -236,13 +236,13 @@ def an_update(dtype="f4"):
     return Verb(lambda: [store_of(dtype=dtype)], lambda x: es.update(x[0], NOISE, [1, 2], [0.5, 0.25]), flat)
 
 
-def a_module():
+def a_module(move=True):
     import torch
 
     module = torch.nn.Sequential(*(torch.nn.Linear(20, 20) for _ in range(4)))
     for parameter in module.parameters():
         torch.nn.init.constant_(parameter, 2.0)
-    store = fs.adopt(module)
+    store = fs.adopt(module, move=move)
     for parameter in module.parameters():
         parameter.data = torch.full_like(parameter.data, 3.0)
     return [module, store]
@@ -252,6 +252,24 @@ def of_module(objects):
     module, store = objects
     inside = [x.data_ptr() == store[name].__array_interface__["data"][0] for name, x in module.named_parameters()]
     return [store.buffer, inside, [x.detach().sum().item() for x in module.parameters()]]
+
+
+def in_place():
+    """A store over tensors of torch's, where they are."""
+    import torch
+
+    tensors = {"a": torch.zeros(20_000), "b": torch.ones(3, 5)}
+    return [fs.adopt(torch.nn.ParameterDict(tensors), move=False)]
+
+
+def leaves(objects):
+    return [*objects[0].values()]
+
+
+def of_module_in_place(objects):
+    module, store = objects
+    inside = [x.data_ptr() == store[name].__array_interface__["data"][0] for name, x in module.named_parameters()]
+    return [*store.values(), inside, [x.detach().sum().item() for x in module.parameters()]]
 
 
 WORK = {
@@ -288,6 +306,12 @@ WORK = {
     "set a leaf": Verb(lambda: [store_of()], lambda x: x[0].__setitem__("a", SEVENS["a"]), flat),
     "put_back": Verb(lambda: [store_of()], lambda x: fs.put_back(x[0], SEVENS), flat),
     "adopt": Verb(a_module, lambda x: fs.adopt(*x), of_module),
+    "perturb in place": Verb(in_place, lambda x: es.perturb(x[0], NOISE, 1), leaves),
+    "update in place": Verb(in_place, lambda x: es.update(x[0], NOISE, [1, 2], [0.5, 0.25]), leaves),
+    "assign in place": Verb(in_place, lambda x: x[0].assign(SEVENS), leaves),
+    "lend in place": Verb(in_place, lambda x: (lend(x[0]), x[0].__setitem__("a", SEVENS["a"])), leaves),
+    "adopt in place": Verb(lambda: a_module(move=False), lambda x: fs.adopt(*x), of_module_in_place),
+    "perturbed in place": perturbed(lend, make=in_place, parts=leaves),
     "perturbed": perturbed(lambda store: None),
     "perturbed in 16 bits": perturbed(lambda store: None, "bfloat16"),
     "perturbed, long": perturbed(lambda store: MATRIX @ MATRIX),
@@ -298,6 +322,7 @@ WORK = {
     "es.evolve in 16 bits": evolving(dtype="bfloat16"),
     "es.evolve with Adam": evolving(es.Adam),
     "mezo": climbing(),
+    "mezo in place": climbing(make=in_place, parts=leaves),
     "mezo in 16 bits": climbing("bfloat16"),
 }
 STORE, MATRIX = store_of(), np.ones((200, 200))

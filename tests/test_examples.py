@@ -72,6 +72,15 @@ def test_a_language_model_is_fine_tuned_in_place_and_loaded_by_transformers(sche
     assert "loaded by transformers, the same bits" in text
 
 
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_an_engine_evolves_where_its_parameters_are_and_agrees_with_the_trainer_on_every_bit(processes):
+    text = shown("engine", "--processes", str(processes), "--generations", "25")
+    assert "taken back to the bit: True" in text and "the trainer has the same bits: True" in text
+    before, after = re.findall(r"loss (\S+)", text)
+    assert float(after) < 0.75 * float(before)
+    assert "refused, since a captured graph would not have seen it: 1 leaf elsewhere" in text
+
+
 def test_every_example_is_run_here():
-    names = {"cma_es", "evosax_snes", "nsga2", "lexicase", "mezo_transformers", "sbx"}
+    names = {"cma_es", "engine", "evosax_snes", "nsga2", "lexicase", "mezo_transformers", "sbx"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == names

@@ -13,7 +13,7 @@ from flatstore.es.journal import Move, is_whole, move_of
 from flatstore.es.kept_runs import KeptRun
 from flatstore.es.optimisers import Optimiser
 from flatstore.es.ranks import centred_ranks
-from flatstore.es.sampling import layouts_differ, sample
+from flatstore.es.sampling import refuse_other_layouts, sample
 from flatstore.evaluation import (
     Rate,
     Workers,
@@ -26,7 +26,6 @@ from flatstore.evaluation import (
     way_on,
 )
 from flatstore.layout import Array, as_array
-from flatstore.memory import overlap
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.recording import RunPath
 from flatstore.store import Population, Store
@@ -125,12 +124,11 @@ def evolve(
         )
     move = move_of(centre, noise, optimiser)
     trainable_leaves(centre)
-    pop = members if isinstance(members, Population) else Population.zeros(centre.layout, size)
+    pop = members if isinstance(members, Population) else Population.like(centre, size)
     if workers is not None and pop is not members:
         pop = pop.share()
-    if pop.layout != centre.layout:
-        raise layouts_differ("members", pop, centre)
-    if overlap(pop.memory, centre.memory):
+    refuse_other_layouts("members", pop, centre)
+    if pop.memory.overlaps(centre.memory):
         raise ValueError(
             "expected members apart from the centre, got the same memory; fix: pass a number, or other members"
         )

@@ -82,12 +82,12 @@ def stopped_because(
     """
     worst = "", 0.0
     for leaf in noisy_leaves(store, noise):
-        if leaf.dtype.name != group.dtype or not leaf.index - WIDTH < index < leaf.index + leaf.size:
+        near = list(store.stretches(leaf, index, index + WIDTH)) if leaf.dtype.name == group.dtype else []
+        if not near:
             continue
-        start, stop = max(index - leaf.index, 0), min(index - leaf.index + WIDTH, leaf.size)
         refuse_not_finite(store, [group])
         (values,) = store.leaf_matrix(leaf)
-        part = values[start:stop]
+        part = values[near[0].begin : near[-1].end]
         largest = max(float(np.abs(values[a:b]).max()) for a, b in blocks(leaf.size, TASK))
         if largest >= noise.bound:
             return past_the_bound(noise, leaf.path, largest, "pass a larger bound= of the noise")
@@ -96,7 +96,7 @@ def stopped_because(
                 f"{leaf.path!r}: expected parameters on the grid of the noise (step {noise.step:.3g}), got others, the "
                 f"largest {largest:.6g}; fix: es.snap(store, noise) once"
             )
-        move = delta(leaf, start, stop)
+        move = np.concatenate([delta(x.leaf, x.at, x.at + x.end - x.begin) for x in near])
         if (largest := float(np.abs(move).max())) >= noise.bound:  # such a move has too many digits for an exact sum
             return ValueError(
                 f"{leaf.path!r}: expected a move below the bound {noise.bound:g}, got one of {largest:.6g}; fix: {fix}"

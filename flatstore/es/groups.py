@@ -22,7 +22,7 @@ import numpy as np
 
 from flatstore.checks import real
 from flatstore.kernels import COMPILES
-from flatstore.kernels.cpu import STORAGE, finite_check, ranges, refuse_other_dtypes
+from flatstore.kernels.cpu import GAP, STORAGE, finite_check, ranges, refuse_other_dtypes
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.noise import Noise, spans
 from flatstore.store import Store, Views
@@ -45,6 +45,9 @@ SEEDS_PER_DRAW = 8
 
 ROOM = 512
 """Random numbers beyond a block's width that scratch has room for: whole blocks of 128 at both ends."""
+
+_FAR = 1 << 18
+"""Indices of other parts of a whole that are passed over: it takes less time than to begin another task."""
 
 NO_NOISE = "give it the scale 0, or leave it out of trainable="
 """What to do about a leaf that noise cannot be added to."""
@@ -90,17 +93,17 @@ def noisy_groups(store: Store, noise: Noise) -> list[Group]:
 
 
 def _noisy_groups(store: Store, noise: Noise) -> list[Group]:
-    noise.check_grid(store.layout)
+    noise.check_grid(store.whole)
     leaves = noisy_leaves(store, noise)
     refuse_other_dtypes(leaves, "add noise to", NO_NOISE)
-    strengths = strengths_of(store.layout, noise)
+    strengths = strengths_of(store.whole, noise)
     noisy = strengths.row >= 0
     return groups_of(leaves, [store], Strengths(strengths.bounds[noisy], strengths.row[noisy], strengths.scales), noise)
 
 
 def trainable_groups(stores: Sequence[Store], purpose: str = "optimise") -> list[Group]:
     """All that trains in the first store, a group for each dtype; the pieces have places in each of the stores."""
-    return groups_of(trainable_leaves(stores[0], purpose), stores, strengths_of(stores[0].layout, None))
+    return groups_of(trainable_leaves(stores[0], purpose), stores, strengths_of(stores[0].whole, None))
 
 
 def groups_of(
@@ -115,7 +118,7 @@ def groups_of(
         stored, real, _, _ = STORAGE[name]
         grid = noise.grid(real) if noise is not None and stored is real else 0.0
         pieces = _pieces(strengths, *(x.runs(name) for x in views))
-        bounds = np.array(ranges(pieces), np.int64).reshape(-1, 2)
+        bounds = np.array(ranges(pieces, GAP if views[0].parts is None else _FAR), np.int64).reshape(-1, 2)
         size = int((bounds[:, 1] - bounds[:, 0]).sum())
         found.append(Group(name, real, views[0].raw(stored), pieces, grid, bounds, size))
     return found
@@ -167,7 +170,7 @@ def refuse_not_finite(
         return
     for leaf in store.layout.homes:
         (values,) = store.leaf_matrix(leaf)
-        for start, stop in blocks(leaf.size, TASK) if _is_in(leaf, groups) else ():
+        for start, stop in blocks(leaf.size, TASK) if _is_in(store, leaf, groups) else ():
             good = np.isfinite(values[start:stop])
             if not good.all():
                 at = start + int(good.argmin())
@@ -176,12 +179,13 @@ def refuse_not_finite(
                 )
 
 
-def _is_in(leaf: Leaf, groups: Sequence[Group]) -> bool:
+def _is_in(store: Store, leaf: Leaf, groups: Sequence[Group]) -> bool:
     """Whether a leaf is one of a group's."""
     pieces = next((group.pieces for group in groups if group.dtype == leaf.dtype.name), None)
-    if not leaf.trainable or pieces is None:
+    if not leaf.trainable or not leaf.size or pieces is None:
         return False
-    return bool(((pieces[:, 0] <= leaf.index) & (leaf.index < pieces[:, 1])).any())
+    first = int(store.firsts(leaf)[0][0])
+    return bool(((pieces[:, 0] <= first) & (first < pieces[:, 1])).any())
 
 
 def is_small(groups: Sequence[Group], draws: int = 1) -> bool:

@@ -143,7 +143,7 @@ def move_of(
         raise ValueError(
             f"expected an optimiser of this store, got {optimiser!r}; fix: pass one made for it, such as es.Adam(store)"
         )
-    gradient = Store.zeros(store.layout)
+    gradient = Store.like(store)
     update(gradient, noise, nothing, [], exact=False)
 
     def move_by_optimiser(seeds: Any, weights: Any, rate: Any, then: Callable[[], object]) -> None:

@@ -47,7 +47,12 @@ class KeptRun:
     def __init__(
         self, path: RunPath | None, centre: Store, optimiser: Optimiser | None, settings: Mapping[str, Any]
     ) -> None:
-        """Open the folder, and compare its settings."""
+        """Open the folder, and compare its settings. Raises `ValueError` for parts of a model: files keep no index."""
+        if path is not None and centre.parts is not None:
+            raise ValueError(
+                "run: expected a whole model to keep in a folder, got parts of one; fix: keep the run where the whole "
+                "is, or keep the records, which es.replay takes"
+            )
         self._optimiser = optimiser
         self._parts = {"": centre, **_states_of(optimiser)}
         self._settings = settings

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from flatstore.checks import real
 from flatstore.es.groups import WIDTH, random_words, refuse_not_finite, tasks_of, trainable_groups, trainable_leaves
-from flatstore.es.sampling import layouts_differ
+from flatstore.es.sampling import refuse_other_layouts
 from flatstore.kernels.cpu import adam, momentum, optimiser_loop
 from flatstore.layout import Array
 from flatstore.memory import reading, write
@@ -46,7 +46,7 @@ class Compiled:
         """The store that it moves."""
         self.count = 0
         """The number of steps so far."""
-        self.states = {name: Store.zeros(store.layout) for name in states}
+        self.states = {name: Store.like(store) for name in states}
         """The stores that it keeps beside it, by name."""
         self.settings = {name: real(value) for name, value in settings.items()}
         """The numbers that it was made with, by name."""
@@ -55,8 +55,7 @@ class Compiled:
 
     def _step(self, rule: Any, gradient: Store, rate: float, unbias: float, *settings: float) -> None:
         """Move along a gradient at `unbias` times the rate; `settings` are what the rule takes after the rate."""
-        if gradient.layout != self.store.layout:
-            raise layouts_differ("the gradient", gradient, self.store)
+        refuse_other_layouts("the gradient", gradient, self.store)
         unbiased = real(rate) * unbias
         if not math.isfinite(unbiased):
             raise ValueError(f"expected a finite rate, got {rate!r}; fix: pass a number, such as 0.01")

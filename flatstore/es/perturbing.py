@@ -120,7 +120,7 @@ class _PlainMove:
     def __init__(self, store: Store, groups: Sequence[Group], noise: Noise, key: Array, sign: int, exact: bool) -> None:
         self._store, self._groups, self._noise, self._key, self._sign = store, groups, noise, key, sign
         self._bound = noise.bound if exact else 0.0
-        self._draw = noise.kind, key, *factors_of(store.layout, noise)
+        self._draw = noise.kind, key, *factors_of(store.whole, noise)
 
     def tasks(self) -> list[Task]:
         """The tasks for the threads."""

@@ -54,8 +54,7 @@ def sample(
     written.
     """
     check_types(store, noise)
-    if out.layout != store.layout:
-        raise layouts_differ("out", out, store)
+    refuse_other_layouts("out", out, store)
     size = out.size if isinstance(out, Population) else 1
     keys = as_keys(seeds if np.ndim(seeds) else [seeds])
     expected = size // 2 if antithetic else size
@@ -67,7 +66,7 @@ def sample(
     check_sign(sign, IN_NOISE)
     groups = _planned(out, store, noise)
     to_check = store.cached("trainable", lambda: trainable_groups([store], "add noise to"))
-    draw = noise.kind, keys, factors_of(out.layout, noise).rows, noise.step
+    draw = noise.kind, keys, factors_of(out.whole, noise).rows, noise.step
     signs = np.array([sign, -sign] if antithetic else [sign], np.float64)
 
     def arguments(group: Group, scratch: Any) -> tuple[Any, ...]:
@@ -106,22 +105,29 @@ def _planned(out: Population | Store, store: Store, noise: Noise) -> list[Group]
     runs = [store.runs(name) for name in names]
 
     def plan() -> tuple[list[Group], Any]:
-        noise.check_grid(out.layout)
-        groups = groups_of(trainable_leaves(out), [out, store], strengths_of(out.layout, noise))
+        noise.check_grid(out.whole)
+        groups = groups_of(trainable_leaves(out), [out, store], strengths_of(out.whole, noise))
         return groups, runs  # kept alive, so that no others have their identity
 
     return out.cached(("sample", noise, *map(id, runs)), plan)[0]
 
 
-def layouts_differ(name: str, got: Any, expected: Any) -> StructureError:
-    """The error for two layouts that are not the same: it lists every leaf that differs."""
+def refuse_other_layouts(name: str, got: Any, expected: Any) -> None:
+    """Raise `StructureError`, which lists every leaf that differs, unless layouts and indices are the same."""
     theirs, ours = got.layout.by_path, expected.layout.by_path
+    if got.layout == expected.layout:
+        if got.parts == expected.parts:
+            return
+        want, found = ("parts of a model" if x.parts else "a whole model" for x in (expected, got))
+        fix = "pass a copy() of the store, or a number of members"
+        difference = Difference("indices", want, f"{'others of it' if want == found else found}", fix)
+        raise StructureError([difference], f"of {name} whose indices are not the store's")
     differences = [
         Difference(path, _row(ours.get(path)), _row(theirs.get(path)), "make both from one layout")
         for path in {**ours, **theirs}
         if ours.get(path) != theirs.get(path)
     ]
-    return StructureError(differences, f"of {name} unlike the store's layout")
+    raise StructureError(differences, f"of {name} unlike the store's layout")
 
 
 def _row(leaf: Any) -> str:

@@ -161,7 +161,7 @@ def _leaves_in(store: Store, noise: Noise, group: Group, index: int) -> list[Lea
     return [
         leaf
         for leaf in noisy_leaves(store, noise)
-        if leaf.dtype.name == group.dtype and leaf.index < index + BLOCK and index < leaf.index + leaf.size
+        if leaf.dtype.name == group.dtype and any(store.stretches(leaf, index, index + BLOCK))
     ]
 
 
@@ -179,7 +179,7 @@ class LoggedMove:
         self.at = undo.at if undo else 0
         self.target = self.at + sign
         self._store, self._groups, self._noise, self._key, self._undo = store, groups, noise, key, undo
-        self._rows = factors_of(store.layout, noise).rows
+        self._rows = factors_of(store.whole, noise).rows
         # Made before anything is moved: when all is, there may be no memory to make it.
         self._made = UndoLog(store.layout, noise, key, self.target, self._is_update)
         self._old, self._new = undo.chunks if undo else {}, self._made.chunks
@@ -268,10 +268,13 @@ class LoggedMove:
         """The largest magnitude of a leaf after the move, before it is rounded."""
         (values,) = self._store.leaf_matrix(leaf)
         change = self.target - self.at
-        return max(
-            float(np.abs(values[a:b].astype(np.float32) + change * self._noise.delta(leaf, self._key, a, b)[0]).max())
-            for a, b in blocks(leaf.size, TASK)
-        )
+        largest = 0.0
+        for stretch in self._store.stretches(leaf, 0, self._store.whole.size):
+            for start, stop in blocks(stretch.end - stretch.begin, TASK):
+                delta = self._noise.delta(stretch.leaf, self._key, stretch.at + start, stretch.at + stop)[0]
+                part = values[stretch.begin + start : stretch.begin + stop].astype(np.float32)
+                largest = max(largest, float(np.abs(part + change * delta).max()))
+        return largest
 
     def _run(
         self, group: Group, start: int, stop: int, at: int, target: int, whole: Chunk | None, scratch: Any, note: Any

@@ -111,7 +111,7 @@ def update(
     elif undo is not None or gridless:
         check_update_log(store, noise, fixed.key, gridless, undo)
     on_grid, off_grid = ([x for x in groups if bool(exact and x.grid) == wanted] for wanted in (True, False))
-    draw = noise.kind, keys, factors_of(store.layout, noise).rows
+    draw = noise.kind, keys, factors_of(store.whole, noise).rows
 
     def arguments(
         group: Group, whole: Array, sign: int, taken_back: int, checked: bool, scratch: Any, log: Any = None

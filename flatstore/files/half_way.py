@@ -36,7 +36,9 @@ def log_of(path: str | os.PathLike[str]) -> str:
 
 def refuse_half_way(path: str | os.PathLike[str]) -> None:
     """Raise `ValueError` if a generation in the file is not over."""
-    with suppress(FileNotFoundError), open(log_of(path), "rb") as file:
+    if not os.path.lexists(log := log_of(path)):
+        return
+    with suppress(FileNotFoundError), open(log, "rb") as file:
         if file.read(len(MAGIC) + len(OVER)) == MAGIC + UNDER_WAY:
             raise ValueError(
                 f"expected a whole population, got one whose generation is not over in {os.fspath(path)!r}; "

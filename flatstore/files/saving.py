@@ -51,6 +51,11 @@ def save(path: str | os.PathLike[str], x: Store | Population, *, metadata: Mappi
     """
     if not isinstance(x, Store | Population):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"expected a Store or a Population, got {type(x).__name__}; fix: Store.from_tree(tree)")
+    if x.parts is not None:
+        raise ValueError(
+            "expected a whole model, got parts of one, whose indices a file does not keep; fix: save the whole model, "
+            "or fs.Store.from_tree(dict(store)), a model of its own"
+        )
     members = None
     if isinstance(x, Population):
         members = Members(x.size, "member" if x.order == "member" else "leaf")

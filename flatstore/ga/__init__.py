@@ -11,6 +11,9 @@ from flatstore.ga.evolution import evolve as evolve
 from flatstore.ga.generation import UnfinishedError as UnfinishedError
 from flatstore.ga.generation_records import Generation as Generation
 from flatstore.ga.in_files import seed_of as seed_of
+from flatstore.ga.in_jit import Births as Births
+from flatstore.ga.in_jit import births as births
+from flatstore.ga.in_jit import stepped as stepped
 from flatstore.ga.kept_generations import records as records
 from flatstore.ga.mutation import Mutate as Mutate
 from flatstore.ga.mutation import Reset as Reset

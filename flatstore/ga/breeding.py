@@ -130,12 +130,10 @@ def plan_step(
     scores = as_fitness(fitness, pop.size)
     refuse_all_nan(scores)
     check_operators(mutate, select, crossover, bounds)
-    check_elite(pop, elite)
+    check_elite(pop.size, elite)
     dtypes = _dtypes(pop)
-    keys = seeds(seed, pop.size + 1)
-    slots = np.sort(best_first(scores)[elite:]).astype(np.int32)
-    chosen = _select(select, scores, 2 * len(slots), int(keys[-1])).reshape(2, -1)
-    family, keys = _family(slots, chosen, pop.size), keys[slots]
+    slots, chosen, keys = parents_of(scores, seed, select, elite)
+    family = _family(slots, chosen, pop.size)
     operators = Operators(crossover, mutate, bounds)
     # The strengths of operators are rounded to the dtype.
     loops = rounded_to_nearest(lambda: {name: dtype_loop(pop, name, operators, family, keys) for name in dtypes})
@@ -153,6 +151,13 @@ def plan_step(
     }
     settings |= {"mutate": as_json(mutate), "crossover": as_json(crossover), "bounds": as_json(bounds)}
     return Step(loops, left, parents, kept, fails, Asked(scores, chosen.ravel(), settings))
+
+
+def parents_of(scores: Array, seed: Seed, select: Any, elite: int) -> tuple[Array, Array, Array]:
+    """Who begets whom, by fitness: the slots of the children, the two parents of each, shape (2, n), and its seed."""
+    keys = seeds(seed, len(scores) + 1)
+    slots = np.sort(best_first(scores)[elite:]).astype(np.int32)
+    return slots, _select(select, scores, 2 * len(slots), int(keys[-1])).reshape(2, -1), keys[slots]
 
 
 def run_step(pop: Population, step: Step, then: Callable[[], object] = bool) -> None:
@@ -199,15 +204,15 @@ def check_operators(mutate: Any, select: Any, crossover: Any, bounds: Any) -> No
         raise TypeError(f"expected Bounds or None, got {bounds!r}; fix: ga.Bounds({{'*': (-1, 1)}})")
 
 
-def check_elite(pop: Population, elite: int) -> None:
+def check_elite(size: int, elite: int) -> None:
     """Raise `ValueError` unless at least one slot is left for a child, `TypeError` unless `elite` is an integer."""
     if not isinstance(whole(elite), int):
         raise TypeError(
             f"expected an integer as elite, got {type(elite).__name__} {elite!r}; fix: pass a number of members"
         )
-    if not 0 <= elite < pop.size:
+    if not 0 <= elite < size:
         raise ValueError(
-            f"expected elite in 0 .. {pop.size - 1}, got {elite}; fix: keep fewer members, to leave a slot for a child"
+            f"expected elite in 0 .. {size - 1}, got {elite}; fix: keep fewer members, to leave a slot for a child"
         )
 
 

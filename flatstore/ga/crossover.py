@@ -96,9 +96,14 @@ class Blend:
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
         """The operator. It draws sixteen bits per gene: a place in the interval."""
+        return self.per_gene.crossing(layout, keys, dtype)
+
+    @property
+    def per_gene(self) -> PerGene:
+        """The same as a function of two genes and an entry of a table."""
         place = (np.arange(1 << 16) + 0.5) / (1 << 16)
         alpha = real(self.alpha)
-        return PerGene(_between, 16, (1 + 2 * alpha) * place - alpha).crossing(layout, keys, dtype)
+        return PerGene(_between, 16, (1 + 2 * alpha) * place - alpha)
 
 
 @dataclass(frozen=True)
@@ -160,8 +165,17 @@ class Exchange:
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
         """The operator. It draws one bit per unit, in the order of the leaves."""
-        globs = self.units if self.units is None or isinstance(self.units, str) else tuple(self.units)
-        return Operator(by_unit, _units(layout, globs))
+        return Operator(by_unit, _units(layout, _frozen(self.units)))
+
+
+def units_of(layout: Layout, exchange: Exchange) -> dict[str, int]:
+    """The unit of each home, -1 for none."""
+    _, units = _units(layout, _frozen(exchange.units))
+    return {leaf.path: unit for leaf, unit in zip(layout.homes, units.tolist(), strict=True)}
+
+
+def _frozen(globs: Glob | None) -> tuple[str, ...] | str | None:
+    return globs if globs is None or isinstance(globs, str) else tuple(globs)
 
 
 @lru_cache(maxsize=16)

@@ -103,7 +103,7 @@ def evolve(
     number = record.number if record else resumed_number(resume)
     refuse_two_starts(run, resume)
     seed = check_run(evaluate, seed, number, generations, "generations")
-    check_elite(pop, elite)
+    check_elite(pop.size, elite)
     if record and record.fitness.shape != (pop.size,):
         raise ValueError(
             f"expected a record of {pop.size} members to resume from, got one of {len(record.fitness)}; "

@@ -122,21 +122,26 @@ def mutating(mutation: Mutation | None, layout: Layout, dtype: Any) -> tuple[Ope
         width, scaled = each.bits, Normal(each.scale)  # which knows what is a scale, and whose it is
         finite(spans(layout, scaled)[1], dtype, "scales")
     elif isinstance(each, Reset):
-        even = (np.arange(1 << 16) + 0.5) / (1 << 16)
         loop = mutation_loop(_drawn_anew, TABLE)
-        values = finite(each.low * (1 - even) + each.high * even, dtype, f"values of {each}")
+        values = finite(reset_values(each), dtype, f"values of {each}")
     elif each is not None:
         loop = mutation_loop(_added, WHOLE, each.width)
         kind, width, values, scaled, parts = each.kind, each.width, (each.whole + 0.5).astype(dtype), each, each.parts
         finite(spans(layout, each)[1] * each.largest, dtype, f"draws of {each}")
     which = NO_GENE if each is None else EVERY_GENE if rate is None else SOME_GENES
-    data = (which, kind if rate is None else SPARSE, width, values, _distances(1.0 if rate is None else rate))
+    data = (which, kind if rate is None else SPARSE, width, values, distances(1.0 if rate is None else rate))
     ranges, scales = spans(layout, scaled)
     return Operator(loop, data), (ranges, (scales / parts).astype(dtype))
 
 
+def reset_values(reset: Reset) -> Array:
+    """The numbers that `Reset` draws from, float64."""
+    even = (np.arange(1 << 16) + 0.5) / (1 << 16)
+    return reset.low * (1 - even) + reset.high * even
+
+
 @lru_cache(maxsize=8)
-def _distances(rate: float) -> tuple[Array, Array, int]:
+def distances(rate: float) -> tuple[Array, Array, int]:
     """What draws the distance to the next changed gene: thresholds, a guide to them, and blocks to draw at first.
 
     A threshold is the chance, times 2 ** 32, that at most g genes are passed over, for g below a segment's length.

@@ -70,8 +70,12 @@ class GeneFunction:
     def within(self, loop: Callable[[Any, int], Any], dtype: Any) -> tuple[Any, Array]:
         """The function compiled into a loop, made by `loop(function, source of draws)`, and its table in a dtype."""
         source = NUMBERS if self.table is None else TABLE
+        return loop(_compiled(self.function), source), self.table_in(dtype)
+
+    def table_in(self, dtype: Any) -> Array:
+        """The table in the dtype that is computed with; empty if there is none. Raises `ValueError` as `finite`."""
         values = _real_numbers([] if self.table is None else self.table)
-        return loop(_compiled(self.function), source), finite(values, dtype, "numbers in a table")
+        return finite(values, dtype, "numbers in a table")
 
 
 def _takes_three(function: Callable[..., Any]) -> bool:

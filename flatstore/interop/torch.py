@@ -24,6 +24,7 @@ import numpy as np
 
 from flatstore.extras import require
 from flatstore.interop.torch_obstacles import read_tensors
+from flatstore.interop.torch_spans import in_place
 from flatstore.layout import Array, Layout, as_numpy
 from flatstore.memory import memories_of, reading, write
 from flatstore.store import Store
@@ -35,7 +36,7 @@ HELD_AT_MOST = 16 << 20
 UNLIKE = "of the module unlike the store"
 
 
-def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
+def adopt(module: Any, store: Store | None = None, *, align: int = 64, move: bool = True) -> Store:
     """Make the parameters and buffers of a torch module views of one store, and return it: copies them, once.
 
     The paths are torch's names ('0.weight'), parameters first, then buffers; `store.tree` is an ordered dict like
@@ -47,6 +48,11 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
     tensors that had left it are views of it again. Its layout must be the module's. A new store is filled leaf by leaf,
     and the old memory of each is given back as it goes: there is never a second copy of the module. (Of a checkpoint
     that is mapped from its file, the pages stay until the last leaf has moved; the system may take them at any time.)
+
+    With `move=False` nothing is copied: the store is made over the tensors where they are, and no address changes, so
+    that what holds addresses (captured graphs, an engine's kernels) goes on. Such a store has no `flat` and no
+    `buffer`, since its leaves do not lie together; everything else works, with the same bits. Where a tensor lies
+    elsewhere later, verbs refuse the store, and `store.verify()` names the tensor.
 
     The elements of a leaf lie in C order, one after the other, so a module in `torch.channels_last` is refused: its
     strides would be lost without a word. For each tensor that is refused, the message says how to convert it.
@@ -62,14 +68,22 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
         module: a `torch.nn.Module` in host memory.
         store: None for a new one in new memory; or a store, which is written.
         align: bytes, as for `Layout.from_tree`, if the store is new.
+        move: False to leave the tensors where they are.
 
     Raises `ValueError` that names every tensor that cannot be a view (another device, sparse, quantised, lazy, not
     contiguous, memory shared in part), `StructureError` for a module unlike `store`, `LentError` if that one is lent,
     `TypeError` if it is not a module, and whatever a tensor that refuses other data raises. In all these cases the
     module and the store are left as they were.
     """
-    tree = _tree(module)
+    tree = tree_of(module)
     layout = _layout(tree, align if store is None else _checked(store).layout.align)
+    if not move:
+        if store is not None:
+            raise ValueError(
+                "expected a store to move the module into, or move=False, got both; "
+                "fix: adopt(module, move=False) makes a new store"
+            )
+        return in_place(module, by_path(tree), layout, by_path(tree))
     if store is None:
         made = Store.zeros(layout)
         with reading(*memories_of(by_path(tree).values())):  # it may have been adopted before
@@ -80,7 +94,7 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64) -> Store:
         unlike = [Difference(*pair, "adopt(module) makes a new store") for pair in pairs if pair[1] != pair[2]]
         if unlike:
             raise StructureError(unlike, UNLIKE)
-    write([store.memory], lambda: _move_in(tree, layout, store))
+    write(store.memory.parts, lambda: _move_in(tree, layout, store))
     return store
 
 
@@ -147,7 +161,7 @@ def verify(module: Any, store: Store) -> None:
     flatstore.StructureError: 1 leaf of the module not in the store any more:
       'bias': expected a view of float32[1], got float32[1] elsewhere; fix: adopt(module, store) brings it back
     """
-    tensors = by_path(_tree(module))
+    tensors = by_path(tree_of(module))
     layout = _checked(store).layout
     obstacles, tied = read_tensors(tensors)
     in_store = _leaves_in_words(layout)
@@ -203,7 +217,7 @@ def _checked(store: Any) -> Store:
     return store
 
 
-def _tree(module: Any) -> OrderedDict[str, Any]:
+def tree_of(module: Any) -> OrderedDict[str, Any]:
     """The parameters, then the buffers, by torch's names; a tied one under each of its names."""
     torch = require("torch", "torch")
     if not isinstance(module, torch.nn.Module):

@@ -92,7 +92,7 @@ def place(rows: Sequence[Leaf], align: int) -> tuple[Leaf, ...]:
     )
 
 
-def describe(leaves: Sequence[Leaf], start_of: Callable[[Leaf], int], most: int = 12) -> str:
+def describe(leaves: Sequence[Leaf], start_of: Callable[[Leaf], int | str], most: int = 12) -> str:
     """The rows as indented lines for a person: path, shape, start in bytes; at most `most` of them."""
     rows = [
         (

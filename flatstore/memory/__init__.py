@@ -15,10 +15,11 @@ from flatstore.memory.lending import addresses_of as addresses_of
 from flatstore.memory.lending import check_library as check_library
 from flatstore.memory.lending import import_views as import_views
 from flatstore.memory.lending import refuse_jax_at_the_end as refuse_jax_at_the_end
-from flatstore.memory.overlaps import overlap as overlap
 from flatstore.memory.overlaps import region_of as region_of
+from flatstore.memory.readers_and_writers import MOVED as MOVED
 from flatstore.memory.readers_and_writers import settle as settle
 from flatstore.memory.segments import PAGE as PAGE
 from flatstore.memory.segments import sweep as sweep
+from flatstore.memory.spans import Spans as Spans
 from flatstore.memory.waits import patience as patience
 from flatstore.memory.waits import waiting as waiting

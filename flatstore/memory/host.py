@@ -6,6 +6,7 @@ import mmap
 import re
 import sys
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from flatstore.memory.holds import Segment
 from flatstore.memory.live_views import WatchedViews
 from flatstore.memory.overlaps import LENDS, Region, join, overlap, region_of
 from flatstore.memory.segments import attached_segment, check_name, make_segment
+from flatstore.trees import Difference
 
 HUGE_PAGE = 2 << 20
 
@@ -54,6 +56,27 @@ class Memory:
     def segment_name(self) -> str | None:
         """The name of the segment, if this is the whole of one."""
         return self._segment and self._segment.name
+
+    @property
+    def parts(self) -> Sequence[Memory]:
+        """The ranges of addresses that it is made of, ascending: itself."""
+        return (self,)
+
+    def parts_at(self, start: int, stop: int) -> Sequence[Memory]:
+        """Those of its parts that have addresses of start .. stop - 1; it may be asked only for what it shows."""
+        return (self,)
+
+    def overlaps(self, other: Memory) -> bool:
+        """Whether it shares a byte with another memory."""
+        return any(overlap(one, another) for one in self.parts for another in other.parts)
+
+    def may_show(self, array: Array) -> bool:
+        """Whether an array may share a byte with it."""
+        return np.may_share_memory(array, self.bytes)
+
+    def moved(self) -> list[Difference]:
+        """What lies elsewhere since it was made, so that this is no longer its memory: nothing, where it is owned."""
+        return []
 
     @property
     def lends(self) -> dict[Any, None]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -188,9 +189,14 @@ class Lend:
                 views = {path: held(view, access.holds[:]) for path, view in views.items()}
             exports, arrays = import_views(views, addresses)
             self._arrays = list(arrays.values())
-            # Nothing comes between these two: what is raised later holds this frame, which must not hold what is lent.
-            access.uses[0].exports = [(path, weakref.ref(view)) for path, view in exports.items()]
-            del views, exports
+            starts = [use.start for use in access.uses]
+            noted: list[list[Any]] = [[] for _ in starts]
+            for path, view in exports.items():
+                noted[bisect_right(starts, addresses[path]) - 1].append((path, weakref.ref(view)))
+            view = None
+            del views, exports  # what is raised from here on holds this frame, which must not hold what is waited for
+            for use, references in zip(access.uses, noted, strict=True):
+                use.exports = references
             return self._tree(arrays)
         except BaseException:
             access.over = True
@@ -199,10 +205,10 @@ class Lend:
 
     def _freeze(self, spans: Iterable[tuple[int, int]]) -> None:
         """Make read-only, in all memories over the same bytes, what shows any of these (start, stop)."""
-        spans = joined(spans)
-        for member in region_of(self._memory).members():
-            for start, stop in spans:
-                member.views.freeze(start, stop)
+        for start, stop in joined(spans):
+            for part in self._memory.parts_at(start, stop):
+                for member in region_of(part).members():
+                    member.views.freeze(start, stop)
 
     def leave(self, error: BaseException | None) -> None:
         """Delete the arrays, and end the access."""

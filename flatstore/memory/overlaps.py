@@ -115,6 +115,9 @@ def _merge(a: Region, version_a: Any, b: Region, version_b: Any, whole: Region) 
     return True
 
 
+lends: dict[Any, None] = {}
+"""Who lends any memory of the process, or has lent it."""
+
 _regions: list[Region] = []  # ascending; some are parts of others by now, or have no memory any more
 _starts: list[int] = []  # of these regions
 _version: Any = object()  # another one whenever the list has changed
@@ -202,6 +205,7 @@ def _unite(a: Region, b: Region) -> None:
 
 def _after_fork() -> None:
     """Forget, in a child process, who reads and writes in its parent."""
+    lends.clear()
     for memory in [memory for region in map(_whole, _regions) for memory in region.members()]:
         for users in region_of(memory).users:
             users.clear()

@@ -25,9 +25,13 @@ from flatstore.memory.guarded_views import LentError
 from flatstore.memory.holds import Hold, Segment
 from flatstore.memory.host import Memory
 from flatstore.memory.overlaps import LENDS, READS, WRITES, enter, overlap, region_of
+from flatstore.memory.overlaps import lends as lends_of_all
 from flatstore.memory.waits import BusyError, persist
 from flatstore.threads import caller
-from flatstore.trees import first_of
+from flatstore.trees import StructureError, first_of
+
+MOVED = "elsewhere than where the store was made"
+"""What is said of leaves whose owner has moved them."""
 
 
 class Access:
@@ -52,13 +56,16 @@ class Access:
         """The locks of the segments among the memories: other processes know of it by these."""
         threads = threading.get_ident() if runner is None else runner, caller()
         ref = weakref.ref(self)
-        self.uses = [Use(ref, memory, READS, *threads) for memory in reads] if reads else []
+        for memory in (*reads, *lends, *writes):
+            if moved := memory.moved():
+                raise StructureError(moved, MOVED)
+        self.uses = [Use(ref, part, READS, *threads) for memory in reads for part in memory.parts] if reads else []
         if lends:
-            self.uses += [Use(ref, memory, LENDS, *threads) for memory in lends]
+            self.uses += [Use(ref, part, LENDS, *threads) for memory in lends for part in memory.parts]
         if writes:
             for memory in writes:
                 _refuse_read_only(memory)
-            self.uses += [Use(ref, memory, WRITES, *threads) for memory in writes]
+            self.uses += [Use(ref, part, WRITES, *threads) for memory in writes for part in memory.parts]
 
     def begin(self) -> None:
         """Begin all uses, or none. Raises `LentError` if others are in the way."""
@@ -149,12 +156,15 @@ class Use:
             elif writers:
                 self._refuse_writers(users)
             if enter(region, version, kind, self, token):
+                if kind == LENDS:
+                    lends_of_all[self] = None
                 return
 
     def leave(self) -> None:
         """Leave the region, and make views writable that are no longer lent."""
         region = region_of(self.memory)
         if self.kind == LENDS:
+            lends_of_all.pop(self, None)
             for member in region.members():
                 member.thaw()
         region.users[self.kind].pop(self, None)
@@ -234,13 +244,14 @@ class Use:
 
 def _refuse_read_only(memory: Memory) -> None:
     """Raise `ValueError` for memory that verbs must not write."""
-    segment = region_of(memory).segment
-    there: Segment | None = segment and segment()
-    if there is not None and not there.is_own:
-        raise ValueError(
-            f"expected memory that may be written, got the segment {there.name!r} of another process; "
-            "fix: write it in the process that shared it, or copy()"
-        )
+    for part in memory.parts:
+        segment = region_of(part).segment
+        there: Segment | None = segment and segment()
+        if there is not None and not there.is_own:
+            raise ValueError(
+                f"expected memory that may be written, got the segment {there.name!r} of another process; "
+                "fix: write it in the process that shared it, or copy()"
+            )
     if memory.is_read_only:
         raise ValueError(
             "expected memory that may be written, got that of a file opened with mode='r'; fix: open it "

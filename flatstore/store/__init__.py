@@ -3,6 +3,7 @@
 from flatstore.store.assigning import checked_leaves as checked_leaves
 from flatstore.store.assigning import same_bits as same_bits
 from flatstore.store.attaching import attach as attach
+from flatstore.store.parts import Parts as Parts
 from flatstore.store.placement import placement_of_population as placement_of_population
 from flatstore.store.population import InFiles as InFiles
 from flatstore.store.population import Population as Population

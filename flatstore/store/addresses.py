@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import numpy as np
 
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.memory import Memory
+from flatstore.store.parts import Parts, Stretch, whole_leaf
 from flatstore.store.placement import Placement
 from flatstore.threads import refuse_waiting_at_the_end
 
@@ -49,6 +50,16 @@ class Placed:
     def first(self) -> int:
         """The number of the first member in the memory; for this package's own modules."""
         return self._first
+
+    @property
+    def parts(self) -> Parts | None:
+        """Where the leaves stand in a whole model, if they are parts of one; for this package's own modules."""
+        return self._placement.parts
+
+    @property
+    def whole(self) -> Layout:
+        """The layout whose index counts, for noise and all that is made of it: `layout`, or that of the whole model."""
+        return self.layout if self._placement.parts is None else self._placement.parts.whole
 
     @property
     def _leading(self) -> tuple[int, ...]:
@@ -109,12 +120,30 @@ class Placed:
                 continue
             position = self.start_of(leaf) // leaf.dtype.itemsize
             step = (self._placement.places[leaf.path].step or 0) // leaf.dtype.itemsize
-            last = rows[-1] if rows else None
-            if last and last[1] == leaf.index and last[3] == step and last[2] + last[1] - last[0] == position:
-                last[1] += leaf.size
-            else:
-                rows.append([leaf.index, leaf.index + leaf.size, position, step])
+            firsts, length = self.firsts(leaf)
+            for index in firsts.tolist():
+                last = rows[-1] if rows else None
+                if last and last[1] == index and last[3] == step and last[2] + last[1] - last[0] == position:
+                    last[1] += length
+                else:
+                    rows.append([index, index + length, position, step])
+                position += length
         return np.array(rows, np.int64).reshape(-1, 4)
+
+    def firsts(self, leaf: Leaf) -> tuple[Array, int]:
+        """The index of the first parameter of each stretch of a home, int64, and how long all of them are."""
+        parts = self._placement.parts
+        return whole_leaf(leaf) if parts is None else parts.firsts(leaf)
+
+    def stretches(self, leaf: Leaf, start: int, stop: int) -> Iterator[Stretch]:
+        """The parameters of a home whose index is in start .. stop - 1: neighbours together."""
+        firsts, length = self.firsts(leaf)
+        home = self.whole.by_path[leaf.path]
+        for i in np.flatnonzero((firsts < stop) & (start < firsts + length)).tolist() if length else ():
+            first = int(firsts[i])
+            low, high = max(start, first), min(stop, first + length)
+            begin = i * length + low - first
+            yield Stretch(begin, begin + high - low, home, low - home.index)
 
     def raw(self, dtype: Any) -> Array:
         """The memory as a vector of a dtype, which the positions of `runs` refer to: a view of all whole elements."""

@@ -5,6 +5,7 @@ store             | bias | gap | kernel |                        each leaf where
 order="leaf"      | bias of 0, 1, 2 | kernel of 0, 1, 2 |        a dense block per leaf
 order="member"    | bias 0, kernel 0 | bias 1, kernel 1 | ...    a packed row per member
 a file            | kernel | bias |                              packed, in the order of the file
+spans             | kernel | others' bytes | bias |              each where its owner keeps it
 ```
 """
 
@@ -16,8 +17,9 @@ from typing import Literal, NamedTuple
 from flatstore.checks import whole
 from flatstore.layout import Layout, check_layout, round_up
 from flatstore.memory import JAX_ALIGN
+from flatstore.store.parts import Parts
 
-Order = Literal["store", "leaf", "member", "file"]
+Order = Literal["store", "leaf", "member", "file", "spans"]
 
 
 class Place(NamedTuple):
@@ -37,6 +39,8 @@ class Placement(NamedTuple):
     """(first byte, number of bytes) of each block of data; the bytes between blocks are padding."""
     order: Order
     nbytes: int
+    parts: Parts | None = None
+    """Where the leaves stand in a whole model, if they are parts of one."""
 
 
 def placement_of_store(layout: Layout) -> Placement:
@@ -61,6 +65,13 @@ def placement_in_file(layout: Layout, starts: Mapping[str, int], size: int | Non
     blocks = tuple((starts[path], nbytes) for path, nbytes in sizes.items())
     nbytes = max(start + nbytes for start, nbytes in blocks)
     return Placement(places, blocks, "file" if size is None else "leaf", nbytes)
+
+
+def placement_in_spans(layout: Layout, starts: Mapping[str, int], parts: Parts | None) -> Placement:
+    """The placement of a store whose homes lie where others keep them, each from one of these bytes of a memory on."""
+    places = {leaf.path: Place(starts[leaf.tied or leaf.path], None) for leaf in layout.leaves}
+    blocks = tuple((starts[leaf.path], leaf.nbytes) for leaf in layout.homes)
+    return Placement(places, blocks, "spans", max(start + nbytes for start, nbytes in blocks), parts)
 
 
 def placement_of_population(layout: Layout, size: int, order: str) -> Placement:

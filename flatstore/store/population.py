@@ -99,6 +99,13 @@ class Population(Verbs):
         return cls._mark_whole(cls._wrap(buffer, layout, placement, JAX_ALIGN if order == "leaf" else 1, size))
 
     @classmethod
+    def like(cls, store: Store, size: int) -> Population:
+        """`size` members of zeros with the layout and the indices of a store; for this package's own modules."""
+        pop = Population.zeros(store.layout, size)
+        pop._placement = pop._placement._replace(parts=store.parts)
+        return pop
+
+    @classmethod
     def in_file(cls, memory: Memory, layout: Layout, starts: Mapping[str, int], size: int) -> Self:
         """A population over the bytes of a file, in which its leaves start at `starts`; for this package's modules."""
         return cls._mark_whole(cls._over(layout, memory, placement_in_file(layout, starts, size), 0, size))

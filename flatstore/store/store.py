@@ -18,8 +18,10 @@ import numpy as np
 
 from flatstore.layout import Array, Dims, Layout, Leaf, Tied, Trainable
 from flatstore.memory import GuardedView, Memory
-from flatstore.store.placement import placement_in_file, placement_of_store
+from flatstore.store.parts import Parts
+from flatstore.store.placement import placement_in_file, placement_in_spans, placement_of_store
 from flatstore.store.verbs import Verbs
+from flatstore.store.views import Views
 
 
 class Store(Verbs, Mapping[str, Array]):
@@ -69,6 +71,22 @@ class Store(Verbs, Mapping[str, Array]):
         """A store over the bytes of a segment; for this package's own modules."""
         return cls._in_segment(memory, layout, placement_of_store(layout), None)
 
+    @classmethod
+    def like(cls, other: Views) -> Store:
+        """A store of zeros with the layout and the indices of another; for this package's own modules."""
+        placement = placement_of_store(other.layout)._replace(parts=other.parts)
+        return Store._over(other.layout, Memory.heap(other.layout.nbytes, max(64, other.layout.align)), placement)
+
+    @classmethod
+    def in_place(cls, memory: Memory, layout: Layout, starts: Mapping[str, int], parts: Parts | None = None) -> Self:
+        """A store over leaves that their owner keeps wherever they are; for this package's own modules.
+
+        The homes start at the bytes `starts` of the memory.
+        """
+        store = cls._over(layout, memory, placement_in_spans(layout, starts, parts))
+        store._whole = True
+        return store
+
     # -- a mapping
 
     def __getitem__(self, path: str | tuple[Any, ...]) -> Array:
@@ -102,7 +120,8 @@ class Store(Verbs, Mapping[str, Array]):
     def flat(self) -> Array:
         """The trainable leaves as one 1-D vector: a view, in memory order, the gaps between leaves shown as zeros.
 
-        Raises `ValueError` if they are of several dtypes (see `flats`), none, or do not lie together.
+        Raises `ValueError` if they are of several dtypes (see `flats`), none, or do not lie together, as those of a
+        module that was adopted with `move=False`.
         """
         if not self._memory.lends:
             try:
@@ -123,6 +142,7 @@ class Store(Verbs, Mapping[str, Array]):
     @property
     def flats(self) -> dict[str, Array]:
         """A dict {dtype name: 1-D vector of the trainable leaves of that dtype}: views, like `flat`."""
+        self._refuse_apart("use store.to_vector() or store.copy().flat, which copy, or adopt(module), which moves them")
         groups: dict[str, list[Leaf]] = {}
         in_file = self._placement.order == "file"
         for leaf in sorted(self.layout.homes, key=lambda x: (self.start_of(x) if in_file else x.offset, x.nbytes)):
@@ -157,7 +177,7 @@ class Store(Verbs, Mapping[str, Array]):
 
         Raises `LentError` while another thread writes.
         """
-        return self._copy_to(Store.zeros(self.layout))
+        return self._copy_to(Store.like(self))
 
     def share(self, name: str | None = None) -> Store:
         """A copy in memory that other processes of this user attach to: `attach(x.segment)` shows the same bytes there.

@@ -13,6 +13,7 @@ import numpy as np
 from flatstore.checks import real
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.memory import (
+    MOVED,
     Lend,
     Memory,
     addresses_of,
@@ -76,7 +77,6 @@ class Verbs(Views):
 
     def _write(self, pairs: Pairs, written: list[str] | None = None) -> None:
         """Write all of the pairs or nothing, as the only writer; append their paths to `written`."""
-        own = self._memory.bytes
         steps: list[Callable[[], object]] = []
         differences: list[Difference] = []
         for leaf, array in pairs:
@@ -86,7 +86,7 @@ class Verbs(Views):
                     fix = "write it through the whole population, or make it trainable"
                     differences.append(Difference(leaf.path, "the value that all members share", "another", fix))
                 continue
-            if np.may_share_memory(array, own) and not is_same_view(array, view):
+            if self._memory.may_show(array) and not is_same_view(array, view):
                 array = array.copy()  # it lies in this memory, and could be overwritten before its turn
             steps.append(partial(setitem, view, ..., array))
         if differences:
@@ -162,8 +162,11 @@ class Verbs(Views):
     def verify(self) -> None:
         """Check that every leaf of `tree` still lives in the buffer.
 
-        Raises `StructureError` with each leaf that was replaced (`store.tree["w"] = …`), removed or added.
+        Raises `StructureError` with each leaf that was replaced (`store.tree["w"] = …`), removed or added; and, of a
+        store over memory that others own (`adopt(module, move=False)`), with each that lies elsewhere by now.
         """
+        if moved := self._memory.moved():
+            raise StructureError(moved, MOVED)
         trees = [handed.tree for handed in (self._plain, self._guarded) if handed and handed.tree is not None]
         differences = [
             difference for tree in trees for difference in differences_from_views(tree, self.layout, self._new_view)
@@ -198,6 +201,7 @@ class Verbs(Views):
     def _copy_to_segment(self, name: str | None, size: int | None, placement: Placement) -> Any:
         """A copy in a new segment."""
         text = text_of(Shared(self.layout, size, None if size is None else placement.order))
+        placement = placement._replace(parts=self.parts)
         other = self._in_segment(Memory.shared(name, text, placement.nbytes), self.layout, placement, size)
         with using(writes=[other.memory]):
             return self._copy_to(other)

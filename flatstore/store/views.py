@@ -114,19 +114,37 @@ class Views(Placed, Subtree):
 
     @property
     def buffer(self) -> Array:
-        """All bytes of the memory, padding included: a 1-D uint8 view. A member or a node gives the whole's."""
+        """All bytes of the memory, padding included: a 1-D uint8 view. A member or a node gives the whole's.
+
+        Raises `ValueError` if the leaves do not lie in one buffer: those of a module adopted with `move=False`.
+        """
+        self._refuse_apart("use the views store[path], or store.copy().buffer, which copies")
         return self._combined_view("buffer", lambda: self._memory.bytes[:])
+
+    def _refuse_apart(self, fix: str) -> None:
+        """Raise `ValueError` if the leaves lie where others keep them, and other bytes between them."""
+        if self._placement.order == "spans":
+            raise ValueError(
+                "expected leaves in one buffer, got a store whose leaves lie where their owner keeps them, with bytes "
+                f"of others between them; fix: {fix}"
+            )
 
     def modules(self) -> Iterator[tuple[str, Self]]:
         """(path, the same kind of object over that node) for every node that has numeric leaves, the root first.
 
-        Views: the node's `tree` is the user's own node type. Its paths, indices and layout are its own.
+        Views: the node's `tree` is the user's own node type. Its paths, indices and layout are its own. Raises
+        `ValueError` for parts of a model (`fs.adopt_parts`), whose indices are those of the whole.
 
         >>> import flatstore as fs
         >>> store = fs.Store.from_tree({"a": {"kernel": np.full((2, 2), 2.0), "bias": np.ones(2)}})
         >>> {path: float(np.linalg.norm(node["kernel"])) for path, node in store.modules() if "kernel" in node}
         {'a': 4.0}
         """
+        if self.parts is not None:
+            raise ValueError(
+                "expected a whole model, whose nodes have indices of their own, got parts of one; "
+                "fix: use select() or the views store[path]"
+            )
         for keys, rows, layout in self.layout.nodes():
             places = {new.path: self._placement.places[old.path] for new, old in zip(layout.leaves, rows, strict=True)}
             placement = self._placement._replace(places=places)
@@ -200,6 +218,11 @@ class Views(Placed, Subtree):
 
     def _describe(self, title: str) -> str:
         lent = " (lent)" if self._memory.is_lent() else ""
+        if self._placement.order == "spans":
+            first = self._memory.start
+            return f"{title}, where others keep it{lent}\n" + describe(
+                self.layout.leaves, lambda leaf: hex(first + self.start_of(leaf))
+            )
         return title + lent + "\n" + describe(self.layout.leaves, self.start_of)
 
     def copy(self) -> Any:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from flatstore.layout import Array, Layout, Leaf, Spec, as_numpy, spec_of
-from flatstore.memory import overlap, reading
+from flatstore.memory import reading
 from flatstore.store import Population, Store, Views, same_bits
 from flatstore.surgery.putting_back import in_words
 from flatstore.surgery.replanning import to_add
@@ -84,7 +84,7 @@ def transfer(
             order: Any = "leaf" if isinstance(old, Store) else old.order
             made = Store.zeros(new) if isinstance(old, Store) else Population.zeros(new, old.size, order=order)
             new = cast(Model, made)
-        if overlap(old.memory, new.memory):
+        if old.memory.overlaps(new.memory):
             raise ValueError(
                 "expected a new store in memory of its own, got one over the old one's; fix: pass its layout"
             )

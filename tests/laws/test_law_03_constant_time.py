@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import flatstore as fs
 
@@ -21,10 +23,16 @@ def population(leaves: int, size: int = 1) -> fs.Population:
     return fs.Population.from_tree([np.zeros(size, "f4") for _ in range(leaves)], 3)
 
 
+def spans(leaves: int, size: int = 1) -> fs.Store:
+    return fs.adopt(nn.ParameterList([torch.zeros(size) for _ in range(leaves)]), move=False)
+
+
 READS: dict[str, tuple[Callable[..., Any], Callable[[Any], Any]]] = {
     "flat": (store, lambda s: s.flat),
     "tree": (store, lambda s: s.tree),
     "a leaf": (store, lambda s: s["3"]),
+    "a tree that others hold": (spans, lambda s: s.tree),
+    "a leaf that others hold": (spans, lambda s: s["3"]),
     "buffer": (store, lambda s: s.buffer),
     "layout": (store, lambda s: s.layout),
     "a stacked leaf": (population, lambda p: p["3"]),

@@ -13,6 +13,8 @@ from jax.flatten_util import ravel_pytree
 
 import flatstore as fs
 from flatstore import es
+from flatstore.memory import Spans
+from flatstore.store import Parts
 from tests.example_trees import DTYPES, numeric, small, trees
 from tests.routes import PROMOTABLE, aligns, seeds, trains
 
@@ -102,3 +104,34 @@ print({{leaf.path: leaf.index for leaf in layout.leaves}}, layout.digest)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"{ {leaf.path: leaf.index for leaf in PLAIN.leaves} } {PLAIN.digest}"
+
+
+SHAPES = st.lists(st.integers(1, 9), max_size=3).map(tuple)
+
+
+@given(st.lists(SHAPES, min_size=1, max_size=4), st.sampled_from([np.float32, np.float64]), st.data())
+def test_blocks_of_leaves_that_several_hold_move_as_the_whole_does(shapes: Any, dtype: Any, data: Any) -> None:
+    """Each leaf is cut along its axes, and each process has one of the blocks, or none: in memory of its own."""
+    rng, noise = np.random.default_rng(0), fs.Normal(0.02)
+    whole = fs.Store.from_tree({f"leaf{i}": rng.uniform(-1, 1, shape).astype(dtype) for i, shape in enumerate(shapes)})
+    es.snap(whole, noise)
+    blocks = {}
+    for path, leaf in whole.layout.by_path.items():
+        cuts = [data.draw(st.integers(0, n)) for n in leaf.shape]
+        side = data.draw(st.tuples(*[st.booleans()] * len(cuts)))
+        places = [(cut, n) if last else (0, cut) for cut, n, last in zip(cuts, leaf.shape, side, strict=True)]
+        if data.draw(st.integers(0, 3)):
+            blocks[path] = tuple(slice(*place) for place in places)
+    if not blocks:
+        return
+    arrays = {path: np.array(whole[path][block]) for path, block in blocks.items()}
+    memory = Spans([x.reshape(-1).view(np.uint8) for x in arrays.values()], list)
+    starts = {path: x.ctypes.data - memory.start if x.size else 0 for path, x in arrays.items()}
+    parts = Parts(whole.layout, {path: tuple(axis.start for axis in block) for path, block in blocks.items()})
+    store = fs.Store.in_place(memory, fs.Layout.from_tree(arrays), starts, parts)
+    for x in (whole, store):
+        es.update(x, noise, fs.seeds(1, 3), [0.5, -0.25, 1e-9])
+        es.perturb(x, noise, 7)
+        es.perturb(x, noise, 8, sign=-1)
+    for path, block in blocks.items():
+        assert arrays[path].tobytes() == whole[path][block].tobytes(), path

@@ -108,6 +108,27 @@ FORKS = {
             return not (store["w"] == 1).all()
         print({child(write)}, not view.flags.writeable)
         """,
+    "a thread that lends memory of others, in several ranges": """
+        from flatstore.memory import Spans
+        whole = np.zeros(200_000, "f4")
+        whole = whole[-whole.ctypes.data % 64 // 4 :]
+        tree = {"a": whole[:64_000], "b": whole[96_000:160_000]}
+        memory = Spans([x.view(np.uint8) for x in tree.values()], list)
+        places = {path: x.ctypes.data - memory.start for path, x in tree.items()}
+        spans, begun = fs.Store.in_place(memory, fs.Layout.from_tree(tree), places), threading.Event()
+        view = spans["b"]
+        def work():
+            with spans.lend():
+                begun.set()
+                time.sleep(1000)
+        in_thread(work)
+        begun.wait()
+        def write():
+            view[:] = 5
+            spans["a"] = np.ones(64_000, "f4")
+            return not (spans["b"] == 5).all() or not spans["b"].flags.writeable or not (spans["a"] == 1).all()
+        print({child(write)}, not view.flags.writeable)
+        """,
     "a thread that has stopped as it notes that it reads": """
         from flatstore.memory import overlaps, readers_and_writers
         def stopping(real):
@@ -150,6 +171,7 @@ FORKS = {
 
 EXPECTED = {
     "a thread that lends what the child writes": "{0} True",  # the parent's view is still read-only
+    "a thread that lends memory of others, in several ranges": "{0} True",
     "in the middle of contexts": "{0} False",
 }
 

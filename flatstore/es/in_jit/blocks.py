@@ -89,6 +89,11 @@ def map_blocks(
 
     Accepts the same arguments and raises the same errors as `es.virtual`.
     """
+    if isinstance(params, Store) and params.parts is not None:
+        raise ValueError(
+            "expected a whole model, or a tree of arrays with layout=, got a store of parts of a model; "
+            "fix: pass store.tree, layout=store.whole and, leaf by leaf, within= and at="
+        )
     if layout is None:
         layout = params.layout if isinstance(params, Store) else Layout.from_tree(params)
     noise.check_grid(layout)

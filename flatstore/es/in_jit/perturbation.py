@@ -9,8 +9,8 @@ import numpy as np
 
 from flatstore.es.groups import IN_NOISE, SIGNS_ACROSS, check_sign
 from flatstore.es.in_jit.blocks import Block, is_array, map_blocks
-from flatstore.es.in_jit.rounding import added, loaded, rounded
 from flatstore.es.perturbing import key_of
+from flatstore.kernels.xla import added, loaded, rounded
 from flatstore.layout import Layout, spec_of
 from flatstore.noise import Noise, in_jax
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from flatstore.es.groups import IN_WEIGHTS, check_sign
 from flatstore.es.in_jit.blocks import Block, map_blocks
-from flatstore.es.in_jit.rounding import added, dithered, float_of, loaded
 from flatstore.es.weights import WeightedSeeds
+from flatstore.kernels.xla import added, dithered, float_of, loaded
 from flatstore.layout import Layout
 from flatstore.noise import ROUNDING, Noise, in_jax
 

@@ -14,6 +14,7 @@ from flatstore.kernels.cpu.draws import WHOLE as WHOLE
 from flatstore.kernels.cpu.draws import WHOLE_NUMBERS as WHOLE_NUMBERS
 from flatstore.kernels.cpu.draws import xor_of_blocks as xor_of_blocks
 from flatstore.kernels.cpu.generation import CHILDREN as CHILDREN
+from flatstore.kernels.cpu.generation import GAP as GAP
 from flatstore.kernels.cpu.generation import first_run as first_run
 from flatstore.kernels.cpu.generation import generation_loop as generation_loop
 from flatstore.kernels.cpu.generation import ranges as ranges

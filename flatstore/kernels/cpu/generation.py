@@ -37,11 +37,11 @@ GAP = 1 << 10
 """Indices of no run that are passed over in a block, rather than begin a new range."""
 
 
-def ranges(runs: Array) -> list[tuple[int, int]]:
-    """The ranges of the index that hold runs, first index and end; short gaps between runs are passed over."""
+def ranges(runs: Array, gap: int = GAP) -> list[tuple[int, int]]:
+    """The ranges of the index that hold runs, first index and end; gaps of up to `gap` between runs are passed over."""
     found: list[tuple[int, int]] = []
     for begin, end, *_ in runs.tolist():
-        if found and begin - found[-1][1] <= GAP:
+        if found and begin - found[-1][1] <= gap:
             found[-1] = (found[-1][0], end)
         else:
             found.append((begin, end))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import flatstore as fs
 from flatstore import es
-from flatstore.es.in_jit.rounding import added
+from flatstore.kernels.xla import added
 from flatstore.trees.paths import by_path
 from tests.example_trees import Pair
 

@@ -70,6 +70,23 @@ def rounded(y: Any, dtype: Any) -> Any:
     return _stored(half | sign, dtype)
 
 
+def product(x: Any, y: Any) -> Any:
+    """`x * y` as it is rounded: not fused with the sum that it goes into, which would round once."""
+    # The sign is set in integers, by numbers that are known only when it runs. So no compiler finds a product there.
+    unsigned = np.uint64 if x.dtype == np.float64 else _U
+    top = unsigned(1 << (8 * x.dtype.itemsize - 1))
+    signs = _lax.bitcast_convert_type(x, unsigned) ^ _lax.bitcast_convert_type(y, unsigned)
+    magnitude = _lax.bitcast_convert_type(jnp.abs(x) * jnp.abs(y), unsigned)
+    return _lax.bitcast_convert_type(magnitude & ~top | signs & top, x.dtype)
+
+
+def constant(number: Any, zero: Any) -> Any:
+    """A float32 or float64 that XLA does not move from one sum to another, as it does constants; `zero` is opaque."""
+    unsigned = np.uint64 if number.dtype == np.float64 else _U
+    bits = jnp.asarray(number.view(unsigned)) | zero.astype(unsigned)
+    return _lax.bitcast_convert_type(bits, number.dtype)
+
+
 def dithered(y: Any, dtype: Any, word: Any) -> Any:
     """Round up or down to a 16-bit dtype at random, by distance, with the 32 bits of `word`; others are unchanged."""
     if dtype.itemsize != 2:
