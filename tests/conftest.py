@@ -1,6 +1,5 @@
 """Settings of all tests: Hypothesis draws the same examples each time, JAX is as it comes."""
 
-import atexit
 import gc
 import os
 import shutil
@@ -37,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("FLATSTORE_CACHE_DIR", str(kernels))
     if os.path.isdir("/dev/shm"):  # of its own, where tests that run beside it do not sweep
         shared = os.environ["FLATSTORE_SHARED_DIR"] = tempfile.mkdtemp(dir="/dev/shm", prefix="flatstore-tests-")
-        atexit.register(shutil.rmtree, shared, ignore_errors=True)
+        config.add_cleanup(lambda: shutil.rmtree(shared, ignore_errors=True))
     jax.config.update("jax_enable_x64", False)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell: there is no Ctrl-C to test
         signal.signal(signal.SIGINT, signal.default_int_handler)

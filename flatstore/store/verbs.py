@@ -201,6 +201,7 @@ class Verbs(Views):
     def _copy_to_segment(self, name: str | None, size: int | None, placement: Placement) -> Any:
         """A copy in a new segment."""
         text = text_of(Shared(self.layout, size, None if size is None else placement.order))
+        placement = placement._replace(parts=self.parts)
         other = self._in_segment(Memory.shared(name, text, placement.nbytes), self.layout, placement, size)
         with using(writes=[other.memory]):
             return self._copy_to(other)
