@@ -16,12 +16,12 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flatstore.checks import raise_unless_of_system
-from flatstore.threads import add_notes, moment
+from flatstore.threads import Leaving, add_notes, moment, uninterrupted
 
 try:
     import fcntl
@@ -58,8 +58,7 @@ class Writer:
             os.truncate(self._number, size)
 
 
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Generator[Writer]:
+class replacing:
     """A context in which a file is written that takes the place of the one at `path` when the block is over.
 
     If the block fails, or is interrupted, the old file stays. The new one has its mode and its owner; without an old
@@ -68,32 +67,52 @@ def replacing(path: str | os.PathLike[str]) -> Generator[Writer]:
     Raises `FileNotFoundError` for a folder that does not exist, `ValueError` where something lies that is no file, and
     `OSError` for whatever the disk refuses.
     """
-    target, old = _target(path)
-    folder = os.path.dirname(target)
-    sweep(folder)
-    names: list[str] = []
-    renamed = False
-    since = moment()
-    try:
-        number = _begun(folder, 0o666 if old is None else 0o600, names)
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._target, self._old = _target(path)
+        self._folder = os.path.dirname(self._target)
+        self._names: list[str] = []
+        self._number: int | None = None
+        self._is_entered = False
+
+    def __enter__(self) -> Writer:
+        sweep(self._folder)
+        uninterrupted(self._begin)
+        writer = Writer(cast(int, self._number))
+        self._is_entered = True  # nothing interrupts from here to the block
+        return writer
+
+    __exit__ = Leaving()
+
+    def _begin(self) -> None:
+        self._number = _begun(self._folder, 0o666 if self._old is None else 0o600, self._names)
+
+    def leave(self, error: BaseException | None) -> None:
+        """Put the new file in the place of the old one, or remove it after an error."""
+        is_renamed, since = False, moment()
         try:
-            yield Writer(number)
-            if old is not None:
-                _like_the_old(number, old)
-            os.fsync(number)
-            os.replace(names[0], target)
-            renamed = True
+            try:
+                if self._is_entered and error is None:
+                    number = cast(int, self._number)
+                    if self._old is not None:
+                        _like_the_old(number, self._old)
+                    os.fsync(number)
+                    os.replace(self._names[0], self._target)
+                    is_renamed = True
+            finally:
+                if self._number is not None:
+                    os.close(self._number)  # the lock with it
+            if is_renamed:
+                _flush_folder(self._folder)
+        except BaseException as failed:
+            if is_renamed:
+                add_notes(failed, since, f"the new file is at {self._target!r}; a power cut may bring the old one back")
+            raise
         finally:
-            os.close(number)  # the lock with it
-        _flush_folder(folder)
-    except BaseException as error:
-        if renamed:
-            add_notes(error, since, f"the new file is at {target!r}; a power cut may bring the old one back")
-        else:
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):  # not there yet, or renamed right before an interrupt
-                    os.unlink(name)
-        raise
+            if not is_renamed:
+                for name in self._names:
+                    with contextlib.suppress(FileNotFoundError):  # not there yet, or renamed right before an error
+                        os.unlink(name)
 
 
 def _target(path: str | os.PathLike[str]) -> tuple[str, os.stat_result | None]:

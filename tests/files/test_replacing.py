@@ -1,6 +1,7 @@
 """A file replaced: its mode, its owner and the link to it stay, what was left over goes, and nothing is half done."""
 
 import fcntl
+import inspect
 import os
 import stat
 import subprocess
@@ -168,6 +169,35 @@ def test_a_save_that_is_interrupted_anywhere_is_an_interrupt_and_leaves_nothing_
     command = [sys.executable, "-W", "error", "-c", INTERRUPTED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert int(done.stdout or 0) > 20, done.stderr
+
+
+def test_a_replacing_that_is_struck_at_any_step_leaves_nothing_else_though_the_exception_is_kept(tmp_path):
+    class Struck(Exception):
+        pass
+
+    def struck_at(step):
+        def strike(frame, event, _):
+            nonlocal step
+            step -= event == "call" and not frame.f_code.co_flags & inspect.CO_GENERATOR
+            if not step:
+                sys.settrace(None)
+                raise Struck
+
+        return strike
+
+    replace(tmp_path / "a", b"old")
+    kept, tracing, step = [], sys.gettrace(), 0
+    while len(kept) == step:
+        step += 1
+        try:
+            sys.settrace(struck_at(step))
+            replace(tmp_path / "a", b"new")
+        except Struck as struck:
+            kept.append(struck)
+        finally:
+            sys.settrace(tracing)
+        assert names(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() in (b"old", b"new")
+    assert step > 20
 
 
 def left_over(folder, locked=False):
