@@ -21,9 +21,8 @@ Leaves that do not train are held once, after the rest, and shared by all member
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from os import PathLike
-from typing import Any, Literal, NamedTuple, Self, overload
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 
@@ -31,27 +30,16 @@ from flatstore.checks import whole
 from flatstore.layout import Array, Dims, Layout, Tied, Trainable
 from flatstore.memory import JAX_ALIGN, Memory, reading
 from flatstore.store.assigning import checked_leaves
+from flatstore.store.in_files import FilePath, handed_in
 from flatstore.store.jax_store import JaxPopulation, on_device
 from flatstore.store.placement import placement_in_file, placement_of_population
 from flatstore.store.store import Store
 from flatstore.store.verbs import Verbs, memories_in
 
-FilePath = str | PathLike[str]
 PopulationOrder = Literal["leaf", "member"]
 
 CHUNK = 32 << 20
 """Bytes that `Population.chunks` cuts a population into, unless it is told how many members, or 1 % of it is more."""
-
-
-class InFiles(NamedTuple):
-    """What makes and opens populations in files: a room below this one hands it in."""
-
-    create: Callable[[FilePath, Layout, int], Population]
-    open: Callable[[FilePath, Mapping[str, Any] | None, bool], Population]
-
-
-_in_files: list[InFiles] = []
-hand_in_files = _in_files.append
 
 
 class Population(Verbs):
@@ -149,7 +137,7 @@ class Population(Verbs):
         Raises `FileExistsError` for a file that is there, `OSError` for what the disk refuses, `StructureError` for
         leaves that the format cannot hold, and the errors of `zeros`.
         """
-        return _in_files[0].create(path, layout, size)
+        return handed_in[0].create(path, layout, size)
 
     @staticmethod
     def open(path: FilePath, *, operators: Mapping[str, Any] | None = None, after_restart: bool = False) -> Population:
@@ -167,7 +155,7 @@ class Population(Verbs):
         Raises `ValueError` for a file that holds no population, for a log that is damaged or of another file, and for
         operators and a restart as above; `BlockingIOError` if another process is at work on it.
         """
-        return _in_files[0].open(path, operators, after_restart)
+        return handed_in[0].open(path, operators, after_restart)
 
     @classmethod
     def in_segment(cls, memory: Memory, layout: Layout, size: int, order: str) -> Self:
