@@ -132,10 +132,6 @@ def evolve(
     refuse_unlendable(pop, chunk)
     settings = dict(algorithm="es.evolve", seed=seed, noise=noise, members=size, rate=rate, shape=shape, chunk=chunk)
     kept = KeptRun(run, centre, optimiser, settings)
-    last = kept.restored(lambda record: sample(pop, centre, noise, record.seeds, antithetic=True), move, generations)
-    for leaf in centre.layout.homes:
-        if not leaf.trainable:
-            pop[leaf.path] = centre[leaf.path]
     moving = False
 
     def move_centre(n: int, hand_in: Callable[[Move], None]) -> None:
@@ -164,8 +160,15 @@ def evolve(
     def moved(n: int) -> str:
         return f"generation {n} has moved the centre; fix: evolve(..., {way_on(run, n + 1)}) goes on"
 
-    start = start if last is None else last.number + 1
-    return handed_out(start, generations, move_centre, unmoved, moved, again=last, over=kept.close)
+    with kept:
+        last = kept.restored(
+            lambda record: sample(pop, centre, noise, record.seeds, antithetic=True), move, generations
+        )
+        for leaf in centre.layout.homes:
+            if not leaf.trainable:
+                pop[leaf.path] = centre[leaf.path]
+        start = start if last is None else last.number + 1
+        return handed_out(start, generations, move_centre, unmoved, moved, again=last, until=kept.until_dropped())
 
 
 def _shaped(shape: Callable[[Any], Any], fitness: Array) -> Array:

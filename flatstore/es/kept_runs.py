@@ -22,6 +22,7 @@ from flatstore.es.optimisers import Adam, Compiled, Momentum, Optimiser
 from flatstore.files import load
 from flatstore.noise import Noise, Normal, Rademacher, seeds
 from flatstore.recording import (
+    KeptOpen,
     RunFolder,
     RunPath,
     as_numbers,
@@ -41,50 +42,45 @@ Mover = Callable[[Any, Any, Any, Callable[[], object]], None]
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Adam, Momentum, Normal, Rademacher)}
 
 
-class KeptRun:
+class KeptRun(KeptOpen):
     """A run in a folder, or in none: then there is nothing to do."""
 
     def __init__(
         self, path: RunPath | None, centre: Store, optimiser: Optimiser | None, settings: Mapping[str, Any]
     ) -> None:
-        """Open the folder, and compare its settings."""
         self._optimiser = optimiser
         self._parts = {"": centre, **_states_of(optimiser)}
         self._settings = settings
-        self.folder = None
-        if path is not None:
-            given = described(settings) | {"layout": centre.layout.digest, "optimiser": _described(optimiser)}
-            self.folder = RunFolder(path, given)
+        self._path = path
 
     def restored(self, before: Callable[[Move], object], move: Mover, most: int | None) -> Move | None:
         """Begin the run, or bring the centre and the optimiser to where its last move left them, and return its record.
 
-        `before` is called with the last move before it is made. Raises `ValueError` if there are more than `most`.
+        Opens the folder. `before` is called with the last move before it is made. Raises `ValueError` if there are more
+        than `most`.
         """
-        folder = self.folder
-        if folder is None:
+        if self._path is None:
             return None
-        try:
-            if most is not None and len(folder) > most:
-                raise ValueError(
-                    f"expected at least the {len(folder)} generations that the run has, got {most}; "
-                    f"fix: es.centre_of({folder.path!r}, {most}) gives the centre after {most} of them"
-                )
-            if folder.is_new:
-                folder.begin(self._parts, self._note())
-                return None
-            start, note = folder.restore(self._parts, first=not is_whole(self._optimiser))
-            if isinstance(self._optimiser, Compiled):
-                self._optimiser.count = note
-            last = None
-            for last in _moves(folder.entries(start), folder.settings, folder.path):
-                if last.number == len(folder) - 1:
-                    before(last)
-                move(last.seeds, last.weights, last.rate, bool)
-            return last
-        except BaseException:
-            folder.close()
-            raise
+        layout = self._parts[""].layout.digest
+        given = described(self._settings) | {"layout": layout, "optimiser": _described(self._optimiser)}
+        self.folder = folder = RunFolder(self._path, given)
+        if most is not None and len(folder) > most:
+            raise ValueError(
+                f"expected at least the {len(folder)} generations that the run has, got {most}; "
+                f"fix: es.centre_of({folder.path!r}, {most}) gives the centre after {most} of them"
+            )
+        if folder.is_new:
+            folder.begin(self._parts, self._note())
+            return None
+        start, note = folder.restore(self._parts, first=not is_whole(self._optimiser))
+        if isinstance(self._optimiser, Compiled):
+            self._optimiser.count = note
+        last = None
+        for last in _moves(folder.entries(start), folder.settings, folder.path):
+            if last.number == len(folder) - 1:
+                before(last)
+            move(last.seeds, last.weights, last.rate, bool)
+        return last
 
     def snapshot(self) -> None:
         """Save the centre and the optimiser's state, if it is time to."""
@@ -112,11 +108,6 @@ class KeptRun:
             if not is_made:
                 folder.take_back()
             raise
-
-    def close(self) -> None:
-        """Let others go on with the run."""
-        if self.folder is not None:
-            self.folder.close()
 
     def _note(self) -> Any:
         return self._optimiser.count if isinstance(self._optimiser, Compiled) else None

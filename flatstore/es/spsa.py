@@ -97,7 +97,6 @@ def mezo(
     with store.lend():
         pass
     kept = KeptRun(run, store, None, dict(algorithm="es.mezo", seed=seed, noise=noise, members=2, rate=rate))
-    last = kept.restored(bool, move, steps)
 
     def measured(n: int, side: int) -> float:
         with store.lend(patience=1.0) as params:
@@ -137,5 +136,7 @@ def mezo(
     def moved(n: int) -> str:
         return f"step {n} has moved the store; fix: mezo(..., {way_on(run, n + 1)}) goes on"
 
-    start = start if last is None else last.number + 1
-    return handed_out(start, steps, move_store, unmoved, moved, again=last, over=kept.close)
+    with kept:
+        last = kept.restored(bool, move, steps)
+        start = start if last is None else last.number + 1
+        return handed_out(start, steps, move_store, unmoved, moved, again=last, until=kept.until_dropped())

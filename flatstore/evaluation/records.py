@@ -48,7 +48,7 @@ def handed_out(
     made: Callable[[int], str],
     *,
     again: R | None = None,
-    over: Callable[[], object] = bool,
+    until: Any = None,
 ) -> Generator[R]:
     """The records that `make(n, hand_in)` hands in, for each n from `first` on, below `most` if there is one.
 
@@ -56,9 +56,9 @@ def handed_out(
     notes `unmade(n, error)`. What comes later (it was held back while the move was made) does not take the record away:
     it has the note `made(n)`, and is raised when the record has been handed out, even if the loop is left there.
 
-    A record that is to be handed out `again` comes before them. `over` is called when the loop is over or left.
+    A record that is to be handed out `again` comes before them. `until` is dropped when the loop is over or left.
     """
-    n, is_over = first, False
+    n = first
     try:
         if again is not None:
             yield again
@@ -88,8 +88,7 @@ def handed_out(
                     try:
                         yield move.record
                     except GeneratorExit:  # what is raised here is lost where the loop is left by `break`
-                        over()
-                        is_over = True
+                        until = None
                         move.later[0]
                         raise
                     raise held
@@ -97,5 +96,4 @@ def handed_out(
                 held = None  # an exception holds this frame, which must not hold the exception
             n += 1
     finally:
-        if not is_over:  # without a call, after which what was asked for later would be raised, and lost
-            over()
+        del until  # not by a call, after which what was asked for later would be raised, and lost

@@ -133,8 +133,9 @@ def evolve(
         chunk=chunk,
     )
     folder = KeptGenerations(run, pop, settings)
-    again = folder.restored(planned, generations)
-    last, parents, kept = again or record, None, None
+    last: Generation | None = None
+    parents: Any = None
+    kept: Any = None
 
     def is_born(step: Step) -> None:
         nonlocal parents, kept
@@ -164,5 +165,8 @@ def evolve(
         way = "resume=record" if run is None else way_on(run, n)
         return f"the population is as the record of generation {n} says; fix: evolve(..., {way}) goes on"
 
-    first_number = number if last is None else last.number + 1
-    return handed_out(first_number, generations, evaluated, unevaluated, alive, again=again, over=folder.close)
+    with folder:
+        again = folder.restored(planned, generations)
+        last = again or record
+        start = number if last is None else last.number + 1
+        return handed_out(start, generations, evaluated, unevaluated, alive, again=again, until=folder.until_dropped())

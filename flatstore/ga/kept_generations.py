@@ -17,51 +17,41 @@ from typing import Any
 
 from flatstore.ga.breeding import Step, run_step
 from flatstore.ga.generation_records import Generation
-from flatstore.recording import RunFolder, RunPath, as_numbers, as_texts, described, run_entries, settings_of
+from flatstore.recording import KeptOpen, RunFolder, RunPath, as_numbers, as_texts, described, run_entries, settings_of
 from flatstore.store import Population
 
 
-class KeptGenerations:
+class KeptGenerations(KeptOpen):
     """A run in a folder, or in none: then there is nothing to do."""
 
     def __init__(self, path: RunPath | None, pop: Population, settings: Mapping[str, Any]) -> None:
-        """Open the folder, and compare its settings."""
-        self._pop = pop
-        self.folder = None
-        if path is not None:
-            given = described(settings) | {"members": pop.size, "layout": pop.layout.digest}
-            self.folder = RunFolder(path, given)
+        self._path, self._pop, self._settings = path, pop, settings
 
     def restored(self, planned: Callable[[Generation], Step], most: int | None) -> Generation | None:
         """Begin the run, or bring the population to the last generation that was evaluated, and return its record.
 
-        Raises `ValueError` if the run has more than `most` generations.
+        Opens the folder. Raises `ValueError` if the run has more than `most` generations.
         """
-        folder = self.folder
-        if folder is None:
+        if self._path is None:
             return None
-        try:
-            if most is not None and len(folder) > most:
-                raise ValueError(
-                    f"expected at least the {len(folder)} generations that the run has, got {most}; "
-                    "fix: pass a larger number, or None"
-                )
-            if folder.is_new:
-                folder.begin({"": self._pop})
-                return None
-            start, _ = folder.restore({"": self._pop})
-            last: Generation | None = None
-            for record in _records(folder.entries(max(0, start - 1)), folder.path):
-                step = None if last is None else planned(last)
-                if step is not None and record.number > start:
-                    run_step(self._pop, step)
-                last = Generation(
-                    record.number, record.fitness, None if step is None else step.parents, step and step.kept
-                )
-            return last
-        except BaseException:
-            folder.close()
-            raise
+        given = described(self._settings) | {"members": self._pop.size, "layout": self._pop.layout.digest}
+        self.folder = folder = RunFolder(self._path, given)
+        if most is not None and len(folder) > most:
+            raise ValueError(
+                f"expected at least the {len(folder)} generations that the run has, got {most}; "
+                "fix: pass a larger number, or None"
+            )
+        if folder.is_new:
+            folder.begin({"": self._pop})
+            return None
+        start, _ = folder.restore({"": self._pop})
+        last: Generation | None = None
+        for record in _records(folder.entries(max(0, start - 1)), folder.path):
+            step = None if last is None else planned(last)
+            if step is not None and record.number > start:
+                run_step(self._pop, step)
+            last = Generation(record.number, record.fitness, None if step is None else step.parents, step and step.kept)
+        return last
 
     def snapshot(self) -> None:
         """Save the generation that the population holds, which is to be evaluated, if it is time to."""
@@ -72,11 +62,6 @@ class KeptGenerations:
         """Write the fitness of a generation to the disk."""
         if self.folder is not None:
             self.folder.append({"number": record.number, "fitness": as_texts(record.fitness)})
-
-    def close(self) -> None:
-        """Let others go on with the run."""
-        if self.folder is not None:
-            self.folder.close()
 
 
 def records(run: RunPath) -> Iterator[Generation]:

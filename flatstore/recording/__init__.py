@@ -1,6 +1,7 @@
 """Runs as folders: settings, snapshots, and a journal of what moved them. The loops of `ga` and `es` go on from one."""
 
 from flatstore.recording.journal_file import entries_of as entries_of
+from flatstore.recording.kept_open import KeptOpen as KeptOpen
 from flatstore.recording.line_text import as_numbers as as_numbers
 from flatstore.recording.line_text import as_texts as as_texts
 from flatstore.recording.run_folder import RunFolder as RunFolder

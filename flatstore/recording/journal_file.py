@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import BufferedReader
 from itertools import count, islice
 from typing import Any
@@ -37,13 +37,11 @@ class Journal:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_BINARY", 0), 0o666)
-        self.close = finalize(self, os.close, self._number)
-        """Let others go on with the run; nothing, if that was done before."""
+        self._starts: list[int] = []
+        self._end = 0
+        self._close: Callable[[], object] = bool
         try:
-            _lock(self._number)
-            self._starts: list[int] = []
-            self._end = 0
+            uninterrupted(self._open)
             with open(path, "rb") as file:
                 for start, line in _whole_lines(file, path):
                     self._starts.append(start)
@@ -53,7 +51,17 @@ class Journal:
         except BaseException:
             self.close()
             raise
+
+    def _open(self) -> None:
+        self._number = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_BINARY", 0), 0o666)
+        self._close = finalize(self, os.close, self._number)
         _open.add(self)
+        _lock(self._number)
+
+    def close(self) -> None:
+        """Let others go on with the run; nothing, if that was done before."""
+        _open.discard(self)
+        self._close()
 
     def __len__(self) -> int:
         """The number of entries."""
@@ -99,7 +107,7 @@ class Journal:
 
     def leave(self) -> None:
         """Close the file in a forked child, to which the run does not belong; the parent's lock stays."""
-        self.close()
+        self._close()
         self._number = -1
 
 

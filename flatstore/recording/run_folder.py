@@ -57,24 +57,27 @@ class RunFolder:
             raise NotADirectoryError(
                 f"expected a folder as run, or nothing yet, got a file in the way of {self.path!r}; fix: name a folder"
             ) from error
+        self._took = 0.0
+        self._last = time.monotonic()
+        self._snapshot = 0
+        journal: Journal | None = None
         try:
-            self._journal = Journal(os.path.join(self.path, "journal.jsonl"))
+            self._journal = journal = Journal(os.path.join(self.path, "journal.jsonl"))
+            self.is_new = not self._has_begun()
+            sweep(self.path)
         except BlockingIOError as error:
             raise BlockingIOError(
                 f"expected a run that nobody goes on with, got {self.path!r}, which is in use; "
                 "fix: wait until the other process ends, or close() the other loop, or choose another folder"
             ) from error
-        self.close = self._journal.close
-        """Let others go on with the run."""
-        try:
-            self.is_new = not self._has_begun()
-            sweep(self.path)
         except BaseException:
-            self.close()
+            if journal is not None:
+                journal.close()
             raise
-        self._took = 0.0
-        self._last = time.monotonic()
-        self._snapshot = 0
+
+    def close(self) -> None:
+        """Let others go on with the run."""
+        self._journal.close()
 
     def _has_begun(self) -> bool:
         if not os.path.exists(os.path.join(self.path, _SETTINGS)):

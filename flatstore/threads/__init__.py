@@ -16,6 +16,7 @@ from flatstore.threads.signal_safe import noted as noted
 from flatstore.threads.signal_safe import rounded_to_nearest as rounded_to_nearest
 from flatstore.threads.signal_safe import rounds_to_nearest as rounds_to_nearest
 from flatstore.threads.signal_safe import uninterrupted as uninterrupted
+from flatstore.threads.signal_safe import when_dropped as when_dropped
 from flatstore.threads.tasks import REACHED as REACHED
 from flatstore.threads.tasks import READ as READ
 from flatstore.threads.tasks import Task as Task

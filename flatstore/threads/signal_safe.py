@@ -167,6 +167,18 @@ def prepared(
     return partial(_item, _Sending(turn))
 
 
+def when_dropped(work: Callable[[], object]) -> Any:
+    """An object that does the work as it is dropped, uninterrupted: what comes meanwhile is raised soon, and not lost.
+
+    >>> done = []
+    >>> last = when_dropped(lambda: done.append(True))
+    >>> del last
+    >>> done
+    [True]
+    """
+    return prepared(lambda _: work(), dropped=True)
+
+
 class Leaving:
     """An `__exit__` that calls `leave(error)` of its object, with the error of the block or None: uninterrupted.
 

@@ -1,5 +1,7 @@
 """Records: each is handed out however its move is interrupted, and what was held back is raised however one leaves."""
 
+import inspect
+import itertools
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import flatstore as fs
 from flatstore import es, ga
 from flatstore.evaluation import handed_out, records
+from flatstore.threads import when_dropped
 
 NOISE = fs.Rademacher(0.25)
 
@@ -208,7 +211,7 @@ def test_a_record_is_handed_out_again_and_the_end_of_the_loop_is_told_once():
 
     def loop(most):
         make = lambda n, hand_in: hand_in(n)  # noqa: E731
-        return handed_out(3, most, make, lambda n, e: [], str, again=2, over=lambda: told.append(most))
+        return handed_out(3, most, make, lambda n, e: [], str, again=2, until=when_dropped(lambda: told.append(most)))
 
     assert list(loop(5)) == [2, 3, 4] and told == [5]
     assert list(loop(3)) == [2] and told == [5, 3]
@@ -221,7 +224,7 @@ def test_a_record_is_handed_out_again_and_the_end_of_the_loop_is_told_once():
     moves.close()
     assert told == [5, 3, 9, 8]
     loop(7).close()
-    assert told == [5, 3, 9, 8]  # it was not begun
+    assert told == [5, 3, 9, 8, 7]  # though it was not begun
 
 
 def test_the_end_of_a_loop_is_told_before_an_error_of_it_is_handled():
@@ -230,7 +233,7 @@ def test_the_end_of_a_loop_is_told_before_an_error_of_it_is_handled():
     def fail(n, hand_in):
         raise KeyError(n)
 
-    moves = handed_out(0, None, fail, lambda n, e: [], str, over=lambda: told.append("over"))
+    moves = handed_out(0, None, fail, lambda n, e: [], str, until=when_dropped(lambda: told.append("over")))
     with pytest.raises(KeyError):
         next(moves)
     assert told == ["over"]
@@ -273,3 +276,60 @@ def test_a_step_of_one_s_own_is_not_said_to_have_begun_when_its_generation_has_n
     settings = dict(seed=1, noise=NOISE, members=4, rate=0.5, optimiser=Plain(centre), generations=3)
     notes = struck_before_the_third_move(monkeypatch, es.evolve(centre, lambda x, n: score(x), **settings))
     assert notes == ["the centre is as generation 2 found it; fix: evolve(..., resume=2) goes on"]
+
+
+class Struck(Exception):
+    """What a handler raises."""
+
+
+def struck_at(step):
+    """A trace function that raises as the function of this number is entered, as a signal handler may."""
+
+    def strike(frame, event, _):
+        nonlocal step
+        step -= event == "call" and not frame.f_code.co_flags & inspect.CO_GENERATOR
+        if not step:
+            sys.settrace(None)
+            raise Struck
+
+    return strike
+
+
+def begun_in_folder(run):
+    centre = fs.Store.from_tree({"w": np.zeros(5, "f4")})
+    return es.evolve(centre, lambda x, n: np.zeros(4), seed=1, noise=NOISE, members=4, rate=0.5, run=run)
+
+
+def test_a_run_that_is_struck_as_it_begins_is_closed_though_the_exception_is_kept(tmp_path):
+    kept, tracing, step = [], sys.gettrace(), 0
+    while len(kept) == step:
+        step += 1
+        try:
+            sys.settrace(struck_at(step))
+            begun_in_folder(tmp_path / str(step))
+        except Struck as struck:
+            kept.append(struck)
+        finally:
+            sys.settrace(tracing)
+        begun_in_folder(tmp_path / str(step)).close()
+    assert step > 100
+
+
+def test_what_strikes_as_a_run_is_left_is_raised_and_the_run_is_closed(tmp_path):
+    tracing = sys.gettrace()
+    for step in itertools.count(1):
+        moves, is_raised = begun_in_folder(tmp_path / str(step)), False
+        next(moves)
+        try:
+            sys.settrace(struck_at(step))
+            del moves
+            str(step)  # the thread goes on
+        except Struck:
+            is_raised = True
+        finally:
+            is_struck = sys.gettrace() is None
+            sys.settrace(tracing)
+        assert is_raised == is_struck
+        begun_in_folder(tmp_path / str(step)).close()
+        if not is_struck:
+            break
