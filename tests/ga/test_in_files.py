@@ -279,6 +279,18 @@ def test_create_takes_room_and_refuses_what_is_there(path):
         fs.Population.open(path)
 
 
+def test_a_generation_that_was_killed_after_its_last_gene_is_over_on_the_next_open(path):
+    pop = fs.Population.create(path, LAYOUT, SIZE)
+    ga.step(pop, fitness(0), seed=7, mutate=fs.Normal(0.1))
+    expected = bytes_of(pop)
+    del pop
+    with open(log_at(path), "r+b") as log:
+        log.write(half_way.MAGIC + half_way.UNDER_WAY)
+    with pytest.raises(ValueError, match=HALF_WAY):
+        fs.open(path)
+    assert bytes_of(fs.Population.open(path)) == expected == bytes_of(fs.open(path))
+
+
 def test_other_readers_see_the_file_as_it_is(path):
     from safetensors.numpy import load_file
 
