@@ -208,6 +208,59 @@ def test_a_file_that_somebody_is_at_work_on_is_refused(path):
     fs.Population.open(path)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks")
+def test_a_child_and_its_parent_are_not_at_work_on_a_file_at_once(path):
+    program = """
+import os, sys, threading, time, numpy as np, flatstore as fs
+from flatstore import ga
+path, order = sys.argv[1:]
+pop = fs.Population.create(path, fs.Layout.from_tree({"w": np.zeros(3000, "f4")}), 8)
+step = lambda: ga.step(pop, np.arange(8.0), seed=1, mutate=fs.Normal(0.1))
+at_work, go_on = os.pipe(), os.pipe()
+def waits():
+    real = ga.kept_progress._InFile.begins
+    def begins(*arguments):
+        os.write(at_work[1], b".")
+        os.read(go_on[0], 1)
+        real(*arguments)
+    ga.kept_progress._InFile.begins = begins
+    step()
+    ga.kept_progress._InFile.begins = real
+def refused():
+    try:
+        step()
+    except BlockingIOError:
+        return True
+def other(first, second):
+    child = os.fork()
+    if not child:
+        os._exit(not first())
+    second()
+    if os.waitpid(child, 0)[1]:
+        os._exit(1)
+if order == "forked meanwhile":
+    thread = threading.Thread(target=waits, daemon=True)
+    thread.start()
+    os.read(at_work[0], 1)
+    other(refused, lambda: None)
+    os.write(go_on[1], b".")
+    thread.join()
+else:
+    def child():
+        os.read(at_work[0], 1)
+        is_refused = refused()
+        os.write(go_on[1], b".")
+        return is_refused
+    other(child, waits)
+step()
+other(lambda: step(), lambda: None)
+"""
+    for order in ("forked meanwhile", "forked before"):
+        command = [sys.executable, "-c", program, str(path.with_name(order)), order]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_after_a_restart_it_is_finished_only_if_asked(path, monkeypatch):
     fs.Population.create(path, LAYOUT, SIZE)
     fails(path, mutate=fs.Normal(1))
