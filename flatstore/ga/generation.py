@@ -136,7 +136,7 @@ def run(pop: Population, loops: dict[str, DtypeLoop], left: Iterable[Left] | Non
     ]
     plan = Plan(tasks, width, members, workers, sorted(reals, key=str))
     runs = {name: (genes.runs, genes.raw.itemsize) for name, genes in loops.items()}
-    with kept(pop, plan, asked, runs) as notes:
+    with kept(pop, plan, asked, runs, goes_on=left is not None) as notes:
         free = list(range(workers))
 
         def scratch() -> dict[Any, Any]:

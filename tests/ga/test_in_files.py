@@ -208,6 +208,25 @@ def test_a_file_that_somebody_is_at_work_on_is_refused(path):
     fs.Population.open(path)
 
 
+@pytest.mark.parametrize("step", ["mmap", "replace", "begun"])
+def test_a_log_that_fails_as_it_begins_is_of_no_generation_and_leaves_no_other_file(path, monkeypatch, step):
+    pop = fs.Population.create(path, LAYOUT, SIZE)
+    before = bytes_of(pop)
+    module = {"mmap": generation_log.mmap, "replace": os, "begun": ga.kept_progress}[step]
+    real = getattr(module, step)
+
+    def failing(*arguments):
+        if step == "begun":
+            real(*arguments)
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(module, step, failing)
+        ga.step(pop, fitness(0), seed=7, mutate=fs.Normal(0.1))
+    assert {*os.listdir(path.parent)} <= {path.name, log_at(path).name}
+    assert bytes_of(fs.Population.open(path)) == before == bytes_of(fs.open(path))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks")
 def test_a_child_and_its_parent_are_not_at_work_on_a_file_at_once(path):
     program = """
