@@ -208,6 +208,27 @@ def test_a_file_that_somebody_is_at_work_on_is_refused(path):
     fs.Population.open(path)
 
 
+def test_an_error_after_the_last_gene_says_which_generation_the_population_holds(path, monkeypatch):
+    def evolve(pop, **other):
+        evaluate = lambda members, number: -jnp.square(members["w"] - 1).sum((1, 2))  # noqa: E731
+        return ga.evolve(pop, evaluate, seed=7, mutate=fs.Normal(0.3), generations=3, **other)
+
+    def failing(log):
+        raise MemoryError
+
+    layout = fs.Layout.from_tree({"w": np.zeros((20, 48), "f4")})
+    here, there = fs.Population.zeros(layout, 64), fs.Population.create(path, layout, 64)
+    expected = [record.fitness.tolist() for record in evolve(here)]
+    moves = evolve(there)
+    found = [next(moves).fitness.tolist()]
+    with monkeypatch.context() as patch, pytest.raises(MemoryError) as caught:
+        patch.setattr(generation_log.Log, "over", failing)
+        next(moves)
+    assert any("the population holds generation 1, not yet evaluated" in note for note in caught.value.__notes__)
+    found += [record.fitness.tolist() for record in evolve(there, resume=1)]
+    assert found == expected and there["w"].tobytes() == here["w"].tobytes()
+
+
 @pytest.mark.parametrize("step", ["mmap", "replace", "begun"])
 def test_a_log_that_fails_as_it_begins_is_of_no_generation_and_leaves_no_other_file(path, monkeypatch, step):
     pop = fs.Population.create(path, LAYOUT, SIZE)
