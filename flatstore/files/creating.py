@@ -6,7 +6,6 @@ import os
 
 from flatstore.files import header, layout_note
 from flatstore.files.dtypes import check_savable
-from flatstore.files.half_way import forget
 from flatstore.files.layout_note import Members
 from flatstore.files.mapping import open as _open
 from flatstore.files.replacing import replacing
@@ -30,5 +29,4 @@ def create(path: str | os.PathLike[str], layout: Layout, size: int) -> Populatio
     with replacing(path) as file:
         file.write(start, 0)
         file.reserve(len(start) + tensors[-1].stop)
-    forget(path)
     return _open(path, "r+")

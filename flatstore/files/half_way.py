@@ -52,22 +52,51 @@ def forget(path: str | os.PathLike[str]) -> None:
         os.unlink(log)
 
 
+_locked: set[int] = set()
+"""The numbers of the files that have a lock."""
+
+
 @contextmanager
 def alone_in(path: str, number: int) -> Generator[None]:
     """A context in which no other process, and no other opening of the file, makes a generation in it.
 
     Raises `BlockingIOError` if one does. The lock is the kernel's, and is gone when the process is.
     """
-    if fcntl is not None:
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"expected a population that nobody else is at work on, got {path!r}, in which a generation is made; "
-                "fix: wait until it is over"
-            ) from error
+    own = _opened_anew(path, number)
+    _locked.add(own)
     try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BlockingIOError(
+                    f"expected a population that nobody else is at work on, got {path!r}, in which a generation is "
+                    "made; fix: wait until it is over"
+                ) from error
         yield
     finally:
-        if fcntl is not None:
-            fcntl.flock(number, fcntl.LOCK_UN)
+        if own in _locked:  # it is not in a child that was forked meanwhile
+            _locked.remove(own)
+            if fcntl is not None:
+                fcntl.flock(own, fcntl.LOCK_UN)
+            os.close(own)
+
+
+def _opened_anew(path: str, number: int) -> int:
+    """Another number of an open file, which has locks of its own: those of an old one are a forked child's, too."""
+    with suppress(FileNotFoundError):
+        own = os.open(path, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
+        if os.path.samestat(os.fstat(own), os.fstat(number)):
+            return own
+        os.close(own)
+    return os.dup(number)  # the file was replaced by another, and nobody else finds it any more
+
+
+def _after_fork() -> None:
+    for number in _locked:
+        os.close(number)
+    _locked.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from flatstore.checks import raise_unless_of_system
+from flatstore.files.half_way import forget
 from flatstore.threads import Leaving, add_notes, moment, uninterrupted
 
 try:
@@ -103,6 +104,7 @@ class replacing:
                 if self._number is not None:
                     os.close(self._number)  # the lock with it
             if is_renamed:
+                forget(self._target)
                 _flush_folder(self._folder)
         except BaseException as failed:
             if is_renamed:

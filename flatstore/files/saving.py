@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from flatstore.files import checksums, header, layout_note
 from flatstore.files.checksums import PIECE, checksum
 from flatstore.files.dtypes import check_savable, is_text, short_name
-from flatstore.files.half_way import forget
 from flatstore.files.header import Tensor
 from flatstore.files.layout_note import Members
 from flatstore.files.replacing import Writer, replacing
@@ -72,7 +71,6 @@ def save(path: str | os.PathLike[str], x: Store | Population, *, metadata: Mappi
         }
         texts[checksums.KEY] = checksums.written(sums)
         file.write(header.written(tensors, texts), 0)
-    forget(path)
 
 
 def _checked(metadata: Mapping[str, str] | None) -> dict[str, str]:

@@ -167,8 +167,7 @@ def run_step(pop: Population, step: Step, then: Callable[[], object] = bool) -> 
     """Write the children over the members that they replace, and call `then`: uninterrupted."""
 
     def replace() -> None:
-        run(pop, step.loops, step.left, step.asked)
-        then()
+        run(pop, step.loops, step.left, step.asked, then)
 
     def left(error: BaseException) -> Iterator[str]:
         if isinstance(unfinished := error.__cause__, UnfinishedError):  # an interrupt, while an operator failed

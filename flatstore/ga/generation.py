@@ -113,15 +113,22 @@ def dtype_loop(pop: Population, dtype: str, operators: Operators, family: Family
     return DtypeLoop(generation_loop(cross.loop, mutate.loop, dtype), arguments, family.parents, raw, runs, real)
 
 
-def run(pop: Population, loops: dict[str, DtypeLoop], left: Iterable[Left] | None, asked: Asked) -> None:
+def run(
+    pop: Population,
+    loops: dict[str, DtypeLoop],
+    left: Iterable[Left] | None,
+    asked: Asked,
+    then: Callable[[], object],
+) -> None:
     """Run the loops, by dtype, over all genes or over those that are `left`, with tasks spread over the threads.
 
-    To be called by `write`. A population in a file has a log meanwhile of what was `asked`. Raises `UnfinishedError` if
-    an operator failed after some of the genes, but not all, were replaced; `BlockingIOError` if another process is at
-    work on the file, and `OSError` if no log can be written.
+    To be called by `write`. `then` is called as soon as all genes are replaced. A population in a file has a log
+    meanwhile of what was `asked`. Raises `UnfinishedError` if an operator failed after some of the genes, but not all,
+    were replaced; `BlockingIOError` if another process is at work on the file, and `OSError` if no log can be written.
     """
     todo = genes_of(loops) if left is None else _checked(loops, list(left))
     if not todo:
+        then()
         return
     members = max(len(genes.parents) for genes in loops.values())
     reals = {genes.real for genes in loops.values()}
@@ -136,7 +143,7 @@ def run(pop: Population, loops: dict[str, DtypeLoop], left: Iterable[Left] | Non
     ]
     plan = Plan(tasks, width, members, workers, sorted(reals, key=str))
     runs = {name: (genes.runs, genes.raw.itemsize) for name, genes in loops.items()}
-    with kept(pop, plan, asked, runs) as notes:
+    with kept(pop, plan, asked, runs, goes_on=left is not None) as notes:
         free = list(range(workers))
 
         def scratch() -> dict[Any, Any]:
@@ -158,11 +165,14 @@ def run(pop: Population, loops: dict[str, DtypeLoop], left: Iterable[Left] | Non
             run_tasks(tasks, replace, scratch, most=workers, progress=notes.progress)
         except BaseException as error:
             rest = left_of(tasks, notes.progress)
-            if rest != tuple(tasks):
+            if rest and rest != tuple(tasks):
                 raise UnfinishedError(rest) from error
-            if left is None:
+            if not rest:
+                then()
+            if not rest or left is None:
                 notes.over()
             raise
+        then()
         notes.over()
 
 

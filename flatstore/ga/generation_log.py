@@ -81,15 +81,20 @@ class Log:
                 self.rows[-1][real] = rows
                 at += _up(rows.nbytes)
 
+    def under_way(self) -> None:
+        """Say that genes are about to be replaced."""
+        self.mapping[len(MAGIC) : _START] = UNDER_WAY
+
     def over(self) -> None:
         """Say that the generation is over, or was not begun."""
         self.mapping[len(MAGIC) : _START] = OVER
 
 
-def begun(path: str, number: int, asked: Asked, plan: Plan) -> Log:
+def begun(path: str, number: int, asked: Asked, plan: Plan, goes_on: bool) -> Log:
     """The log of a generation that is about to begin in the file at `path`, whose open file has this number.
 
-    The generation counts as under way from now on. Raises `OSError` if no log can be written beside the file.
+    If it `goes_on` with one that was left, it counts as under way from now on. Raises `OSError` if no log can be
+    written beside the file.
     """
     dtypes = list(dict.fromkeys(task.group for task in plan.tasks))
     tasks = np.array([(dtypes.index(x.group), x.start, x.stop) for x in plan.tasks], np.int64)
@@ -108,15 +113,20 @@ def begun(path: str, number: int, asked: Asked, plan: Plan) -> Log:
     new = target + "-new"
     log_number = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o600)
     try:
-        _reserve(log_number, size)
-        mapping = mmap.mmap(log_number, size)
-    finally:
-        os.close(log_number)
-    head = MAGIC + UNDER_WAY + numbers.tobytes() + content
-    mapping[: len(head)] = head
-    log = Log(mapping, asked, plan, start)
-    log.progress[:, 0] = tasks[:, 1]
-    os.replace(new, target)
+        try:
+            _reserve(log_number, size)
+            mapping = mmap.mmap(log_number, size)
+        finally:
+            os.close(log_number)
+        head = MAGIC + (UNDER_WAY if goes_on else OVER) + numbers.tobytes() + content
+        mapping[: len(head)] = head
+        log = Log(mapping, asked, plan, start)
+        log.progress[:, 0] = tasks[:, 1]
+        os.replace(new, target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(new)
+        raise
     return log
 
 

@@ -86,6 +86,7 @@ def _finish(pop: Population, file: WrittenFile, log: Log, given: Mapping[str, An
                 genes = step.loops[task.group]
                 write_back(genes, task, int(note[REACHED]), log.rows[worker][genes.real])
     run_step(members, step._replace(left=left_of(plan.tasks, log.progress)))
+    log.over()  # nothing may have been left but that
 
 
 hand_in_files(InFiles(files.create, open_population))

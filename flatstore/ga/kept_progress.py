@@ -51,8 +51,8 @@ class _InMemory:
 
 
 class _InFile:
-    def __init__(self, file: WrittenFile, ahead: ReadAhead, plan: Plan, asked: Asked) -> None:
-        self._log = begun(file.path, file.number, asked, plan)
+    def __init__(self, file: WrittenFile, ahead: ReadAhead, plan: Plan, asked: Asked, goes_on: bool) -> None:
+        self._log = begun(file.path, file.number, asked, plan, goes_on)
         self.progress, self.over = self._log.progress, self._log.over
         self._ahead = ahead
         self._numbers = {(task.group, task.stop): number for number, task in enumerate(plan.tasks)}
@@ -62,12 +62,17 @@ class _InFile:
 
     def begins(self, worker: int, task: Task) -> None:
         self._log.owners[worker] = number = self._numbers[task.group, task.stop]
+        self._log.under_way()
         self._ahead.ask(number)
 
 
 @contextmanager
-def kept(pop: Population, plan: Plan, asked: Asked, runs: Mapping[Any, tuple[Array, int]]) -> Generator[Kept]:
-    """A context in which a generation is made; `runs` are where the genes lie, and the bytes of one, by group.
+def kept(
+    pop: Population, plan: Plan, asked: Asked, runs: Mapping[Any, tuple[Array, int]], *, goes_on: bool
+) -> Generator[Kept]:
+    """A context in which a generation is made, or goes on that was left half-way.
+
+    `runs` are where the genes lie, and the bytes of one, by group.
 
     Raises `BlockingIOError` if somebody else is at work on the population's file, and `OSError` if no log can be
     written beside it.
@@ -78,4 +83,4 @@ def kept(pop: Population, plan: Plan, asked: Asked, runs: Mapping[Any, tuple[Arr
         return
     ahead = ReadAhead(pop, file, plan.tasks, runs)
     with alone_in(file.path, file.number), ahead.in_pieces():
-        yield _InFile(file, ahead, plan, asked)
+        yield _InFile(file, ahead, plan, asked, goes_on)

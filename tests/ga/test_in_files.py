@@ -208,6 +208,99 @@ def test_a_file_that_somebody_is_at_work_on_is_refused(path):
     fs.Population.open(path)
 
 
+def test_an_error_after_the_last_gene_says_which_generation_the_population_holds(path, monkeypatch):
+    def evolve(pop, **other):
+        evaluate = lambda members, number: -jnp.square(members["w"] - 1).sum((1, 2))  # noqa: E731
+        return ga.evolve(pop, evaluate, seed=7, mutate=fs.Normal(0.3), generations=3, **other)
+
+    def failing(log):
+        raise MemoryError
+
+    layout = fs.Layout.from_tree({"w": np.zeros((20, 48), "f4")})
+    here, there = fs.Population.zeros(layout, 64), fs.Population.create(path, layout, 64)
+    expected = [record.fitness.tolist() for record in evolve(here)]
+    moves = evolve(there)
+    found = [next(moves).fitness.tolist()]
+    with monkeypatch.context() as patch, pytest.raises(MemoryError) as caught:
+        patch.setattr(generation_log.Log, "over", failing)
+        next(moves)
+    assert any("the population holds generation 1, not yet evaluated" in note for note in caught.value.__notes__)
+    found += [record.fitness.tolist() for record in evolve(there, resume=1)]
+    assert found == expected and there["w"].tobytes() == here["w"].tobytes()
+
+
+@pytest.mark.parametrize("step", ["mmap", "replace", "begun"])
+def test_a_log_that_fails_as_it_begins_is_of_no_generation_and_leaves_no_other_file(path, monkeypatch, step):
+    pop = fs.Population.create(path, LAYOUT, SIZE)
+    before = bytes_of(pop)
+    module = {"mmap": generation_log.mmap, "replace": os, "begun": ga.kept_progress}[step]
+    real = getattr(module, step)
+
+    def failing(*arguments):
+        if step == "begun":
+            real(*arguments)
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(module, step, failing)
+        ga.step(pop, fitness(0), seed=7, mutate=fs.Normal(0.1))
+    assert {*os.listdir(path.parent)} <= {path.name, log_at(path).name}
+    assert bytes_of(fs.Population.open(path)) == before == bytes_of(fs.open(path))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks")
+def test_a_child_and_its_parent_are_not_at_work_on_a_file_at_once(path):
+    program = """
+import os, sys, threading, time, numpy as np, flatstore as fs
+from flatstore import ga
+path, order = sys.argv[1:]
+pop = fs.Population.create(path, fs.Layout.from_tree({"w": np.zeros(3000, "f4")}), 8)
+step = lambda: ga.step(pop, np.arange(8.0), seed=1, mutate=fs.Normal(0.1))
+at_work, go_on = os.pipe(), os.pipe()
+def waits():
+    real = ga.kept_progress._InFile.begins
+    def begins(*arguments):
+        os.write(at_work[1], b".")
+        os.read(go_on[0], 1)
+        real(*arguments)
+    ga.kept_progress._InFile.begins = begins
+    step()
+    ga.kept_progress._InFile.begins = real
+def refused():
+    try:
+        step()
+    except BlockingIOError:
+        return True
+def other(first, second):
+    child = os.fork()
+    if not child:
+        os._exit(not first())
+    second()
+    if os.waitpid(child, 0)[1]:
+        os._exit(1)
+if order == "forked meanwhile":
+    thread = threading.Thread(target=waits, daemon=True)
+    thread.start()
+    os.read(at_work[0], 1)
+    other(refused, lambda: None)
+    os.write(go_on[1], b".")
+    thread.join()
+else:
+    def child():
+        os.read(at_work[0], 1)
+        is_refused = refused()
+        os.write(go_on[1], b".")
+        return is_refused
+    other(child, waits)
+step()
+other(lambda: step(), lambda: None)
+"""
+    for order in ("forked meanwhile", "forked before"):
+        command = [sys.executable, "-c", program, str(path.with_name(order)), order]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_after_a_restart_it_is_finished_only_if_asked(path, monkeypatch):
     fs.Population.create(path, LAYOUT, SIZE)
     fails(path, mutate=fs.Normal(1))
@@ -277,6 +370,18 @@ def test_create_takes_room_and_refuses_what_is_there(path):
     fs.save(path, fs.Store.zeros(LAYOUT))
     with pytest.raises(ValueError, match="expected the file of a population, got that of one model, .*; fix: fs.open"):
         fs.Population.open(path)
+
+
+def test_a_generation_that_was_killed_after_its_last_gene_is_over_on_the_next_open(path):
+    pop = fs.Population.create(path, LAYOUT, SIZE)
+    ga.step(pop, fitness(0), seed=7, mutate=fs.Normal(0.1))
+    expected = bytes_of(pop)
+    del pop
+    with open(log_at(path), "r+b") as log:
+        log.write(half_way.MAGIC + half_way.UNDER_WAY)
+    with pytest.raises(ValueError, match=HALF_WAY):
+        fs.open(path)
+    assert bytes_of(fs.Population.open(path)) == expected == bytes_of(fs.open(path))
 
 
 def test_other_readers_see_the_file_as_it_is(path):
