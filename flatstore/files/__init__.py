@@ -4,6 +4,7 @@ from flatstore.files.contents import layout_of as layout_of
 from flatstore.files.contents import metadata_of as metadata_of
 from flatstore.files.creating import create as create
 from flatstore.files.half_way import MAGIC as MAGIC
+from flatstore.files.half_way import NOT_BEGUN as NOT_BEGUN
 from flatstore.files.half_way import OVER as OVER
 from flatstore.files.half_way import UNDER_WAY as UNDER_WAY
 from flatstore.files.half_way import alone_in as alone_in

@@ -25,8 +25,8 @@ ENDING = ".generation"
 """What the name of a log adds to that of the population's file."""
 
 MAGIC = b"flatgen1"
-OVER, UNDER_WAY = (number.to_bytes(8, "little") for number in (0, 1))
-"""What follows the magic in a log."""
+OVER, UNDER_WAY, NOT_BEGUN = (number.to_bytes(8, "little") for number in range(3))
+"""What follows the magic in a log: the generation is over, some genes may be replaced, or none is."""
 
 
 def log_of(path: str | os.PathLike[str]) -> str:

@@ -169,8 +169,9 @@ def run(
                 raise UnfinishedError(rest) from error
             if not rest:
                 then()
-            if not rest or left is None:
                 notes.over()
+            elif left is None:
+                notes.not_begun()
             raise
         then()
         notes.over()

@@ -25,7 +25,7 @@ from zlib import crc32
 
 import numpy as np
 
-from flatstore.files import MAGIC, OVER, UNDER_WAY, log_of
+from flatstore.files import MAGIC, NOT_BEGUN, OVER, UNDER_WAY, log_of
 from flatstore.layout import Array
 from flatstore.threads import Task
 
@@ -86,8 +86,23 @@ class Log:
         self.mapping[len(MAGIC) : _START] = UNDER_WAY
 
     def over(self) -> None:
-        """Say that the generation is over, or was not begun."""
+        """Say that the generation is over."""
         self.mapping[len(MAGIC) : _START] = OVER
+
+    def not_begun(self) -> None:
+        """Say that all genes are still those of the generation before."""
+        self.mapping[len(MAGIC) : _START] = NOT_BEGUN
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether some genes may be replaced, and others not."""
+        return self.mapping[len(MAGIC) : _START] == UNDER_WAY
+
+    @property
+    def seed(self) -> list[int] | None:
+        """The seed of the last generation of which there are genes, if there is one."""
+        begun = self.mapping[len(MAGIC) : _START] != NOT_BEGUN
+        return self.asked.settings["seed" if begun else "seed before"]
 
 
 def begun(path: str, number: int, asked: Asked, plan: Plan, goes_on: bool) -> Log:
@@ -101,7 +116,7 @@ def begun(path: str, number: int, asked: Asked, plan: Plan, goes_on: bool) -> Lo
     reals = [np.dtype(real).name for real in plan.reals]
     cut = {"dtypes": dtypes, "width": plan.width, "rows": plan.rows, "workers": plan.workers, "reals": reals}
     sizes = {"fitness": len(asked.fitness), "chosen": len(asked.chosen), "tasks": len(tasks)}
-    settings = asked.settings | {"boot": boot()}
+    settings = asked.settings | {"boot": boot(), "seed before": _seed_before(path, number)}
     text = json.dumps({"settings": settings, "cut": cut, "sizes": sizes}).encode()
     content = b"".join((text, asked.fitness.tobytes(), asked.chosen.tobytes(), tasks.tobytes()))
     identity = os.fstat(number)
@@ -118,7 +133,7 @@ def begun(path: str, number: int, asked: Asked, plan: Plan, goes_on: bool) -> Lo
             mapping = mmap.mmap(log_number, size)
         finally:
             os.close(log_number)
-        head = MAGIC + (UNDER_WAY if goes_on else OVER) + numbers.tobytes() + content
+        head = MAGIC + (UNDER_WAY if goes_on else NOT_BEGUN) + numbers.tobytes() + content
         mapping[: len(head)] = head
         log = Log(mapping, asked, plan, start)
         log.progress[:, 0] = tasks[:, 1]
@@ -128,6 +143,14 @@ def begun(path: str, number: int, asked: Asked, plan: Plan, goes_on: bool) -> Lo
             os.unlink(new)
         raise
     return log
+
+
+def _seed_before(path: str, number: int) -> list[int] | None:
+    try:
+        before = read_log(path, os.fstat(number))
+    except ValueError:  # it says nothing of this file
+        return None
+    return before and before.seed
 
 
 def boot() -> str | None:
@@ -145,8 +168,8 @@ def _reserve(number: int, size: int) -> None:
         os.truncate(number, size)
 
 
-def read_log(path: str, identity: os.stat_result) -> tuple[bool, Log] | None:
-    """Whether the last generation in the file at `path` is under way, and its log; None without a log.
+def read_log(path: str, identity: os.stat_result) -> Log | None:
+    """The log of the last generation in the file at `path`; None without a log.
 
     Raises `ValueError` for a damaged log, and for one of another file.
     """
@@ -163,7 +186,7 @@ def read_log(path: str, identity: os.stat_result) -> tuple[bool, Log] | None:
     try:
         if mapping is None:
             raise ValueError("it is empty")
-        is_under_way, log = _read(mapping)
+        log = _read(mapping)
     except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"expected the log of a generation, got another file at {name!r} ({error}); "
@@ -175,12 +198,12 @@ def read_log(path: str, identity: os.stat_result) -> tuple[bool, Log] | None:
             f"expected the log of {path!r}, got that of another file at {name!r}; fix: if the file was replaced, "
             "remove the log; a copy of a population is one of its file alone, when no generation is under way"
         )
-    return is_under_way, log
+    return log
 
 
-def _read(mapping: mmap.mmap) -> tuple[bool, Log]:
+def _read(mapping: mmap.mmap) -> Log:
     head = mapping[:_START]
-    if head not in (MAGIC + OVER, MAGIC + UNDER_WAY):
+    if head not in (MAGIC + OVER, MAGIC + UNDER_WAY, MAGIC + NOT_BEGUN):
         raise ValueError("it begins otherwise")
     at = _START + 8 * _NUMBERS
     length, checksum = np.frombuffer(mapping, np.int64, _NUMBERS, _START)[2:].tolist()
@@ -206,7 +229,7 @@ def _read(mapping: mmap.mmap) -> tuple[bool, Log]:
     inside = all(task.start <= at <= task.stop for task, at in zip(tasks, reached, strict=True))
     if not inside or not all(0 <= number < len(tasks) for number in log.owners.tolist()):
         raise ValueError("what it notes is of other tasks")
-    return head[len(MAGIC) :] == UNDER_WAY, log
+    return log
 
 
 def _up(nbytes: int) -> int:

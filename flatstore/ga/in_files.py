@@ -31,15 +31,15 @@ def open_population(
         raise ValueError(f"expected the file of a population, got that of one model, {os.fspath(path)!r}; fix: fs.open")
     file = written_file(pop.memory)
     assert file is not None
-    found = read_log(file.path, os.fstat(file.number))
-    if found is not None and found[0]:
-        if not after_restart and found[1].asked.settings["boot"] != boot():
+    log = read_log(file.path, os.fstat(file.number))
+    if log is not None and log.is_under_way:
+        if not after_restart and log.asked.settings["boot"] != boot():
             raise ValueError(
                 f"expected the machine to run since a generation was begun in {file.path!r}, got one that was started "
                 "again; fix: if it was shut down in order, Population.open(path, after_restart=True); after a power "
                 "cut, take the last copy"
             )
-        _finish(pop, file, found[1], operators or {})
+        _finish(pop, file, log, operators or {})
     return pop
 
 
@@ -51,8 +51,8 @@ def seed_of(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
 
     Raises `ValueError` for a damaged log, `FileNotFoundError` without the file.
     """
-    found = read_log(os.path.realpath(path), os.stat(path))
-    return None if found is None else tuple(found[1].asked.settings["seed"])
+    log = read_log(os.path.realpath(path), os.stat(path))
+    return None if log is None or log.seed is None else tuple(log.seed)
 
 
 def _finish(pop: Population, file: WrittenFile, log: Log, given: Mapping[str, Any]) -> None:

@@ -31,7 +31,11 @@ class Kept(Protocol):
         ...
 
     def over(self) -> None:
-        """The generation is over, or nothing of it was made."""
+        """The generation is over."""
+        ...
+
+    def not_begun(self) -> None:
+        """Nothing of the generation was made."""
         ...
 
 
@@ -49,11 +53,14 @@ class _InMemory:
     def over(self) -> None:
         pass
 
+    def not_begun(self) -> None:
+        pass
+
 
 class _InFile:
     def __init__(self, file: WrittenFile, ahead: ReadAhead, plan: Plan, asked: Asked, goes_on: bool) -> None:
         self._log = begun(file.path, file.number, asked, plan, goes_on)
-        self.progress, self.over = self._log.progress, self._log.over
+        self.progress, self.over, self.not_begun = self._log.progress, self._log.over, self._log.not_begun
         self._ahead = ahead
         self._numbers = {(task.group, task.stop): number for number, task in enumerate(plan.tasks)}
 

@@ -156,7 +156,7 @@ def test_a_part_of_a_population_is_finished(path):
         patch.setattr(ga.generation, "run_tasks", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             ga.step(pop[4:20], fitness(0, 16), seed=1, mutate=fs.Normal(0.1))
-    log_at(path).write_bytes(log_at(path).read_bytes().replace(half_way.OVER, half_way.UNDER_WAY, 1))
+    log_at(path).write_bytes(log_at(path).read_bytes().replace(half_way.NOT_BEGUN, half_way.UNDER_WAY, 1))
     assert bytes_of(fs.Population.open(path)) == bytes_of(here)
 
 
@@ -185,6 +185,14 @@ def test_a_generation_of_which_nothing_was_made_leaves_the_file_as_it_was(path):
         patch.setattr(ga.generation, "run_tasks", lambda *_, **__: 1 / 0)
         ga.step(pop, fitness(0), seed=0, mutate=fs.Normal(1))
     assert bytes_of(fs.load(path)) == bytes_of(fs.Population.zeros(LAYOUT, SIZE))
+    assert ga.seed_of(path) is None
+    ga.step(pop, fitness(0), seed=(5, 1), mutate=fs.Normal(1))
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(ga.generation, "run_tasks", lambda *_, **__: 1 / 0)
+            ga.step(pop, fitness(0), seed=(5, 2), mutate=fs.Normal(1))
+        assert ga.seed_of(path) == (5, 1)  # that of what the file holds
+        fs.Population.open(path)
 
 
 def test_where_no_log_can_be_written_nothing_is(path):
@@ -347,7 +355,7 @@ def test_a_damaged_log_is_a_value_error_at_each_byte(path):
             fs.Population.open(path)
     log_at(path).write_bytes(whole)
     for number in (-1, 1 << 40):
-        _, log = generation_log.read_log(str(path), path.stat())
+        log = generation_log.read_log(str(path), path.stat())
         reached = int(log.progress[0, 0])
         log.progress[0, 0] = number
         with pytest.raises(ValueError, match="what it notes is of other tasks"):
