@@ -110,7 +110,7 @@ def fates(folder, way, kills, seed):
 
 
 @pytest.mark.long(but="-12]")
-@pytest.mark.parametrize("kills", [12, 100])
+@pytest.mark.parametrize("kills", [12, 30])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_generation_that_is_killed_is_finished_to_the_bit(tmp_path, way, kills):
     command = [sys.executable, "-W", "ignore", "-m", "tests.ga.test_killed_in_files", tmp_path, str(kills), "1", way]
