@@ -141,9 +141,10 @@ def plan_step(
     # The strengths of operators are rounded to the dtype.
     loops = rounded_to_nearest(lambda: {name: dtype_loop(pop, name, operators, family, keys) for name in dtypes})
     parents = np.repeat(np.arange(pop.size)[:, None], 2, axis=1)
-    parents[slots] = chosen.T
+    np.put(parents, 2 * slots, chosen[0])  # an indexed assignment crashes in NumPy where memory is short
+    np.put(parents, 2 * slots + 1, chosen[1])
     kept = np.ones(pop.size, bool)
-    kept[slots] = False
+    np.put(kept, slots, False)
     own = None if mutate is None else mutate.noise if isinstance(mutate, Sparse) else mutate
     fails = isinstance(own, Mutate) or not isinstance(crossover, (Uniform, Points, Blend, Exchange, type(None)))
     settings = {
@@ -160,7 +161,7 @@ def parents_of(scores: Array, seed: Seed, select: Any, elite: int) -> tuple[Arra
     """Who begets whom, by fitness: the slots of the children, the two parents of each, shape (2, n), and its seed."""
     keys = seeds(seed, len(scores) + 1)
     slots = np.sort(best_first(scores)[elite:]).astype(np.int32)
-    return slots, _select(select, scores, 2 * len(slots), int(keys[-1])).reshape(2, -1), keys[slots]
+    return slots, _select(select, scores, 2 * len(slots), int(keys[-1])).reshape(2, -1), np.take(keys, slots)
 
 
 def run_step(pop: Population, step: Step, then: Callable[[], object] = bool) -> None:
@@ -184,9 +185,9 @@ def run_step(pop: Population, step: Step, then: Callable[[], object] = bool) -> 
 def _family(slots: Array, chosen: Array, size: int) -> Family:
     """The parents of every child, in a population of `size`: `chosen` has the two members for each of the `slots`."""
     is_parent = np.zeros(size, bool)
-    is_parent[chosen] = True
+    np.put(is_parent, chosen, True)
     place = np.cumsum(is_parent, dtype=np.int32) - np.int32(1)
-    return Family(np.flatnonzero(is_parent).astype(np.int32), slots, place[chosen[0]], place[chosen[1]])
+    return Family(np.flatnonzero(is_parent).astype(np.int32), slots, *np.take(place, chosen))
 
 
 def check_operators(mutate: Any, select: Any, crossover: Any, bounds: Any) -> None:
