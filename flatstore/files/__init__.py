@@ -15,6 +15,8 @@ from flatstore.files.mapping import flush as flush
 from flatstore.files.mapping import open as open
 from flatstore.files.mapping import open_half_way as open_half_way
 from flatstore.files.mapping import written_file as written_file
+from flatstore.files.replacing import Writer as Writer
+from flatstore.files.replacing import flush_folder as flush_folder
 from flatstore.files.replacing import sweep as sweep
 from flatstore.files.saving import save as save
 from flatstore.files.texts import save_text as save_text

@@ -36,7 +36,7 @@ _BINARY = getattr(os, "O_BINARY", 0)
 
 
 class Writer:
-    """What is written to the new file, in any order."""
+    """What writes all that it is given to an open file, in any order."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -105,7 +105,7 @@ class replacing:
                     os.close(self._number)  # the lock with it
             if is_renamed:
                 forget(self._target)
-                _flush_folder(self._folder)
+                flush_folder(self._folder)
         except BaseException as failed:
             if is_renamed:
                 add_notes(failed, since, f"the new file is at {self._target!r}; a power cut may bring the old one back")
@@ -216,7 +216,7 @@ def _may(change: Callable[[], None]) -> bool:
     return True
 
 
-def _flush_folder(folder: str) -> None:
+def flush_folder(folder: str) -> None:
     """Flush a folder, so that a renaming is not lost in a power cut."""
     if os.name != "posix":
         return

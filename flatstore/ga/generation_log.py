@@ -25,7 +25,7 @@ from zlib import crc32
 
 import numpy as np
 
-from flatstore.files import MAGIC, NOT_BEGUN, OVER, UNDER_WAY, log_of
+from flatstore.files import MAGIC, NOT_BEGUN, OVER, UNDER_WAY, Writer, log_of
 from flatstore.layout import Array
 from flatstore.threads import Task
 
@@ -129,7 +129,7 @@ def begun(path: str, number: int, asked: Asked, plan: Plan, goes_on: bool) -> Lo
     log_number = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o600)
     try:
         try:
-            _reserve(log_number, size)
+            Writer(log_number).reserve(size)  # a page without room is a signal as it is written, and no error
             mapping = mmap.mmap(log_number, size)
         finally:
             os.close(log_number)
@@ -158,14 +158,6 @@ def boot() -> str | None:
     with suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
     return None
-
-
-def _reserve(number: int, size: int) -> None:
-    """Take the room on the disk: a page that has none is a signal when it is written, and no error."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(number, 0, size)
-    else:
-        os.truncate(number, size)
 
 
 def read_log(path: str, identity: os.stat_result) -> Log | None:

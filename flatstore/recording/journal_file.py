@@ -16,6 +16,7 @@ from itertools import count, islice
 from typing import Any
 from weakref import WeakSet, finalize
 
+from flatstore.files import Writer
 from flatstore.recording.line_text import entry_of, has_number, is_whole, line_of
 from flatstore.threads import uninterrupted
 
@@ -83,12 +84,7 @@ class Journal:
 
     def _append(self, line: bytes) -> None:
         try:
-            rest, at = memoryview(line), self._end
-            while rest:
-                written = os.pwrite(self._number, rest, at)
-                if not written:
-                    raise OSError(f"expected {len(rest):,} more bytes to be written, got none; fix: see the disk")
-                rest, at = rest[written:], at + written
+            Writer(self._number).write(line, self._end)
             _flush(self._number)
         except BaseException:
             self._cut(self._end)

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any, Self
 
-from flatstore.files import save_text, sweep
+from flatstore.files import flush_folder, save_text, sweep
 from flatstore.recording.journal_file import Journal, entries_of
 from flatstore.recording.settings import Settings, differences
 from flatstore.recording.snapshots import Parts, newest_snapshot, read_snapshot, remove_snapshots, save_snapshot
@@ -52,7 +52,7 @@ class RunFolder:
         try:
             if not os.path.isdir(self.path):
                 os.makedirs(self.path)
-                _flush_folder(os.path.dirname(os.path.abspath(self.path)))
+                flush_folder(os.path.dirname(os.path.abspath(self.path)))
         except (FileExistsError, NotADirectoryError) as error:
             raise NotADirectoryError(
                 f"expected a folder as run, or nothing yet, got a file in the way of {self.path!r}; fix: name a folder"
@@ -186,12 +186,3 @@ def _version() -> str:
         return metadata.version("flatstore")
     except metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _flush_folder(folder: str) -> None:
-    if os.name == "posix":
-        number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
