@@ -113,8 +113,8 @@ class Step(NamedTuple):
     """Which slots keep their members, shape (size,), bool."""
     fails: bool
     """Whether it calls functions of one's own, which may fail."""
-    asked: Asked
-    """What it is a function of, beside the population."""
+    asked: Callable[[], Asked]
+    """What it is a function of, beside the population, for a log."""
 
 
 def plan_step(
@@ -147,14 +147,13 @@ def plan_step(
     np.put(kept, slots, False)
     own = None if mutate is None else mutate.noise if isinstance(mutate, Sparse) else mutate
     fails = isinstance(own, Mutate) or not isinstance(crossover, (Uniform, Points, Blend, Exchange, type(None)))
-    settings = {
-        "seed": integers_of(seed),
-        "elite": int(elite),
-        "first": pop.first,
-        "size": pop.size,
-    }
-    settings |= {"mutate": as_json(mutate), "crossover": as_json(crossover), "bounds": as_json(bounds)}
-    return Step(loops, left, parents, kept, fails, Asked(scores, chosen.ravel(), settings))
+
+    def asked() -> Asked:
+        settings = {"seed": integers_of(seed), "elite": int(elite), "first": pop.first, "size": pop.size}
+        settings |= {"mutate": as_json(mutate), "crossover": as_json(crossover), "bounds": as_json(bounds)}
+        return Asked(scores, chosen.ravel(), settings)
+
+    return Step(loops, left, parents, kept, fails, asked)
 
 
 def parents_of(scores: Array, seed: Seed, select: Any, elite: int) -> tuple[Array, Array, Array]:

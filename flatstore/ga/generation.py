@@ -117,7 +117,7 @@ def run(
     pop: Population,
     loops: dict[str, DtypeLoop],
     left: Iterable[Left] | None,
-    asked: Asked,
+    asked: Callable[[], Asked],
     then: Callable[[], object],
 ) -> None:
     """Run the loops, by dtype, over all genes or over those that are `left`, with tasks spread over the threads.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -75,7 +75,12 @@ class _InFile:
 
 @contextmanager
 def kept(
-    pop: Population, plan: Plan, asked: Asked, runs: Mapping[Any, tuple[Array, int]], *, goes_on: bool
+    pop: Population,
+    plan: Plan,
+    asked: Callable[[], Asked],
+    runs: Mapping[Any, tuple[Array, int]],
+    *,
+    goes_on: bool,
 ) -> Generator[Kept]:
     """A context in which a generation is made, or goes on that was left half-way.
 
@@ -90,4 +95,4 @@ def kept(
         return
     ahead = ReadAhead(pop, file, plan.tasks, runs)
     with alone_in(file.path, file.number), ahead.in_pieces():
-        yield _InFile(file, ahead, plan, asked, goes_on)
+        yield _InFile(file, ahead, plan, asked(), goes_on)
