@@ -70,7 +70,7 @@ class Log:
         """What is noted of each task, as `progress_of` returns it."""
         at += _up(self.progress.nbytes)
         self.owners: Array = np.ndarray((plan.workers,), np.int64, mapping, at)
-        """The number of the task whose block is in the rows of each worker."""
+        """The number of the task whose block is in the rows of each worker, -1 before its first."""
         at += _up(self.owners.nbytes)
         self.rows: list[dict[Any, Array]] = []
         """The parents' genes in the block at work of each worker, by the dtype that is computed with."""
@@ -137,6 +137,7 @@ def begun(path: str, number: int, asked: Asked, plan: Plan, goes_on: bool) -> Lo
         mapping[: len(head)] = head
         log = Log(mapping, asked, plan, start)
         log.progress[:, 0] = tasks[:, 1]
+        log.owners[:] = -1
         os.replace(new, target)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -219,7 +220,7 @@ def _read(mapping: mmap.mmap) -> Log:
     log = Log(mapping, Asked(arrays[0], arrays[1], found["settings"]), plan, _up(stop))
     reached = log.progress[:, 0].tolist()
     inside = all(task.start <= at <= task.stop for task, at in zip(tasks, reached, strict=True))
-    if not inside or not all(0 <= number < len(tasks) for number in log.owners.tolist()):
+    if not inside or not all(-1 <= number < len(tasks) for number in log.owners.tolist()):
         raise ValueError("what it notes is of other tasks")
     return log
 

@@ -80,9 +80,8 @@ def _finish(pop: Population, file: WrittenFile, log: Log, given: Mapping[str, An
     )
     with alone_in(file.path, file.number):
         for worker, number in enumerate(log.owners.tolist()):
-            task = plan.tasks[int(number)]
-            note = log.progress[number]
-            if has_read(note) and note[REACHED] < task.stop:
+            task, note = plan.tasks[number], log.progress[number]
+            if number >= 0 and has_read(note) and note[REACHED] < task.stop:
                 genes = step.loops[task.group]
                 write_back(genes, task, int(note[REACHED]), log.rows[worker][genes.real])
     run_step(members, step._replace(left=left_of(plan.tasks, log.progress)))

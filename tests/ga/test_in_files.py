@@ -147,6 +147,39 @@ def test_a_generation_that_ended_half_way_is_finished_on_the_next_open(path, way
     assert bytes_of(fs.load(path)) == bytes_of(here)
 
 
+def test_a_thread_that_had_not_begun_has_nothing_to_put_back(path, monkeypatch):
+    def whole(gene, scale, draw):
+        return gene + scale * draw
+
+    def broken(gene, scale, draw):
+        if draw > 2:
+            raise ValueError("killed")
+        return gene + scale * draw
+
+    monkeypatch.setattr(ga.generation, "threads", lambda: 2)
+    here, there = fs.Population.zeros(LAYOUT, SIZE), fs.Population.create(path, LAYOUT, SIZE)
+    for pop in (here, there):
+        ga.step(pop, fitness(1), seed=1, mutate=fs.Normal(1))
+    ga.step(here, fitness(0), seed=(7, 0), mutate=ga.Mutate(whole, scale=0.1))
+    run_tasks, left = ga.generation.run_tasks, {}
+
+    def killed(*_):
+        left.update({file: file.read_bytes() for file in (path, log_at(path))})
+
+    def first_task(tasks, work, scratch, progress, **other):
+        scratch()  # that of the thread that has not begun
+        run_tasks(tasks[:1], work, scratch, progress=progress[:1], **other)
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="killed"):
+        patch.setattr(ga.generation, "write_back", killed)
+        patch.setattr(ga.generation, "run_tasks", first_task)
+        ga.step(there, fitness(0), seed=(7, 0), mutate=ga.Mutate(broken, scale=0.1))
+    for file, content in left.items():
+        with file.open("r+b") as at:
+            at.write(content)
+    assert bytes_of(fs.Population.open(path, operators={"mutate": ga.Mutate(whole, scale=0.1)})) == bytes_of(here)
+
+
 def test_a_part_of_a_population_is_finished(path):
     here = fs.Population.zeros(LAYOUT, SIZE)
     ga.step(here[4:20], fitness(0, 16), seed=1, mutate=fs.Normal(0.1))
