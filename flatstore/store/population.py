@@ -31,9 +31,10 @@ from flatstore.layout import Array, Dims, Layout, Tied, Trainable
 from flatstore.memory import JAX_ALIGN, Memory, reading
 from flatstore.store.assigning import checked_leaves
 from flatstore.store.in_files import FilePath, handed_in
-from flatstore.store.jax_store import JaxPopulation, on_device
+from flatstore.store.jax_store import JaxPopulation
 from flatstore.store.placement import placement_in_file, placement_of_population
 from flatstore.store.store import Store
+from flatstore.store.torch_store import on_device
 from flatstore.store.verbs import Verbs, memories_in
 
 PopulationOrder = Literal["leaf", "member"]

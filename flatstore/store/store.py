@@ -18,9 +18,10 @@ import numpy as np
 
 from flatstore.layout import Array, Dims, Layout, Leaf, Tied, Trainable
 from flatstore.memory import GuardedView, Memory
-from flatstore.store.jax_store import JaxStore, on_device
+from flatstore.store.jax_store import JaxStore
 from flatstore.store.parts import Parts
 from flatstore.store.placement import placement_in_file, placement_in_spans, placement_of_store
+from flatstore.store.torch_store import on_device
 from flatstore.store.verbs import Verbs
 from flatstore.store.views import Views
 
