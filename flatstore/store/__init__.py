@@ -5,6 +5,7 @@ from flatstore.store.assigning import same_bits as same_bits
 from flatstore.store.attaching import attach as attach
 from flatstore.store.in_files import InFiles as InFiles
 from flatstore.store.in_files import hand_in_files as hand_in_files
+from flatstore.store.in_host_memory import host_of as host_of
 from flatstore.store.jax_store import JaxPopulation as JaxPopulation
 from flatstore.store.jax_store import JaxStore as JaxStore
 from flatstore.store.jax_store import OnDevice as OnDevice

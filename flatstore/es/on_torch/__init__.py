@@ -1,5 +1,4 @@
 """The evolution strategies on stores of torch."""
 
 from flatstore.es.on_torch.in_host_memory import HostMoves as HostMoves
-from flatstore.es.on_torch.in_host_memory import host_of as host_of
 from flatstore.es.on_torch.on_a_card import CardMoves as CardMoves

@@ -10,23 +10,7 @@ from flatstore.es.groups import check_movable
 from flatstore.es.perturbing import perturb
 from flatstore.es.sampling import sample
 from flatstore.es.updating import update
-from flatstore.store import OnTorch, Population, Store
-
-
-def host_of(store: Any) -> Any:
-    """A store, or a population, of the host over the same bytes: a view. What is not one of torch is returned."""
-    if not isinstance(store, OnTorch):
-        return store
-    if store.part_of:
-        pop, member = store.part_of
-        return host_of(pop)[member]
-    if "host" not in store.cache:
-        nbytes = store.buffer.numpy()
-        if store.size is None:
-            store.cache["host"] = Store.wrap(nbytes, store.layout)
-        else:
-            store.cache["host"] = Population.wrap(nbytes, store.layout, store.size)
-    return store.cache["host"]
+from flatstore.store import OnTorch, host_of
 
 
 class HostMoves:

@@ -28,20 +28,25 @@ RATE_0, RATE_1, RATE_2, RATE_3, RATE_4 = (tl.constexpr(x) for x in normal.RATE)
 
 
 @triton.jit
-def random_words(start, low, high, kind: tl.constexpr, blocks: tl.constexpr, bits: tl.constexpr):
-    """The words of so many blocks, the first of which holds the index `start`; 2 ** `bits` numbers are in a block.
-
-    Philox4x32-7 as published; `low` and `high` are the words of the seed, uint32. Shape (4 * blocks,), uint32.
-    """
-    number = (start >> bits) + tl.arange(0, blocks)
-    a, b = (number & 0xFFFFFFFF).to(tl.uint32), (number >> 32).to(tl.uint32)
-    c = tl.full([blocks], kind, tl.uint32)
-    d = tl.zeros([blocks], tl.uint32)
+def philox(a, b, c, d, low, high):
+    """Philox4x32-7 as published: four words for the words of counters, and of a seed, uint32."""
     for _ in tl.static_range(ROUNDS):
         one, two = tl.umulhi(a, 0xD2511F53), tl.umulhi(c, 0xCD9E8D57)
         a, b, c, d = two ^ b ^ low, c * 0xCD9E8D57, one ^ d ^ high, a * 0xD2511F53
         low += 0x9E3779B9
         high += 0xBB67AE85
+    return a, b, c, d
+
+
+@triton.jit
+def random_words(start, low, high, kind: tl.constexpr, blocks: tl.constexpr, bits: tl.constexpr):
+    """The words of so many blocks, the first of which holds the index `start`; 2 ** `bits` numbers are in a block.
+
+    `low` and `high` are the words of the seed, uint32. Shape (4 * blocks,), uint32.
+    """
+    number = (start >> bits) + tl.arange(0, blocks)
+    a, b = (number & 0xFFFFFFFF).to(tl.uint32), (number >> 32).to(tl.uint32)
+    a, b, c, d = philox(a, b, tl.full([blocks], kind, tl.uint32), tl.zeros([blocks], tl.uint32), low, high)
     return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
 
 

@@ -1,0 +1,197 @@
+"""`ga.step` of a population of torch: the host's loops in host memory, kernels in Triton on a card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flatstore.evaluation import as_fitness, refuse_all_nan
+from flatstore.extras import require
+from flatstore.ga.breeding import check_elite, check_operators, parents_of, plan_step
+from flatstore.ga.crossover import Crossover
+from flatstore.ga.generation import Operators
+from flatstore.ga.mutation import Mutation
+from flatstore.ga.on_torch.operators import Crossing, LeafChange, change_of, crossing_of
+from flatstore.kernels.cpu import STORAGE, refuse_other_dtypes
+from flatstore.layout import Array, Leaf
+from flatstore.store import TorchPopulation, host_of
+
+TILE = 1024
+"""Genes of a child that a program makes."""
+
+SCRATCH = 32 << 20
+"""Bytes of the parents' genes of a block, or 1 % of a population if that is more."""
+
+CHILDREN = 65535
+"""Children that a launch makes: the second number of a program is no larger."""
+
+
+class HostBreeding:
+    """The breeding of a population of torch in host memory."""
+
+    def plan(self, pop: Any, fitness: Any, **how: Any) -> Any:
+        """Plan what `ga.step` does; it accepts the same arguments."""
+        return plan_step(host_of(pop), fitness, **how)
+
+
+class CardStep(NamedTuple):
+    """A generation of a population on a card that is chosen, but not yet born."""
+
+    pop: TorchPopulation
+    operators: Operators
+    slots: Array
+    """The members that the children replace, ascending."""
+    chosen: Array
+    """The two parents of each child, shape (2, children)."""
+    keys: Array
+    """The seed of each child."""
+    parents: Array
+    """For each slot the two members that it comes from, shape (size, 2)."""
+    kept: Array
+    """Which slots keep their members, shape (size,), bool."""
+
+    def run(self, then: Callable[[], object] = bool) -> None:
+        """Write the children over the members that they replace, and call `then`: uninterrupted."""
+        leaves = _trained(self.pop)
+        changes = [
+            (leaf, change_of(self.operators.mutate, self.operators.bounds, self.pop.layout, leaf)) for leaf in leaves
+        ]
+        crossing = crossing_of(self.operators.crossover, self.pop.layout, self.keys)
+
+        def replace() -> None:
+            with require("torch", "torch").no_grad():
+                generation = _Generation(self, crossing)
+                for leaf, change in changes:
+                    generation.replace(leaf, change)
+            then()
+
+        self.pop.write(replace)
+
+
+class CardBreeding:
+    """The breeding of a population of torch on a card."""
+
+    def check(self, pop: Any, mutate: Any, crossover: Any, bounds: Any) -> None:
+        """Raise unless operators suit the leaves of a population."""
+        check_operators(mutate, max, crossover, bounds)
+        refuse_other_dtypes(_trained(pop), "evolve")
+        for leaf in _trained(pop):
+            change_of(mutate, bounds, pop.layout, leaf)
+        crossing_of(crossover, pop.layout, np.zeros(1, np.uint64))
+
+    def plan(
+        self,
+        pop: Any,
+        fitness: Any,
+        *,
+        seed: Any,
+        mutate: Mutation | None,
+        select: Any,
+        crossover: Crossover | None,
+        bounds: Any,
+        elite: int,
+        left: Any = None,
+    ) -> CardStep:
+        """Plan what `ga.step` does; it accepts the same arguments."""
+        if left is not None:
+            raise ValueError(
+                "left: expected None for a population on a device, which is never half made; fix: leave it out"
+            )
+        scores = as_fitness(fitness, pop.size)
+        refuse_all_nan(scores)
+        check_operators(mutate, select, crossover, bounds)
+        check_elite(pop.size, elite)
+        self.check(pop, mutate, crossover, bounds)
+        slots, chosen, keys = parents_of(scores, seed, select, elite)
+        parents = np.repeat(np.arange(pop.size)[:, None], 2, axis=1)
+        parents[slots] = chosen.T
+        kept = np.ones(pop.size, bool)
+        kept[slots] = False
+        return CardStep(pop, Operators(crossover, mutate, bounds), slots, chosen, keys, parents, kept)
+
+
+class _Generation:
+    """What the leaves of a generation have in common: who begets whom, on the card, and scratch for their genes."""
+
+    def __init__(self, step: CardStep, crossing: Crossing) -> None:
+        self._torch = require("torch", "torch")
+        self._kernel = require("flatstore.kernels.triton.generation", "triton").replace
+        self._kinds = require("flatstore.kernels.triton.storage", "triton").KINDS
+        self._pop, self._crossing = step.pop, crossing
+        parents, places = np.unique(step.chosen, return_inverse=True)
+        places = places.reshape(2, -1)
+        self._parents = self._on_card(parents.astype(np.int64))
+        self._family = [self._on_card(x.astype(np.int64)) for x in (places[0], places[1], step.slots)]
+        self._children = len(step.slots)
+        words = np.stack([step.keys & np.uint64(0xFFFFFFFF), step.keys >> np.uint64(32)], 1).astype(np.int64)
+        self._keys = self._on_card(words)
+        self._cuts = self._on_card(crossing.cuts)
+        self._tables: dict[Any, Any] = {}
+        nbytes = sum(leaf.nbytes for leaf in _trained(step.pop)) * len(step.pop)
+        self._room = max(SCRATCH, nbytes // 100) * 3 // 4
+        self._scratch = self._torch.empty(min(self._room, nbytes), dtype=self._torch.uint8, device=self._pop.device)
+
+    def _on_card(self, array: Array) -> Any:
+        return self._torch.from_numpy(np.ascontiguousarray(array)).to(self._pop.device)
+
+    def _table(self, name: Any, array: Array) -> Any:
+        """A table on the card, made once, and where it begins."""
+        if name not in self._tables:
+            values = self._on_card(array if array.size else np.zeros(1, array.dtype))
+            self._tables[name] = values, self._on_card(np.array([values.data_ptr()]))
+        return self._tables[name]
+
+    def replace(self, leaf: Leaf, change: LeafChange) -> None:
+        """Replace the genes of a leaf, block by block."""
+        members = self._pop.homes[leaf.path].view(len(self._pop), leaf.size)
+        real, itemsize, rows = STORAGE[leaf.dtype.name][1], leaf.dtype.itemsize, len(self._parents)
+        width = min(leaf.size, max(1, self._room // (rows * itemsize)))
+        if width < leaf.size:
+            width = max(1, width // TILE) * TILE
+        block = self._scratch[: rows * width * itemsize].view(members.dtype)
+        crossing, torch = self._crossing, self._torch
+        _, places = self._table(("places", real), crossing.places.astype(real))
+        _, table = self._table((change.name, real), change.table)
+        thresholds, _ = self._table(("thresholds", change.name), change.thresholds)
+        settings = self._on_card(np.array([change.scale, change.low, change.high], np.float64))
+        at = self._on_card(np.array([block.data_ptr()])), self._on_card(np.array([members.data_ptr()]))
+        of_mother = self._on_card(crossing.of_mother(leaf))
+        for column in range(0, leaf.size, width):
+            end = min(column + width, leaf.size)
+            scratch = block[: rows * (end - column)].view(rows, end - column)
+            torch.index_select(members[:, column:end], 0, self._parents, out=scratch)
+            first = leaf.index + column
+            tiles = -(-(leaf.index + end) // TILE) - first // TILE
+            numbers = np.array([first, leaf.index + end, first // TILE * TILE, leaf.index, leaf.size])
+            on_card = self._on_card(numbers)
+            for since in range(0, self._children, CHILDREN):
+                self._kernel[(tiles, min(CHILDREN, self._children - since))](
+                    at[0],
+                    end - column,
+                    at[1],
+                    on_card,
+                    settings,
+                    *self._family,
+                    self._keys,
+                    of_mother,
+                    self._cuts,
+                    places,
+                    table,
+                    thresholds,
+                    since,
+                    cross=crossing.way(leaf),
+                    points=crossing.cuts.shape[1],
+                    mutate=change.way,
+                    kind=change.kind,
+                    width=change.width,
+                    outside=change.outside,
+                    dtype=self._kinds[leaf.dtype.name],
+                    tile=TILE,
+                    enable_fp_fusion=False,
+                )
+
+
+def _trained(pop: Any) -> list[Leaf]:
+    return [leaf for leaf in pop.layout.homes if leaf.trainable and leaf.size]
