@@ -78,7 +78,7 @@ def perturb(
     noisy = noisy_groups(store, noise)
     groups, gridless = ([x for x in noisy if bool(x.grid or not exact) == wanted] for wanted in (True, False))
     key = key_of(seed)
-    _check_way_back(store, noise, key, sign, bool(gridless), undo)
+    check_way_back(store, noise, key, sign, bool(gridless), undo)
     plain = _PlainMove(store, groups, noise, key, sign, exact)
     logged = LoggedMove(store, gridless, noise, key, sign, undo)
     if exact and not gridless and is_small(groups):
@@ -180,7 +180,7 @@ class _PlainMove:
         return group.raw, group.pieces, self._draw, step, grid_of(group, bound), rows
 
 
-def _check_way_back(store: Store, noise: Noise, key: Array, sign: int, logged: bool, undo: UndoLog | None) -> None:
+def check_way_back(store: Any, noise: Noise, key: Array, sign: int, logged: bool, undo: UndoLog | None) -> None:
     """Raise unless a log that is given leads where `sign` says, and is given if it is needed."""
     if undo is not None:
         check_log(store, noise, key, undo)

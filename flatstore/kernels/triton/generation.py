@@ -23,7 +23,7 @@ triton: Any = require("triton", "triton")
 tl: Any = require("triton.language", "triton")
 
 MOTHER, EITHER, POINTS, BLEND, UNIT = range(5)
-"""How the genes of a child come from its parents: as they are the mother's, drawn one by one, by cuts, between, whole."""
+"""How the genes of a child come from its parents: the mother alone, drawn one by one, by cuts, between both, whole."""
 
 NOTHING, NOISE, SOME_NOISE, SOME_NEW = range(4)
 """What is changed: nothing, every gene, or some: by noise, or to new values."""
@@ -67,7 +67,7 @@ def _some_changed(
     gene, start, seed, scale, table, thresholds, mutate: tl.constexpr, kind: tl.constexpr, width: tl.constexpr,
     real: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
-    """Genes of which some are changed: in each segment of the index, from one to the next by a distance that is drawn."""
+    """Genes of which some are changed: in each segment of the index, from one to the next by a distance."""
     segments: tl.constexpr = tile // SEGMENT
     low, high = tl.load(seed).to(tl.uint32), tl.load(seed + 1).to(tl.uint32)
     number = start // SEGMENT + tl.arange(0, segments)

@@ -169,9 +169,11 @@ def update(
     mask = _inside(index, first, end)
     count, drop = tl.load(numbers), tl.load(numbers + 1)
     total = tl.zeros([tile], tl.int64)
-    for number in range(count):
+    number = count * 0
+    while number < count:
         steps = _steps(row, start, seeds + 2 * number, kind, width, tile)
         total += steps.to(tl.int64) * tl.load(weights + number).to(tl.int64)
+        number += 1
     word = dither(start, key, ROUNDING, tile)
     if gridded:
         random = word.to(tl.int64)

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from flatstore import Normal, Rademacher
-from flatstore.kernels.triton import generation, moves
+from flatstore.kernels.triton import generation, logged_moves, moves
 from flatstore.kernels.triton.storage import KINDS
 from flatstore.noise import SPARSE
 
@@ -28,6 +28,8 @@ POINTERS = {
     "of_mother": "*u8",
     "since": "i32",
     "stride": "i32",
+    "largest": "i32",
+    "room": "i32",
 }
 """The types of arguments that are not pointers to int64."""
 
@@ -50,6 +52,10 @@ def variants():
                 yield f"perturb {dtype} {noise} {how}", moves.perturb, own | {"how": how}
                 yield f"update {dtype} {noise} {how}", moves.update, own | {"how": how, "gridded": how > 0}
             yield f"sample {dtype} {noise}", moves.sample, own
+        if dtype in ("float16", "bfloat16"):
+            yield f"check a log {dtype}", logged_moves.check, {}
+            yield f"add {dtype} with a log", logged_moves.add, NOISES["normal"] | {"dtype": number}
+            yield f"take back {dtype} by a log", logged_moves.take_back, NOISES["normal"] | {"dtype": number}
         for name, own in GENERATIONS.items():
             yield f"replace {dtype} {name}", generation.replace, PLAIN | own | {"dtype": number}
 

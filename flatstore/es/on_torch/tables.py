@@ -1,0 +1,65 @@
+"""The leaves of a store on a card as kernels go over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flatstore.extras import require
+from flatstore.layout import Array, Leaf
+from flatstore.noise import Noise
+from flatstore.store import OnTorch
+
+TILE = 1024
+"""Parameters that a program moves: whole blocks of random words of every kind."""
+
+
+class Table(NamedTuple):
+    """The leaves of one dtype that a kernel goes over."""
+
+    dtype: str
+    leaves: Sequence[Leaf]
+    rows: Any
+    """As `flatstore/kernels/triton/moves.py` describes, int64."""
+    programs: Any
+    """The row of each program, int32."""
+
+    @property
+    def is_gridded(self) -> bool:
+        """Whether its leaves have a grid: those of 16 bits have none."""
+        return self.leaves[0].dtype.itemsize > 2
+
+
+def on_device(store: OnTorch, array: Array) -> Any:
+    """An array as a tensor where a store is: a copy."""
+    return require("torch", "torch").from_numpy(np.array(array)).to(store.device)
+
+
+def noisy(store: OnTorch, noise: Noise) -> list[Leaf]:
+    """The leaves that noise is added to."""
+    return [leaf for leaf in store.layout.homes if leaf.trainable and leaf.size and noise.scale_of(leaf.path)]
+
+
+def tables_of(store: OnTorch, noise: Noise) -> Sequence[Table]:
+    """A table for each dtype of the leaves that noise is added to; planned once for a store and a noise."""
+    if noise not in store.cache:
+        leaves = noisy(store, noise)
+        store.cache[noise] = [
+            _table(store, noise, [leaf for leaf in leaves if leaf.dtype.name == name], name)
+            for name in dict.fromkeys(leaf.dtype.name for leaf in leaves)
+        ]
+    return store.cache[noise]
+
+
+def _table(store: OnTorch, noise: Noise, leaves: Sequence[Leaf], dtype: str) -> Table:
+    rows: list[list[int]] = []
+    counts: list[int] = []
+    for leaf in leaves:
+        begin, end = leaf.index, leaf.index + leaf.size
+        address, factor = store.homes[leaf.path].data_ptr(), noise.factor(noise.scale_of(leaf.path))
+        rows.append([begin, end, sum(counts), *factor, address, leaf.nbytes])
+        counts.append(-(-end // TILE) - begin // TILE)
+    programs = np.repeat(np.arange(len(rows), dtype=np.int32), counts)
+    return Table(dtype, leaves, on_device(store, np.array(rows, np.int64)), on_device(store, programs))
