@@ -16,6 +16,9 @@ from flatstore.noise import Noise
 from flatstore.store import JaxStore, OnDevice, Store
 from flatstore.threads import REACHED, Task, refuse_waiting_at_the_end, run_tasks
 
+AT_ONCE = 2 * WIDTH
+"""Parameters that a compiled loop moves together at most: among them is what it stopped at."""
+
 
 def snap(store: Store | JaxStore, noise: Noise) -> None:
     """Round the parameters that `noise` moves to its grid, in place: to the nearest multiple, minus zero to zero.
@@ -84,7 +87,7 @@ def stopped_because(
     """
     worst = "", 0.0
     for leaf in noisy_leaves(store, noise):
-        near = list(store.stretches(leaf, index, index + WIDTH)) if leaf.dtype.name == group.dtype else []
+        near = list(store.stretches(leaf, index, index + AT_ONCE)) if leaf.dtype.name == group.dtype else []
         if not near:
             continue
         refuse_not_finite(store, [group])

@@ -60,7 +60,7 @@ def sample(
     written.
     """
     if isinstance(store, OnDevice) or isinstance(out, OnDevice):
-        moves = out.moves if isinstance(out, OnDevice) else OnDevice.moves
+        moves = store.moves if isinstance(store, OnDevice) else out.moves
         return moves.sample(out, store, noise, seeds, sign, antithetic)
     check_types(store, noise)
     refuse_other_layouts("out", out, store)

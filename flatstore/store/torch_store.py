@@ -111,7 +111,7 @@ class OnTorch(OnDevice):
         ]
         return np.concatenate(rows, -1)
 
-    def lend(self, library: str = "jax", *, patience: float = 10.0) -> Any:
+    def lend(self, library: str = "torch", *, patience: float = 10.0) -> Any:
         """A context that gives the tree to a library, meanwhile writes through the store raise.
 
         'jax': `jax.Array`s over the same bytes, views by DLPack. On exit they are deleted, and the exit waits until the
@@ -166,8 +166,12 @@ class OnTorch(OnDevice):
         self.write(put)
 
     def write(self, work: Any) -> None:
-        """Do work that writes the leaves, uninterrupted, as the only writer. Raises `StructureError` as `verify`."""
-        self.verify()
+        """Do work that writes the leaves, uninterrupted, as the only writer.
+
+        Raises `StructureError` as `verify` does, if the leaves are not this store's own.
+        """
+        if self._buffer is None:
+            self.verify()
         write([self.memory], work)
 
     def verify(self) -> None:

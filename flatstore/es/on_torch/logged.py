@@ -158,7 +158,7 @@ class LoggedMoves:
         )
         used, missing = counters.tolist()
         used -= missing
-        if not missing and used < room // 2:  # what is not used is given back
+        if not missing and used < room * 7 // 8:  # what is not used is given back
             kept = pool[:used].clone()
             part.headers[:, 0] += waiting * (kept.data_ptr() - pool.data_ptr())
             pool = kept
