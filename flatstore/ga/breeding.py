@@ -31,7 +31,7 @@ from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.layout import Array, as_array
 from flatstore.memory import write, write_at_once
 from flatstore.noise import Noise, Seed, integers_of, seeds
-from flatstore.store import JaxPopulation, Population
+from flatstore.store import JaxPopulation, Population, TorchPopulation
 from flatstore.threads import noted, rounded_to_nearest, rounds_to_nearest
 
 
@@ -87,6 +87,11 @@ def step(
     if isinstance(pop, JaxPopulation):
         given = {"mutate": mutate, "select": select, "crossover": crossover, "bounds": bounds, "elite": elite}
         return pop.step(pop, fitness, seed=seed, left=left, **given)
+    if isinstance(pop, TorchPopulation):
+        given = {"mutate": mutate, "select": select, "crossover": crossover, "bounds": bounds, "elite": elite}
+        planned = pop.breeding.plan(pop, fitness, seed=seed, left=left, **given)
+        planned.run()
+        return planned.parents, planned.kept
     family = plan_step(
         pop,
         fitness,

@@ -10,6 +10,7 @@ from flatstore.store.jax_store import JaxPopulation as JaxPopulation
 from flatstore.store.jax_store import JaxStore as JaxStore
 from flatstore.store.jax_store import OnDevice as OnDevice
 from flatstore.store.parts import Parts as Parts
+from flatstore.store.parts import whole_leaf as whole_leaf
 from flatstore.store.placement import placement_of_population as placement_of_population
 from flatstore.store.population import Population as Population
 from flatstore.store.store import Store as Store

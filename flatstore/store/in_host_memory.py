@@ -17,7 +17,7 @@ def host_of(store: Any) -> Any:
         pop, member = store.part_of
         return host_of(pop)[member]
     if "host" not in store.cache:
-        nbytes = store.buffer.numpy()
+        nbytes = store.memory.bytes
         if store.size is None:
             store.cache["host"] = Store.wrap(nbytes, store.layout)
         else:

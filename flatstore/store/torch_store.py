@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 import jax
@@ -22,15 +22,16 @@ import numpy as np
 from flatstore.checks import whole
 from flatstore.extras import require
 from flatstore.layout import Array, Layout, Leaf, is_torch_tensor, spec_of
-from flatstore.memory import Access, LentError, Memory, refuse_jax_at_the_end, using, write
+from flatstore.memory import MOVED, Access, LentError, Memory, refuse_jax_at_the_end, using, write
 from flatstore.memory.readers_and_writers import released
 from flatstore.store.assigning import checked_leaves
 from flatstore.store.jax_store import OnDevice
 from flatstore.store.jax_store import on_device as on_device_of_jax
 from flatstore.store.moves import Moves
+from flatstore.store.parts import Parts
 from flatstore.store.placement import Placement, placement_of_population, placement_of_store
 from flatstore.threads import Leaving, add_notes, moment, uninterrupted
-from flatstore.trees import Difference, StructureError, by_path, listing
+from flatstore.trees import Difference, StructureError, by_path, first_of, listing
 
 ALIGN = 256
 """Bytes: the buffer starts at a multiple, as torch's own allocations on a card do."""
@@ -41,7 +42,7 @@ _dlpack: Any = jax.dlpack
 class OnTorch(OnDevice):
     """What `TorchStore` and `TorchPopulation` have in common."""
 
-    __slots__ = ("_buffer", "cache", "part_of")
+    __slots__ = ("_buffer", "_moved", "cache", "part_of", "parts")
 
     _buffer: Any
 
@@ -56,6 +57,9 @@ class OnTorch(OnDevice):
 
     part_of: tuple[TorchPopulation, int] | None
     """The population, and the number, of a member."""
+
+    parts: Parts | None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Where the leaves stand in a whole model, if they are parts of one."""
 
     @classmethod
     def zeros(cls, layout: Layout, device: Any, size: int | None = None) -> Self:
@@ -75,12 +79,23 @@ class OnTorch(OnDevice):
         return cls.over(layout, _leaves_in(buffer, layout, placement, size), buffer, size)
 
     @classmethod
-    def over(cls, layout: Layout, leaves: dict[str, Any], buffer: Any, size: int | None) -> Self:
-        """A store over tensors: the homes by path, and the bytes in which all of them lie, if there are such."""
+    def over(
+        cls,
+        layout: Layout,
+        leaves: dict[str, Any],
+        buffer: Any = None,
+        size: int | None = None,
+        parts: Parts | None = None,
+        moved: Callable[[], list[Difference]] = list,
+    ) -> Self:
+        """A store over tensors: the homes by path, and the bytes in which all of them lie, if there are such.
+
+        `moved` tells what lies elsewhere by now, of leaves that others own.
+        """
         self = object.__new__(cls)
         self.layout, self.size, self._buffer = layout, size, buffer
         self.device = next((x.device for x in (*leaves.values(), buffer) if x is not None), None)
-        self._leaves, self.cache, self.part_of = leaves, {}, None
+        self._leaves, self.cache, self.part_of, self.parts, self._moved = leaves, {}, None, parts, moved
         on_host = buffer is not None and self.device.type == "cpu"
         self.memory = Memory(buffer.numpy()) if on_host and len(buffer) else Memory.heap(1)
         self._addresses = self._found()
@@ -91,9 +106,25 @@ class OnTorch(OnDevice):
         return {path: tensor.data_ptr() for path, tensor in leaves.items() if tensor.numel()}
 
     @property
+    def whole(self) -> Layout:
+        """The layout to whose indices the noise belongs: its own, or that of the model that it has parts of."""
+        return self.layout if self.parts is None else self.parts.whole
+
+    @property
     def moves(self) -> Moves:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What the verbs do with it."""
         return self.moves_on_host if self.device.type == "cpu" else self.moves_on_card
+
+    breeding_on_host: ClassVar[Any]
+    """What `ga.step` does in host memory; set by the room that knows it."""
+
+    breeding_on_card: ClassVar[Any]
+    """What `ga.step` does elsewhere; set by the room that knows it."""
+
+    @property
+    def breeding(self) -> Any:
+        """What `ga.step` does with a population."""
+        return self.breeding_on_host if self.device.type == "cpu" else self.breeding_on_card
 
     @property
     def buffer(self) -> Any:
@@ -182,12 +213,14 @@ class OnTorch(OnDevice):
             for path, was in self._addresses.items()
             if was != now.get(path)
         ]
+        moved += self._moved()
         if moved:
-            raise StructureError(moved, "elsewhere than where the store was made")
+            raise StructureError(moved, MOVED)
 
     def copy(self) -> Self:
         """A copy, in memory of its own on the same device."""
         other = self.zeros(self.layout, self.device, self.size)
+        other.parts = self.parts
         with using(reads=[self.memory]):
             other._put(self._leaves)
         return other
@@ -248,7 +281,7 @@ class TorchPopulation(OnTorch):
             leaf.path: leaves[leaf.path][i % size] if leaf.trainable else leaves[leaf.path]
             for leaf in self.layout.homes
         }
-        member = TorchStore.over(self.layout, of_member, None, None)
+        member = TorchStore.over(self.layout, of_member)
         member.memory, member.part_of = self.memory, (self, i % size)
         return member
 
@@ -269,7 +302,6 @@ class LentTensors:
         self._store, self._to_jax, self._patience = store, to_jax, patience
         self._access: Access | None = None
         self._arrays: dict[str, jax.Array] = {}
-        self._exported: list[_Exported] = []
 
     __exit__ = Leaving(lambda lent: lent._access is None)
 
@@ -286,10 +318,9 @@ class LentTensors:
             if not self._to_jax:
                 return store.tree
             refuse_jax_at_the_end()
-            self._exported = [_Exported(x) for x in _storages(store.homes)]
-            self._arrays = _imported(store.homes)
+            exported, self._arrays = _imported(store.homes)
             for use in access.uses:
-                use.exports = [("its leaves", exported) for exported in self._exported]  # pyright: ignore[reportAttributeAccessIssue]
+                use.exports = list(exported.items())
             leaves = store.layout.leaves
             return store.layout.unflatten([self._arrays[leaf.tied or leaf.path] for leaf in leaves])
         except BaseException:
@@ -309,13 +340,14 @@ class LentTensors:
     def left(self, error: BaseException | None) -> None:
         """Wait until the last computation that reads the arrays has finished, on the device, too."""
         held = released(self._access, self._patience) if self._access else []
-        if self._exported and self._store.device.type == "cuda":
+        if self._to_jax and self._store.device.type == "cuda":
             require("torch", "torch").cuda.synchronize(self._store.device)
         if not held:
             return
         message = (
-            f"expected all lent leaves back, got some still read after {self._patience} s; fix: drop the views taken "
-            "in the block, or raise patience= for a longer computation. The store stays lent until they are gone"
+            f"expected all lent leaves back, got {len(held)} still read after {self._patience} s: {first_of(held)}; "
+            "fix: drop the views taken in the block, or raise patience= for a longer computation. The store stays lent "
+            "until they are gone"
         )
         if error is None:
             raise LentError(message)
@@ -323,28 +355,34 @@ class LentTensors:
 
 
 class _Exported:
-    """Tells whether anybody else than before holds a storage of torch: it is asked as a weak reference is."""
+    """The bytes of a leaf as a storage of their own. It tells, as a weak reference does, whether somebody holds them.
 
-    def __init__(self, storage: Any) -> None:
-        self._storage = storage
+    The storage of the store's own tensors would not do: whoever makes or drops views of them changes its use count.
+    """
+
+    def __init__(self, tensor: Any) -> None:
+        torch = require("torch", "torch")
+        dlpack: Any = torch.utils.dlpack
+        self._torch, self._like = torch, tensor
+        self._bytes = dlpack.from_dlpack(dlpack.to_dlpack(tensor.detach().reshape(-1).view(torch.uint8)))
+        self._storage = self._bytes.untyped_storage()
         self._before = self._count()
 
+    def fresh_view(self) -> Any:
+        """A new tensor over the bytes: JAX takes one that was exported before for the same array."""
+        return self._bytes.view(self._like.dtype).view(self._like.shape)
+
     def _count(self) -> int:
-        return require("torch", "torch")._C._storage_Use_Count(self._storage._cdata)
+        return self._torch._C._storage_Use_Count(self._storage._cdata)
 
     def __call__(self) -> _Exported | None:
         """Return something as long as an export is held."""
         return self if self._count() > self._before else None
 
 
-def _storages(leaves: Mapping[str, Any]) -> list[Any]:
-    """The storages in which tensors lie, each once."""
-    found = {x.untyped_storage()._cdata: x.untyped_storage() for x in leaves.values() if x.numel()}
-    return [*found.values()]
-
-
-def _imported(leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
+def _imported(leaves: Mapping[str, Any]) -> tuple[dict[str, _Exported], dict[str, jax.Array]]:
     """JAX arrays over the bytes of tensors. Raises `BufferError` that names every leaf that JAX would have to copy."""
+    exported: dict[str, _Exported] = {}
     arrays: dict[str, jax.Array] = {}
     obstacles: list[Difference] = []
     jnp: Any = jax.numpy
@@ -352,10 +390,10 @@ def _imported(leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
         if not tensor.numel():
             arrays[path] = jnp.zeros(tuple(tensor.shape), _numpy_dtype(tensor))
             continue
+        exported[path] = _Exported(tensor)
         try:
-            # A fresh view: JAX takes one that was exported before for the same array.
-            arrays[path] = _dlpack.from_dlpack(tensor.detach().view(tensor.shape), copy=False)
-        except Exception as error:  # whatever either library raises
+            arrays[path] = _dlpack.from_dlpack(exported[path].fresh_view(), copy=False)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:  # what either library raises
             obstacles.append(Difference(path, "a view", str(error).partition("\n")[0], "copy the leaf, or lend others"))
             continue
         if arrays[path].unsafe_buffer_pointer() != tensor.data_ptr():
@@ -364,7 +402,7 @@ def _imported(leaves: Mapping[str, Any]) -> dict[str, jax.Array]:
         for array in arrays.values():
             array.delete()
         raise BufferError(listing(obstacles, "that JAX cannot view without a copy"))
-    return arrays
+    return exported, arrays
 
 
 def _leaves_in(buffer: Any, layout: Layout, placement: Placement, size: int | None) -> dict[str, Any]:
@@ -421,7 +459,7 @@ def _on_torch(layout: Layout, tree: Any, device: Any, size: int | None = None) -
         store.assign(tree)
         return store
     pop = TorchPopulation.zeros(layout, device, size)
-    model = TorchStore.over(layout, {leaf.path: _one(pop, leaf) for leaf in layout.homes}, None, None)
+    model = TorchStore.over(layout, {leaf.path: _one(pop, leaf) for leaf in layout.homes})
     model.memory = pop.memory
     model.assign(tree)
     for leaf in layout.homes:

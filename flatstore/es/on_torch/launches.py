@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.es.on_torch.tables import TILE, Table, on_device
+from flatstore.es.on_torch.tables import TILE, Table, addresses_in, on_device
 from flatstore.es.weights import FixedPoint, words
 from flatstore.extras import require
 from flatstore.noise import Noise
@@ -102,8 +102,7 @@ class Launch:
 
     def sample(self, table: Table, centre: OnTorch, keys: Any, signs: Any) -> None:
         """Write the centre plus noise into each member."""
-        addresses = [centre.homes[leaf.path].data_ptr() for leaf in table.leaves]
-        centres, seeds = self._on(np.array(addresses, np.int64)), self._on(keys.astype(np.int64))
+        centres, seeds = self._on(addresses_in(centre, table)), self._on(keys.astype(np.int64))
         signed, settings = self._on(signs.astype(np.float64)), self._settings(self.noise.step, table)
         for since in range(0, len(signs), MEMBERS):
             self._kernels.sample[(len(table.programs), min(MEMBERS, len(signs) - since))](

@@ -98,7 +98,7 @@ class LoggedMoves:
             )
             others = (done == self._kernels.OTHERS).nonzero()
             if len(others):
-                leaf = table.leaves[int(table.programs[others[0, 0]])]
+                leaf = table.stretches[int(table.programs[others[0, 0]])][0]
                 raise ValueError(
                     f"{leaf.path!r}: expected parameters as the undo log left them, got others; fix: take later moves "
                     "back first, and write nothing in between"

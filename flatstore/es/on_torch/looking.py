@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,15 +71,14 @@ def not_finite_after(store: OnTorch, noise: Noise, key: Array, change: int, tabl
     """The error for 16-bit parameters that a move would make too large. The store is as it was before it."""
     leaves = [leaf for table in tables for leaf in table.leaves]
     refuse_not_finite(store, leaves)
-    found: dict[str, float] = {}
-    for leaf in leaves:
-        start, most = 0, 0.0
-        for part in parts(store, leaf):
-            stop = start + part.numel()
-            delta = noise.delta(leaf, key, start, stop)[0]
-            most = max(most, float(np.abs(as_array(part.cpu()).astype(np.float32) + change * delta).max()))
-            start = stop
-        found[leaf.path] = most
+    found = dict.fromkeys((leaf.path for leaf in leaves), 0.0)
+    for leaf, at, begin, end in (stretch for table in tables for stretch in table.stretches):
+        flat, indexed = store.homes[leaf.path].view(-1), replace(leaf, index=begin)
+        for start in range(0, end - begin, AT_ONCE):
+            stop = min(start + AT_ONCE, end - begin)
+            part = as_array(flat[at + start : at + stop].cpu()).astype(np.float32)
+            delta = noise.delta(indexed, key, start, stop)[0]
+            found[leaf.path] = max(found[leaf.path], float(np.abs(part + change * delta).max()))
     leaf = max(leaves, key=lambda leaf: found[leaf.path])
     return ValueError(
         f"{leaf.path!r}: expected parameters that stay finite in {leaf.dtype}, got a magnitude of "

@@ -39,7 +39,7 @@ class CardMoves:
             )
         if not isinstance(noise, Noise):
             raise TypeError(f"expected a noise, got {type(noise).__name__}; fix: pass one, such as fs.Normal(0.02)")
-        noise.check_grid(store.layout)
+        noise.check_grid(store.whole)
         refuse_other_dtypes(noisy(store, noise), "add noise to", NO_NOISE)
 
     def snap(self, store: Any, noise: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from flatstore.extras import require
 from flatstore.layout import Array, Leaf
 from flatstore.noise import Noise
-from flatstore.store import OnTorch
+from flatstore.store import OnTorch, whole_leaf
 
 TILE = 1024
 """Parameters that a program moves: whole blocks of random words of every kind."""
@@ -21,6 +21,8 @@ class Table(NamedTuple):
 
     dtype: str
     leaves: Sequence[Leaf]
+    stretches: Sequence[tuple[Leaf, int, int, int]]
+    """For each row the leaf, where in it the row begins, and the first index and the end."""
     rows: Any
     """As `flatstore/kernels/triton/moves.py` describes, int64."""
     programs: Any
@@ -53,13 +55,24 @@ def tables_of(store: OnTorch, noise: Noise) -> Sequence[Table]:
     return store.cache[noise]
 
 
+def addresses_in(store: OnTorch, table: Table) -> Array:
+    """The address in a store of the first parameter of each row."""
+    starts = [store.homes[leaf.path].data_ptr() + at * leaf.dtype.itemsize for leaf, at, _, _ in table.stretches]
+    return np.array(starts, np.int64)
+
+
 def _table(store: OnTorch, noise: Noise, leaves: Sequence[Leaf], dtype: str) -> Table:
-    rows: list[list[int]] = []
-    counts: list[int] = []
+    stretches: list[tuple[Leaf, int, int, int]] = []
     for leaf in leaves:
-        begin, end = leaf.index, leaf.index + leaf.size
-        address, factor = store.homes[leaf.path].data_ptr(), noise.factor(noise.scale_of(leaf.path))
-        rows.append([begin, end, sum(counts), *factor, address, leaf.nbytes])
-        counts.append(-(-end // TILE) - begin // TILE)
+        firsts, size = whole_leaf(leaf) if store.parts is None else store.parts.firsts(leaf)
+        stretches += [(leaf, i * size, first, first + size) for i, first in enumerate(firsts.tolist())]
+    table = Table(dtype, leaves, stretches, None, None)
+    counts = np.array([-(-end // TILE) - begin // TILE for _, _, begin, end in stretches])
+    rows = [
+        [begin, end, first, *noise.factor(noise.scale_of(leaf.path)), address, leaf.nbytes]
+        for (leaf, _, begin, end), first, address in zip(
+            stretches, (np.cumsum(counts) - counts).tolist(), addresses_in(store, table).tolist(), strict=True
+        )
+    ]
     programs = np.repeat(np.arange(len(rows), dtype=np.int32), counts)
-    return Table(dtype, leaves, on_device(store, np.array(rows, np.int64)), on_device(store, programs))
+    return table._replace(rows=on_device(store, np.array(rows, np.int64)), programs=on_device(store, programs))

@@ -16,7 +16,7 @@ from flatstore.ga.mutation import Mutation
 from flatstore.ga.on_torch.operators import Crossing, LeafChange, change_of, crossing_of
 from flatstore.kernels.cpu import STORAGE, refuse_other_dtypes
 from flatstore.layout import Array, Leaf
-from flatstore.store import TorchPopulation, host_of
+from flatstore.store import OnTorch, TorchPopulation, host_of
 
 TILE = 1024
 """Genes of a child that a program makes."""
@@ -33,7 +33,18 @@ class HostBreeding:
 
     def plan(self, pop: Any, fitness: Any, **how: Any) -> Any:
         """Plan what `ga.step` does; it accepts the same arguments."""
-        return plan_step(host_of(pop), fitness, **how)
+        host = host_of(pop)
+        return _HostStep(host, plan_step(host, fitness, **how))
+
+
+class _HostStep:
+    def __init__(self, host, step):
+        self._host, self._step, self.parents, self.kept = host, step, step.parents, step.kept
+
+    def run(self, then=bool):
+        from flatstore.ga.breeding import run_step
+
+        run_step(self._host, self._step, then)
 
 
 class CardStep(NamedTuple):
@@ -97,7 +108,8 @@ class CardBreeding:
         """Plan what `ga.step` does; it accepts the same arguments."""
         if left is not None:
             raise ValueError(
-                "left: expected None for a population on a device, which is never half made; fix: leave it out"
+                f"left: expected None for a population on a device, which is never half made, got {left!r}; "
+                "fix: leave it out"
             )
         scores = as_fitness(fitness, pop.size)
         refuse_all_nan(scores)
@@ -110,6 +122,9 @@ class CardBreeding:
         kept = np.ones(pop.size, bool)
         kept[slots] = False
         return CardStep(pop, Operators(crossover, mutate, bounds), slots, chosen, keys, parents, kept)
+
+
+OnTorch.breeding_on_host, OnTorch.breeding_on_card = HostBreeding(), CardBreeding()
 
 
 class _Generation:
