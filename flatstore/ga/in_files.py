@@ -79,7 +79,7 @@ def _finish(pop: Population, file: WrittenFile, log: Log, given: Mapping[str, An
         **operators,
     )
     with alone_in(file.path, file.number):
-        for worker, number in enumerate(log.owners.tolist()):
+        for worker, number in enumerate(map(int, log.owners)):
             task, note = plan.tasks[number], log.progress[number]
             if number >= 0 and has_read(note) and note[REACHED] < task.stop:
                 genes = step.loops[task.group]

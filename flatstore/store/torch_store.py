@@ -42,7 +42,7 @@ _dlpack: Any = jax.dlpack
 class OnTorch(OnDevice):
     """What `TorchStore` and `TorchPopulation` have in common."""
 
-    __slots__ = ("_buffer", "_moved", "cache", "part_of", "parts")
+    __slots__ = ("_buffer", "_moved", "cache", "part_of", "parts")  # pyright: ignore[reportIncompatibleVariableOverride]
 
     _buffer: Any
 
@@ -57,9 +57,6 @@ class OnTorch(OnDevice):
 
     part_of: tuple[TorchPopulation, int] | None
     """The population, and the number, of a member."""
-
-    parts: Parts | None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Where the leaves stand in a whole model, if they are parts of one."""
 
     @classmethod
     def zeros(cls, layout: Layout, device: Any, size: int | None = None) -> Self:
@@ -94,10 +91,11 @@ class OnTorch(OnDevice):
         """
         self = object.__new__(cls)
         self.layout, self.size, self._buffer = layout, size, buffer
-        self.device = next((x.device for x in (*leaves.values(), buffer) if x is not None), None)
+        found: list[Any] = [x.device for x in (*leaves.values(), buffer) if x is not None]
+        self.device = found[0]
         self._leaves, self.cache, self.part_of, self.parts, self._moved = leaves, {}, None, parts, moved
-        on_host = buffer is not None and self.device.type == "cpu"
-        self.memory = Memory(buffer.numpy()) if on_host and len(buffer) else Memory.heap(1)
+        on_host = buffer is not None and self.device.type == "cpu" and len(buffer) > 0
+        self.memory = Memory(buffer.numpy()) if on_host else Memory.heap(1)
         self._addresses = self._found()
         return self
 
@@ -131,10 +129,20 @@ class OnTorch(OnDevice):
         """All bytes, padding included: a 1-D uint8 tensor, a view. A member has its population's."""
         return self._buffer
 
+    def __getitem__(self, path: Any) -> Any:
+        """The tensor of a leaf: a view, the same object each time. Raises `KeyError`."""
+        return super().__getitem__(path)
+
+    @property
+    def homes(self) -> dict[str, Any]:
+        """The tensors by the path of their home; for this package's own modules."""
+        leaves: dict[str, Any] = self._leaves
+        return leaves
+
     def to_vector(self) -> Array:
         """A packed copy of the parameters on the host, in index order; a population has a row per member."""
         with using(reads=[self.memory]):
-            parts = [as_array(self._leaves[leaf.path].cpu()) for leaf in self.layout.homes]
+            parts = [as_array(self.homes[leaf.path].cpu()) for leaf in self.layout.homes]
         leading = () if self.size is None else (self.size,)
         rows = [
             np.broadcast_to(x.reshape((*x.shape[: x.ndim - len(leaf.shape)], leaf.size)), (*leading, leaf.size))
@@ -192,7 +200,7 @@ class OnTorch(OnDevice):
             with torch.no_grad():
                 for path, array in arrays.items():
                     given = array if is_torch_tensor(array) else as_tensor(array, self.layout.by_path[path].dtype)
-                    self._leaves[path].copy_(given)
+                    self.homes[path].copy_(given)
 
         self.write(put)
 
@@ -268,7 +276,7 @@ class TorchPopulation(OnTorch):
     def __getitem__(self, key: Any) -> Any:
         """A member (int), or a leaf of all members (path): views."""
         if isinstance(key, (str, tuple)):
-            return super().__getitem__(key)  # pyright: ignore[reportUnknownArgumentType]
+            return super().__getitem__(key)
         if not isinstance(i := whole(key), int):
             raise TypeError(
                 f"expected a member's number or a path, got {type(key).__name__}; fix: use pop[0] or pop[path]"

@@ -344,7 +344,7 @@ REFUSED: dict[str, tuple[Callable[[nn.Module, dict[str, Any], dict[str, Any]], A
         lambda model, parts, at: setattr(
             model.layers[0].norm, "bias", nn.Parameter(torch.zeros(HIDDEN, device="meta"))
         ),
-        ("'layers.0.norm.bias': expected a tensor in host memory",),
+        ("'layers.0.norm.bias': expected a tensor in memory",),
     ),
 }
 

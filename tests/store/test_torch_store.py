@@ -116,7 +116,9 @@ def test_jax_reads_the_same_bytes_and_meanwhile_nothing_is_written():
 
 def test_a_view_that_is_held_keeps_the_store_lent():
     store = fs.Store.from_tree({"w": np.ones(64, "f4")}, device="cpu")
-    with pytest.raises(fs.LentError, match=r"expected all lent leaves back, got 1 still read after 0.05 s: 'w'") as error:
+    with pytest.raises(
+        fs.LentError, match=r"expected all lent leaves back, got 1 still read after 0.05 s: 'w'"
+    ) as error:
         with store.lend("jax", patience=0.05) as params:
             held = np.asarray(params["w"])
     says(error, "drop the views")

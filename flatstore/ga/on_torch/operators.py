@@ -54,23 +54,36 @@ class LeafChange(NamedTuple):
 def crossing_of(crossover: Crossover | None, layout: Layout, keys: Array) -> Crossing:
     """A crossover for children of some seeds. Raises `TypeError` for one of your own."""
     no_cuts, nowhere, none = np.zeros((len(keys), 0), np.int64), np.zeros(1), np.zeros(1, np.uint8)
+
+    def always(way: int, cuts: Array = no_cuts, places: Array = nowhere) -> Crossing:
+        def way_of(leaf: Leaf) -> int:
+            return way
+
+        def of_no_mother(leaf: Leaf) -> Array:
+            return none
+
+        return Crossing(way_of, cuts, places, of_no_mother)
+
     if crossover is None:
-        return Crossing(lambda _: MOTHER, no_cuts, nowhere, lambda _: none)
+        return always(MOTHER)
     if isinstance(crossover, Uniform):
-        return Crossing(lambda _: EITHER, no_cuts, nowhere, lambda _: none)
+        return always(EITHER)
     if isinstance(crossover, Points):
-        return Crossing(lambda _: POINTS, crossover.crossing(layout, keys, np.float32).data, nowhere, lambda _: none)
+        return always(POINTS, crossover.crossing(layout, keys, np.float32).data)
     if isinstance(crossover, Blend):
         table: Any = crossover.per_gene.table
-        return Crossing(lambda _: BLEND, no_cuts, np.asarray(table, np.float64), lambda _: none)
+        return always(BLEND, places=np.asarray(table, np.float64))
     if isinstance(crossover, Exchange):
         units = units_of(layout, crossover)
+
+        def way(leaf: Leaf) -> int:
+            return UNIT if units[leaf.path] >= 0 else MOTHER
 
         def of_mother(leaf: Leaf) -> Array:
             unit = units[leaf.path]
             return _bits(keys, unit) if unit >= 0 else none
 
-        return Crossing(lambda leaf: UNIT if units[leaf.path] >= 0 else MOTHER, no_cuts, nowhere, of_mother)
+        return Crossing(way, no_cuts, nowhere, of_mother)
     raise _of_ones_own(crossover)
 
 

@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportInvalidTypeForm=false
 # Triton compiles the functions below: it knows their types, and refuses such annotations.
 """One generation of a genetic algorithm in Triton, in the population's own memory: a block of the genes of a leaf.
 

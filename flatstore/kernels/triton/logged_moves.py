@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportInvalidTypeForm=false
 # Triton compiles the functions below: it knows their types, and refuses such annotations.
 """Moves of 16-bit parameters in Triton that keep what rounding loses in a log, and take it back by one.
 

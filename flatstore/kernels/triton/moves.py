@@ -11,7 +11,7 @@ Where something breaks the grid, a program writes nothing, and says so in `done`
 back: on the grid that is exact.
 """
 
-# pyright: basic
+# pyright: basic, reportInvalidTypeForm=false
 # Triton compiles the functions below: it knows their types, and refuses such annotations.
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ block   0       | 1        | ...
 ```
 """
 
-# pyright: basic
+# pyright: basic, reportInvalidTypeForm=false
 # Triton compiles the functions below: it knows their types, and refuses such annotations.
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 16-bit floats are read and written as integers, and rounded by arithmetic on their bits.
 """
 
-# pyright: basic
+# pyright: basic, reportInvalidTypeForm=false
 # Triton compiles the functions below: it knows their types, and refuses such annotations.
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def test_a_move_of_16_bits_that_would_not_be_finite_moves_nothing(kind):
     tree = {"a": np.full(4000, 0.5, "f4"), "h": np.full(3000, 65500, "f2"), "z": np.zeros(50, "f2")}
     _, store = both(noise=noise, tree=tree)
     before = [bits_of(store, path) for path in store]
-    with pytest.raises(ValueError, match="'h': expected parameters that stay finite in float16, got a magnitude of 655"):
+    with pytest.raises(ValueError, match="'h': expected parameters that stay finite in float16, got .* 655"):
         es.perturb(store, fs.Normal({"h": 14.0, "*": 0.5}, bound=64), 1)
     assert [bits_of(store, path) for path in store] == before
 
