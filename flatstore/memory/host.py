@@ -18,7 +18,7 @@ from flatstore.memory.dlpack import import_view
 from flatstore.memory.guarded_views import LentError
 from flatstore.memory.holds import Segment
 from flatstore.memory.live_views import WatchedViews
-from flatstore.memory.overlaps import LENDS, Region, join, overlap, region_of
+from flatstore.memory.overlaps import LENDS, WRITES, Region, join, overlap, region_of
 from flatstore.memory.segments import attached_segment, check_name, make_segment
 from flatstore.trees import Difference
 
@@ -102,6 +102,10 @@ class Memory:
                 return any(overlap(use, self) and not use.is_over() for use in self.lends)
             except RuntimeError:  # somebody has come, or gone, meanwhile
                 continue
+
+    def is_written(self) -> bool:
+        """Whether a verb is at work on any part of the region."""
+        return any(not use.is_over() for use in [*region_of(self).users[WRITES]])
 
     @classmethod
     def heap(cls, nbytes: int, align: int = 64) -> Memory:
