@@ -79,9 +79,15 @@ def alone_in(path: str, number: int) -> Generator[bool]:
         yield is_there
     finally:
         if _locked.pop(number, None):  # it is not there in a child that was forked meanwhile
-            if fcntl is not None:
-                fcntl.flock(own, fcntl.LOCK_UN)
-            os.close(own)
+            release(own)
+
+
+def release(number: int) -> None:
+    """Take the lock of an open file away, and close it. A forked child that has it open, too, would keep the lock."""
+    with suppress(OSError):  # the file system has no locks
+        if fcntl is not None:
+            fcntl.flock(number, fcntl.LOCK_UN)
+    os.close(number)
 
 
 def _opened_anew(path: str, number: int) -> tuple[int, bool]:

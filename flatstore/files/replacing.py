@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from flatstore.checks import raise_unless_of_system
-from flatstore.files.half_way import forget
+from flatstore.files.half_way import forget, release
 from flatstore.threads import Leaving, add_notes, moment, uninterrupted
 
 try:
@@ -74,6 +74,7 @@ class replacing:
         self._folder = os.path.dirname(self._target)
         self._names: list[str] = []
         self._number: int | None = None
+        self._process = os.getpid()
         self._is_entered = False
 
     def __enter__(self) -> Writer:
@@ -90,6 +91,8 @@ class replacing:
 
     def leave(self, error: BaseException | None) -> None:
         """Put the new file in the place of the old one, or remove it after an error."""
+        if self._process != os.getpid():
+            return self._leave_to_parent(error)
         is_renamed, since = False, moment()
         try:
             try:
@@ -102,7 +105,7 @@ class replacing:
                     is_renamed = True
             finally:
                 if self._number is not None:
-                    os.close(self._number)  # the lock with it
+                    release(self._number)
             if is_renamed:
                 forget(self._target)
                 flush_folder(self._folder)
@@ -115,6 +118,16 @@ class replacing:
                 for name in self._names:
                     with contextlib.suppress(FileNotFoundError):  # not there yet, or renamed right before an error
                         os.unlink(name)
+
+    def _leave_to_parent(self, error: BaseException | None) -> None:
+        """Close the file in a child that a signal handler has forked: what is being written is its parent's."""
+        if self._number is not None:
+            os.close(self._number)
+        if error is None:
+            raise RuntimeError(
+                f"expected a process that goes on, got one that was forked as it wrote {self._target!r}; "
+                "fix: end the child by os._exit, or fork elsewhere"
+            )
 
 
 def _target(path: str | os.PathLike[str]) -> tuple[str, os.stat_result | None]:

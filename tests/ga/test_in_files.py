@@ -526,3 +526,28 @@ def test_a_file_that_was_replaced_leaves_the_log_of_the_one_in_its_place_alone(p
     with pytest.raises(ValueError, match=HALF_WAY):
         fs.load(path)
     assert bytes_of(fs.Population.open(path)) == bytes_of(here)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks")
+def test_a_child_that_was_forked_as_the_file_was_written_does_not_keep_it(path):
+    program = """
+import os, signal, sys, numpy as np, flatstore as fs
+from flatstore import ga
+flush, children = os.fsync, []
+def forks(number):
+    child = os.fork()
+    if not child:
+        signal.pause()
+    children.append(child)
+    flush(number)
+os.fsync = forks
+try:
+    pop = fs.Population.create(sys.argv[1], fs.Layout.from_tree({"w": np.zeros(30, "f4")}), 8)
+    os.fsync = flush
+    ga.step(pop, np.arange(8.0), seed=1, mutate=fs.Normal(0.1))
+finally:
+    for child in children:
+        os.kill(child, 9)
+"""
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
