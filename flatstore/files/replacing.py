@@ -33,6 +33,7 @@ _PREFIX = ".flatstore-saving-"
 _NAME = re.compile(re.escape(_PREFIX) + "[0-9a-f]{16}")
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
+_process = object()  # another one in a forked child
 
 
 class Writer:
@@ -74,7 +75,7 @@ class replacing:
         self._folder = os.path.dirname(self._target)
         self._names: list[str] = []
         self._number: int | None = None
-        self._process = os.getpid()
+        self._process = _process
         self._is_entered = False
 
     def __enter__(self) -> Writer:
@@ -91,11 +92,12 @@ class replacing:
 
     def leave(self, error: BaseException | None) -> None:
         """Put the new file in the place of the old one, or remove it after an error."""
-        if self._process != os.getpid():
+        if self._process is not _process:
             return self._leave_to_parent(error)
-        is_renamed, since = False, moment()
+        is_renamed, since = False, 0
         try:
             try:
+                since = moment()
                 if self._is_entered and error is None:
                     number = cast(int, self._number)
                     if self._old is not None:
@@ -238,3 +240,12 @@ def flush_folder(folder: str) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def _after_fork() -> None:
+    global _process
+    _process = object()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -310,3 +310,14 @@ print(status, open(path).read())
     said = "expected a process that goes on, got one that was forked as it wrote .*; fix: end the child by os._exit"
     assert "exit" in end or re.search(said, done.stderr)
     assert names(tmp_path) == ["a"]
+
+
+def test_a_lack_of_memory_as_the_block_ends_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    def failing():
+        raise MemoryError
+
+    replace(tmp_path / "a", b"old")
+    monkeypatch.setattr(module, "moment", failing)
+    with pytest.raises(MemoryError):
+        replace(tmp_path / "a")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"
