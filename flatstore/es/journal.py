@@ -12,6 +12,7 @@ import numpy as np
 from flatstore.checks import real
 from flatstore.es.groups import check_movable, refuse_not_finite, trainable_groups
 from flatstore.es.optimisers import Adam, Compiled, Momentum, Optimiser
+from flatstore.es.perturbing import as_one
 from flatstore.es.updating import update
 from flatstore.es.weights import fixed_point
 from flatstore.evaluation import as_fitness
@@ -144,7 +145,7 @@ def move_of(
             update(store, noise, nothing, [])
 
         def move(seeds: Any, weights: Any, rate: Any, then: Callable[[], object]) -> None:
-            write([store.memory], lambda: (update(store, noise, seeds, weights), then()))
+            as_one(store, lambda: (update(store, noise, seeds, weights), then()))
 
         return move
     if getattr(optimiser, "store", None) is not store or not callable(getattr(optimiser, "step", None)):

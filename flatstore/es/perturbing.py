@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -209,3 +209,11 @@ def key_of(seed: Seed) -> Array:
 def number_rows(noise: Noise, real: Any) -> tuple[Array, Array]:
     """Scratch for one block: the whole numbers of its draws, and a copy of its parameters before the move."""
     return np.zeros(WIDTH + ROOM, WHOLE_NUMBERS[noise.width][1]), np.zeros(WIDTH, real)
+
+
+def as_one(store: Store | JaxStore, work: Callable[[], object]) -> None:
+    """Do several verbs as one, uninterrupted. Of leaves on a device that moved it is said when all is done."""
+    if isinstance(store, OnDevice):
+        store.write(work)
+    else:
+        write([store.memory], work)

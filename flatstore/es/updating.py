@@ -95,16 +95,16 @@ def update(
     check_sign(sign, IN_WEIGHTS)
     if real(perturbed) not in (0, 1, -1):
         raise ValueError(f"expected perturbed in (0, 1, -1), got {perturbed}; fix: pass the sign of the perturbation")
-    if isinstance(store, OnDevice):
-        how = {"sign": sign, "exact": exact, "perturbed": perturbed, "undo": undo, "keep": keep}
-        return store.moves.update(store, noise, keys, weights, how)
-    groups = noisy_groups(store, noise)
-    gridless = [group.dtype for group in groups if not group.grid]
     if (sign < 0 or perturbed or keep) and not exact:
         raise ValueError(
             "expected float32 or float64 leaves on a grid to take back to the bit, got exact=False; fix: leave that "
             "out, or es.sample into a second store instead"
         )
+    if isinstance(store, OnDevice):
+        how = {"sign": sign, "exact": exact, "perturbed": perturbed, "undo": undo, "keep": keep}
+        return store.moves.update(store, noise, keys, weights, how)
+    groups = noisy_groups(store, noise)
+    gridless = [group.dtype for group in groups if not group.grid]
     if keep and (sign < 0 or perturbed):
         raise ValueError(
             "expected keep=True at the centre, got sign=-1 or perturbed; fix: take the perturbation back first"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from flatstore.checks import raise_unless_of_system
-from flatstore.files.half_way import forget
+from flatstore.files.half_way import forget, release
 from flatstore.threads import Leaving, add_notes, moment, uninterrupted
 
 try:
@@ -33,6 +33,7 @@ _PREFIX = ".flatstore-saving-"
 _NAME = re.compile(re.escape(_PREFIX) + "[0-9a-f]{16}")
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
+_process = object()  # another one in a forked child
 
 
 class Writer:
@@ -74,6 +75,7 @@ class replacing:
         self._folder = os.path.dirname(self._target)
         self._names: list[str] = []
         self._number: int | None = None
+        self._process = _process
         self._is_entered = False
 
     def __enter__(self) -> Writer:
@@ -90,9 +92,12 @@ class replacing:
 
     def leave(self, error: BaseException | None) -> None:
         """Put the new file in the place of the old one, or remove it after an error."""
-        is_renamed, since = False, moment()
+        if self._process is not _process:
+            return self._leave_to_parent(error)
+        is_renamed, since = False, 0
         try:
             try:
+                since = moment()
                 if self._is_entered and error is None:
                     number = cast(int, self._number)
                     if self._old is not None:
@@ -102,7 +107,7 @@ class replacing:
                     is_renamed = True
             finally:
                 if self._number is not None:
-                    os.close(self._number)  # the lock with it
+                    release(self._number)
             if is_renamed:
                 forget(self._target)
                 flush_folder(self._folder)
@@ -115,6 +120,16 @@ class replacing:
                 for name in self._names:
                     with contextlib.suppress(FileNotFoundError):  # not there yet, or renamed right before an error
                         os.unlink(name)
+
+    def _leave_to_parent(self, error: BaseException | None) -> None:
+        """Close the file in a child that a signal handler has forked: what is being written is its parent's."""
+        if self._number is not None:
+            os.close(self._number)
+        if error is None:
+            raise RuntimeError(
+                f"expected a process that goes on, got one that was forked as it wrote {self._target!r}; "
+                "fix: end the child by os._exit, or fork elsewhere"
+            )
 
 
 def _target(path: str | os.PathLike[str]) -> tuple[str, os.stat_result | None]:
@@ -225,3 +240,12 @@ def flush_folder(folder: str) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def _after_fork() -> None:
+    global _process
+    _process = object()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

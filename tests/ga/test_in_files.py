@@ -478,3 +478,76 @@ def test_the_log_is_small_beside_the_population(path):
     ga.step(pop, fitness(0, 200), seed=0, mutate=fs.Normal(1))
     assert log_at(path).stat().st_size <= pop.buffer.nbytes / 50
     assert json.loads(json.dumps(ga.seed_of(path))) == [0]
+
+
+OPENS = """
+import sys, flatstore as fs
+try:
+    fs.Population.open(sys.argv[1])
+except BlockingIOError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("before", ["_finish_alone", "plan_step", "run_step"])
+def test_two_processes_that_open_a_file_at_once_do_not_both_finish_it(path, monkeypatch, before):
+    here = fs.Population.zeros(LAYOUT, SIZE)
+    fs.Population.create(path, LAYOUT, SIZE)
+    for pop in (here, fs.Population.open(path)):
+        ga.step(pop, fitness(1), seed=1, mutate=fs.Normal(1))
+    ga.step(here, fitness(0), seed=(7, 0), mutate=fs.Normal(0.1))
+    fails(path, mutate=fs.Normal(0.1))
+    work, others = getattr(ga.in_files, before), []
+
+    def meanwhile(*arguments, **named):
+        done = subprocess.run([sys.executable, "-c", OPENS, path], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        others.append(done.stdout)
+        return work(*arguments, **named)
+
+    monkeypatch.setattr(ga.in_files, before, meanwhile)
+    there = fs.Population.open(path)
+    (said,) = others
+    assert said == "" if before == "_finish_alone" else "expected a population that nobody else is at work on" in said
+    assert bytes_of(there) == bytes_of(here)
+
+
+def test_a_file_that_was_replaced_leaves_the_log_of_the_one_in_its_place_alone(path):
+    old = fs.Population.create(path, LAYOUT, SIZE)
+    fs.save(path, old)
+    here = fs.Population.zeros(LAYOUT, SIZE)
+    for pop in (here, old):
+        ga.step(pop, fitness(0), seed=(7, 0), mutate=fs.Normal(1))
+    assert bytes_of(old) == bytes_of(here) and not log_at(path).exists()
+    fails(path, mutate=fs.Normal(1))
+    half, log = path.read_bytes(), log_at(path).read_bytes()
+    ga.step(old, fitness(1), seed=5, mutate=fs.Normal(1))
+    assert (path.read_bytes(), log_at(path).read_bytes()) == (half, log)
+    with pytest.raises(ValueError, match=HALF_WAY):
+        fs.load(path)
+    assert bytes_of(fs.Population.open(path)) == bytes_of(here)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks")
+def test_a_child_that_was_forked_as_the_file_was_written_does_not_keep_it(path):
+    program = """
+import os, signal, sys, numpy as np, flatstore as fs
+from flatstore import ga
+flush, children = os.fsync, []
+def forks(number):
+    child = os.fork()
+    if not child:
+        signal.pause()
+    children.append(child)
+    flush(number)
+os.fsync = forks
+try:
+    pop = fs.Population.create(sys.argv[1], fs.Layout.from_tree({"w": np.zeros(30, "f4")}), 8)
+    os.fsync = flush
+    ga.step(pop, np.arange(8.0), seed=1, mutate=fs.Normal(0.1))
+finally:
+    for child in children:
+        os.kill(child, 9)
+"""
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]

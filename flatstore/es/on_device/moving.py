@@ -70,16 +70,12 @@ class JaxMoves:
         key, function = words(key_of(seed))[0], _perturbing(store.layout, noise)
 
         def move() -> None:
-            if not exact:
-                _refuse_not_finite(store)
-                return store.replace(function, key, np.float32(sign))
-            _refuse_off_grid(store, noise, "pass a larger bound= of the noise")
             store.replace(function, key, np.float32(sign))
-            _go_back_if_off(
-                store, noise, "a larger bound= of the noise", lambda: store.replace(function, key, np.float32(-sign))
-            )
 
-        store.write(move)
+        if exact:
+            store.write(lambda: _below_the_bound(store, noise, abs(sign), "a larger bound= of the noise", move))
+        else:
+            store.write(lambda: (_refuse_not_finite(store), move()))
 
     def update(self, store: Any, noise: Any, seeds: Any, weights: Any, how: Mapping[str, Any]) -> None:
         """Add the weighted noise of many seeds."""
@@ -91,22 +87,21 @@ class JaxMoves:
             _refuse_logs(store, noise, True, True)
         if sign < 0 or perturbed:
             _refuse_logs(store, noise, exact, False)
-        forth, back = (_updating(store.layout, noise, sign * s, exact) for s in (1, -1 if exact else 1))
+        function, times = _updating(store.layout, noise, sign, exact), abs(perturbed) + float(np.abs(weights).sum())
 
         def move() -> None:
             if perturbed:
                 store.replace(_perturbing(store.layout, noise), weighted.seeds[0], np.float32(-perturbed))
-            if not exact:
-                return store.replace(forth, weighted)
-            _refuse_not_finite(store)
-            _refuse_off_grid(store, noise, "pass a larger bound= of the noise")
-            store.replace(forth, weighted)
-            if not _has_16_bits(store.layout, noise):
-                _go_back_if_off(
-                    store, noise, "smaller weights, or a larger bound=", lambda: store.replace(back, weighted)
-                )
+            store.replace(function, weighted)
 
-        store.write(move)
+        def move_if_finite() -> None:
+            _refuse_not_finite(store)
+            if exact:
+                _below_the_bound(store, noise, times, "smaller weights, or a larger bound=", move)
+            else:
+                move()
+
+        store.write(move_if_finite)
 
     def sample(self, out: Any, store: Any, noise: Any, seeds: Any, sign: int, antithetic: bool) -> None:
         """Write the store plus noise into a store, or into the members of a population."""
@@ -168,6 +163,11 @@ def _over(layout: Layout, homes: _Homes, function: Callable[[Any], Any]) -> dict
 
 def _jitted(function: Callable[..., Any]) -> Any:
     return _jax.jit(function, donate_argnums=0)
+
+
+@_jitted
+def _put_back(homes: Any, before: Any) -> Any:
+    return dict(homes) | {path: _lax.dynamic_update_slice(homes[path], x, (0,) * x.ndim) for path, x in before.items()}
 
 
 @lru_cache(maxsize=32)
@@ -260,21 +260,36 @@ def _refuse_not_finite(store: OnDevice) -> None:
             raise ValueError(f"{path!r}: expected finite parameters, got others; fix: go back to the last good ones")
 
 
-def _refuse_off_grid(store: OnDevice, noise: Noise, fix: str) -> None:
-    """Raise `ValueError` for leaves that are off the grid or reach the bound."""
-    for path, (good, largest) in _looking(store.layout, noise)(store.homes).items():
+def _below_the_bound(store: OnDevice, noise: Noise, times: float, fix: str, move: Callable[[], None]) -> None:
+    """Add noise so many times, at most, to leaves on the grid. Raises `ValueError` if any reaches the bound.
+
+    Past the bound sums are rounded, and noise that is subtracted does not lead back. So where a leaf may come there, a
+    copy of the leaves is kept until it is known.
+    """
+    found = _looking(store.layout, noise)(store.homes)
+    _refuse_off_grid(store, noise, found)
+
+    def may_reach(path: str) -> bool:
+        most = noise.largest * noise.scale_of(path) + noise.step
+        return float(found[path][1]) + times * most + noise.step >= noise.bound
+
+    is_near = any(map(may_reach, found))
+    before = {leaf.path: jnp.copy(store.homes[leaf.path]) for leaf in _noisy(store.layout, noise) if is_near}
+    move()
+    for path, (good, largest) in _looking(store.layout, noise)(store.homes).items() if is_near else ():
+        if not good:
+            store.replace(_put_back, before)
+            raise past_the_bound(noise, path, float(largest), f"pass {fix}", " after the move")
+
+
+def _refuse_off_grid(store: OnDevice, noise: Noise, found: _Homes) -> None:
+    """Raise `ValueError` for leaves that are off the grid or reach the bound, by what was found of them."""
+    for path, (good, largest) in found.items():
         if not good:
             if float(largest) >= noise.bound:
-                raise past_the_bound(noise, path, float(largest), fix)
+                raise past_the_bound(noise, path, float(largest), "pass a larger bound= of the noise")
             _refuse_not_finite(store)
             raise ValueError(
                 f"{path!r}: expected parameters on the grid of the noise (step {noise.step:.3g}), got others, the "
                 f"largest {float(largest):.6g}; fix: es.snap(store, noise) once"
             )
-
-
-def _go_back_if_off(store: OnDevice, noise: Noise, fix: str, back: Callable[[], object]) -> None:
-    for path, (good, largest) in _looking(store.layout, noise)(store.homes).items():
-        if not good:
-            back()
-            raise past_the_bound(noise, path, float(largest), f"pass {fix}", " after the move")
