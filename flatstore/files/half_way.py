@@ -40,10 +40,15 @@ def refuse_half_way(path: str | os.PathLike[str]) -> None:
         return
     with suppress(FileNotFoundError), open(log, "rb") as file:
         if file.read(len(MAGIC) + len(OVER)) == MAGIC + UNDER_WAY:
-            raise ValueError(
-                f"expected a whole population, got one whose generation is not over in {os.fspath(path)!r}; "
-                "fix: if no process is at work on it any more, Population.open(path) finishes the generation"
-            )
+            raise half_way_error(path)
+
+
+def half_way_error(path: str | os.PathLike[str]) -> ValueError:
+    """The error that a generation in the file is not over."""
+    return ValueError(
+        f"expected a whole population, got one whose generation is not over in {os.fspath(path)!r}; "
+        "fix: if no process is at work on it any more, Population.open(path) finishes the generation"
+    )
 
 
 def forget(path: str | os.PathLike[str]) -> None:

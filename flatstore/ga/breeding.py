@@ -115,6 +115,8 @@ class Step(NamedTuple):
     """Whether it calls functions of one's own, which may fail."""
     asked: Callable[[], Asked]
     """What it is a function of, beside the population, for a log."""
+    alone: bool = False
+    """Whether the caller sees to it that nobody else is at work on the population's file."""
 
 
 def plan_step(
@@ -167,7 +169,7 @@ def run_step(pop: Population, step: Step, then: Callable[[], object] = bool) -> 
     """Write the children over the members that they replace, and call `then`: uninterrupted."""
 
     def replace() -> None:
-        run(pop, step.loops, step.left, step.asked, then)
+        run(pop, step.loops, step.left, step.asked, then, step.alone)
 
     def left(error: BaseException) -> Iterator[str]:
         if isinstance(unfinished := error.__cause__, UnfinishedError):  # an interrupt, while an operator failed

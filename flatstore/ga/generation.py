@@ -119,12 +119,13 @@ def run(
     left: Iterable[Left] | None,
     asked: Callable[[], Asked],
     then: Callable[[], object],
+    alone: bool,
 ) -> None:
     """Run the loops, by dtype, over all genes or over those that are `left`, with tasks spread over the threads.
 
     To be called by `write`. `then` is called as soon as all genes are replaced. A population in a file has a log
-    meanwhile of what was `asked`. Raises `UnfinishedError` if an operator failed after some of the genes, but not all,
-    were replaced; `BlockingIOError` if another process is at work on the file, and `OSError` if no log can be written.
+    meanwhile of what was `asked`, and a lock unless the caller is `alone`. Raises `UnfinishedError` if an operator
+    failed after some of the genes, but not all, were replaced; the errors of `kept`.
     """
     todo = genes_of(loops) if left is None else _checked(loops, list(left))
     if not todo:
@@ -143,7 +144,7 @@ def run(
     ]
     plan = Plan(tasks, width, members, workers, sorted(reals, key=str))
     runs = {name: (genes.runs, genes.raw.itemsize) for name, genes in loops.items()}
-    with kept(pop, plan, asked, runs, goes_on=left is not None) as notes:
+    with kept(pop, plan, asked, runs, goes_on=left is not None, alone=alone) as notes:
         free = list(range(workers))
 
         def scratch() -> dict[Any, Any]:

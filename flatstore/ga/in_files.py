@@ -31,16 +31,23 @@ def open_population(
         raise ValueError(f"expected the file of a population, got that of one model, {os.fspath(path)!r}; fix: fs.open")
     file = written_file(pop.memory)
     assert file is not None
-    log = read_log(file.path, os.fstat(file.number))
-    if log is not None and log.is_under_way:
-        if not after_restart and log.asked.settings["boot"] != boot():
-            raise ValueError(
-                f"expected the machine to run since a generation was begun in {file.path!r}, got one that was started "
-                "again; fix: if it was shut down in order, Population.open(path, after_restart=True); after a power "
-                "cut, take the last copy"
-            )
-        _finish(pop, file, log, operators or {})
+    if _left(file) is not None:
+        with alone_in(file.path, file.number):
+            if (log := _left(file)) is not None:  # nobody has finished it meanwhile
+                if not after_restart and log.asked.settings["boot"] != boot():
+                    raise ValueError(
+                        f"expected the machine to run since a generation was begun in {file.path!r}, got one that was "
+                        "started again; fix: if it was shut down in order, Population.open(path, after_restart=True); "
+                        "after a power cut, take the last copy"
+                    )
+                _finish(pop, file, log, operators or {})
     return pop
+
+
+def _left(file: WrittenFile) -> Log | None:
+    """The log of a generation that is not over."""
+    log = read_log(file.path, os.fstat(file.number))
+    return log if log is not None and log.is_under_way else None
 
 
 def seed_of(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
@@ -78,13 +85,13 @@ def _finish(pop: Population, file: WrittenFile, log: Log, given: Mapping[str, An
         elite=settings["elite"],
         **operators,
     )
-    with alone_in(file.path, file.number):
-        for worker, number in enumerate(log.owners.tolist()):
-            task, note = plan.tasks[number], log.progress[number]
-            if number >= 0 and has_read(note) and note[REACHED] < task.stop:
-                genes = step.loops[task.group]
-                write_back(genes, task, int(note[REACHED]), log.rows[worker][genes.real])
-    run_step(members, step._replace(left=left_of(plan.tasks, log.progress)))
+    owners: list[int] = log.owners.tolist()
+    for worker, number in enumerate(owners):
+        task, note = plan.tasks[number], log.progress[number]
+        if number >= 0 and has_read(note) and note[REACHED] < task.stop:
+            genes = step.loops[task.group]
+            write_back(genes, task, int(note[REACHED]), log.rows[worker][genes.real])
+    run_step(members, step._replace(left=left_of(plan.tasks, log.progress), alone=True))
     log.over()  # nothing may have been left but that
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,18 +81,19 @@ def kept(
     runs: Mapping[Any, tuple[Array, int]],
     *,
     goes_on: bool,
+    alone: bool,
 ) -> Generator[Kept]:
     """A context in which a generation is made, or goes on that was left half-way.
 
-    `runs` are where the genes lie, and the bytes of one, by group.
+    `runs` are where the genes lie, and the bytes of one, by group. The caller may see to it that he is `alone` in the
+    population's file.
 
-    Raises `BlockingIOError` if somebody else is at work on the population's file, and `OSError` if no log can be
-    written beside it.
+    Raises `BlockingIOError` if somebody else is at work on the file, and the errors of `begun`.
     """
     file = written_file(pop.memory)
     if file is None:
         yield _InMemory(plan)
         return
     ahead = ReadAhead(pop, file, plan.tasks, runs)
-    with alone_in(file.path, file.number), ahead.in_pieces():
+    with nullcontext() if alone else alone_in(file.path, file.number), ahead.in_pieces():
         yield _InFile(file, ahead, plan, asked(), goes_on)
