@@ -16,6 +16,8 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from flatstore.checks import raise_unless_of_system
+
 try:
     import fcntl
 except ImportError:  # Windows: two processes at work on one file are not noticed
@@ -69,22 +71,28 @@ def alone_in(path: str, number: int) -> Generator[None]:
     """
     own = _opened_anew(path, number)
     _locked.add(own)
+    has_lock = False
     try:
         if fcntl is not None:
             try:
                 fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                has_lock = True
             except BlockingIOError as error:
                 raise BlockingIOError(
                     f"expected a population that nobody else is at work on, got {path!r}, in which a generation is "
                     "made; fix: wait until it is over"
                 ) from error
+            except OSError as error:  # the file system has no locks
+                raise_unless_of_system(error)
         yield
     finally:
         if own in _locked:  # it is not in a child that was forked meanwhile
             _locked.remove(own)
-            if fcntl is not None:
-                fcntl.flock(own, fcntl.LOCK_UN)
-            os.close(own)
+            try:
+                if fcntl is not None and has_lock:
+                    fcntl.flock(own, fcntl.LOCK_UN)  # a forked child may have it open for a moment
+            finally:
+                os.close(own)
 
 
 def _opened_anew(path: str, number: int) -> int:

@@ -1,5 +1,6 @@
 """Populations in files: the bits of those in memory, and a log that says how far a generation came."""
 
+import errno
 import json
 import os
 import subprocess
@@ -288,6 +289,17 @@ def test_a_file_that_somebody_is_at_work_on_is_refused(path):
     with path.open("rb") as other, half_way.alone_in("", other.fileno()), pytest.raises(BlockingIOError):
         fs.Population.open(path)
     fs.Population.open(path)
+
+
+def test_where_the_file_system_has_no_locks_a_population_evolves_all_the_same(path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    pop, here = fs.Population.create(path, LAYOUT, SIZE), fs.Population.zeros(LAYOUT, SIZE)
+    monkeypatch.setattr(half_way.fcntl, "flock", refused)
+    for each in (pop, here):
+        ga.step(each, fitness(0), seed=(7, 0), mutate=fs.Normal(0.1))
+    assert bytes_of(pop) == bytes_of(here)
 
 
 def test_an_error_after_the_last_gene_says_which_generation_the_population_holds(path, monkeypatch):
