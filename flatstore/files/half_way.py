@@ -16,6 +16,8 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from flatstore.checks import raise_unless_of_system
+
 try:
     import fcntl
 except ImportError:  # Windows: two processes at work on one file are not noticed
@@ -40,10 +42,15 @@ def refuse_half_way(path: str | os.PathLike[str]) -> None:
         return
     with suppress(FileNotFoundError), open(log, "rb") as file:
         if file.read(len(MAGIC) + len(OVER)) == MAGIC + UNDER_WAY:
-            raise ValueError(
-                f"expected a whole population, got one whose generation is not over in {os.fspath(path)!r}; "
-                "fix: if no process is at work on it any more, Population.open(path) finishes the generation"
-            )
+            raise half_way_error(path)
+
+
+def half_way_error(path: str | os.PathLike[str]) -> ValueError:
+    """The error that a generation in the file is not over."""
+    return ValueError(
+        f"expected a whole population, got one whose generation is not over in {os.fspath(path)!r}; "
+        "fix: if no process is at work on it any more, Population.open(path) finishes the generation"
+    )
 
 
 def forget(path: str | os.PathLike[str]) -> None:
@@ -76,6 +83,8 @@ def alone_in(path: str, number: int) -> Generator[bool]:
                     f"expected a population that nobody else is at work on, got {path!r}, in which a generation is "
                     "made; fix: wait until it is over"
                 ) from error
+            except OSError as error:  # the file system has no locks
+                raise_unless_of_system(error)
         yield is_there
     finally:
         if _locked.pop(number, None):  # it is not there in a child that was forked meanwhile

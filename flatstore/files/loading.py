@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from flatstore.files.checksums import PIECE, checksum
+from flatstore.files.checksums import PIECE, Counter
 from flatstore.files.contents import Located, contents_of
 from flatstore.files.half_way import refuse_half_way
 from flatstore.files.planning import Plan, plan
 from flatstore.files.rows import pieces, rows_of
 from flatstore.layout import Array, Leaf
 from flatstore.store import Population, Store
+from flatstore.threads import each, threads
 from flatstore.trees import Difference, Glob, Rename, StructureError
+
+_AT_ONCE = 32 << 20
+"""Bytes that a thread reads before an interrupt is raised."""
 
 
 def load(
@@ -51,37 +55,58 @@ def load(
         layout, members = planned.layout, planned.members
         x = Store.zeros(layout) if members is None else Population.zeros(layout, members.size, order=members.order)
         sources = {at: contents.tensors[name] for at, name in planned.names.items()}
-        for at, source in sorted(sources.items(), key=lambda item: (item[1].path, item[1].start)):
-            leaf = layout.by_path[at]
-            if leaf.tied is None:
-                parts = _read(source, rows_of(x, leaf))
-                if verify and source.checksum is not None:
-                    check_sum(source, checksum(parts))
-                else:
-                    deque(parts, 0)
+        in_order = sorted(sources.items(), key=lambda item: (item[1].path, item[1].start))
+        homes = [(source, layout.by_path[at]) for at, source in in_order if layout.by_path[at].tied is None]
+        _in_threads(_read(source, rows_of(x, leaf), verify) for source, leaf in homes)
         _compare_ties(planned, sources, x)
     return x
 
 
-def _read(source: Located, rows: Array) -> Iterator[Array]:
-    """Read a tensor into the bytes of its leaf, piece by piece."""
-    source.file.seek(source.start)
+def _in_threads(tensors: Iterable[Iterator[int]]) -> None:
+    """Read tensors to their ends, several at once; each is an iterator that says how many bytes it has read."""
+    waiting = deque(tensors)
+
+    def read_some(_: int) -> None:
+        left = _AT_ONCE
+        while left > 0:
+            try:
+                tensor = waiting.popleft()
+            except IndexError:  # others have the rest
+                return
+            for nbytes in tensor:
+                left -= nbytes
+                if left <= 0:
+                    waiting.appendleft(tensor)
+                    break
+
+    while waiting:
+        each(read_some, threads())
+
+
+def _read(source: Located, rows: Array, verify: bool) -> Iterator[int]:
+    """Read a tensor into the bytes of its leaf, piece by piece; to `verify`, compare the checksum."""
+    counter, at = Counter(), source.start
     for piece in pieces(rows, PIECE, to_be_filled=True):
-        read_into(source, piece)
-        yield piece
+        read_into(source, piece, at)
+        if verify and source.checksum is not None:
+            counter.update(piece.data)
+        at += piece.size
+        yield piece.size
+    if verify and source.checksum is not None:
+        check_sum(source, counter.intdigest())
 
 
-def read_into(source: Located, piece: Array) -> None:
-    """Fill a piece with what comes next in a file. Raises `ValueError` if it ends too early."""
+def read_into(source: Located, piece: Array, at: int) -> None:
+    """Fill a piece with the bytes of a file from a place on. Raises `ValueError` if it ends too early."""
     rest = piece.data
     while rest:
-        count = source.file.readinto(rest)
+        count = os.preadv(source.file.fileno(), [rest], at)
         if not count:
             raise ValueError(
                 f"{source.name!r}: expected {source.nbytes:,} bytes, got a file that became shorter while it was read, "
                 f"{source.path!r}; fix: replace files as save does, by renaming"
             )
-        rest = rest[count:]
+        rest, at = rest[count:], at + count
 
 
 def check_sum(source: Located, got: int) -> None:
@@ -107,10 +132,11 @@ def _compare_ties(planned: Plan, sources: dict[str, Located], x: Store | Populat
 
 
 def _is_same(source: Located, x: Store | Population, home: Leaf) -> bool:
-    source.file.seek(source.start)
+    at = source.start
     for piece in pieces(rows_of(x, home), PIECE):
         other = piece.copy()
-        read_into(source, other)
+        read_into(source, other, at)
         if other.tobytes() != piece.tobytes():
             return False
+        at += piece.size
     return True
