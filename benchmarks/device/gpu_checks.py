@@ -28,8 +28,7 @@ import torch
 
 import flatstore as fs
 from flatstore import es, ga
-from flatstore.store import OnTorch
-from flatstore.store.torch_store import as_array
+from flatstore.store import OnTorch, array_of
 
 Line = tuple[str, bool | None, str]
 """The name of a check, whether it holds (None for a figure without a target), and what was seen."""
@@ -80,7 +79,7 @@ def wait() -> None:
 
 def differing(a: Any, b: Any) -> int:
     """How many numbers are not the same to the bit."""
-    a, b = (np.ascontiguousarray(as_array(x.cpu()) if isinstance(x, torch.Tensor) else np.asarray(x)) for x in (a, b))
+    a, b = (np.ascontiguousarray(array_of(x.cpu()) if isinstance(x, torch.Tensor) else np.asarray(x)) for x in (a, b))
     return int((a.reshape(-1).view(f"u{a.itemsize}") != b.reshape(-1).view(f"u{b.itemsize}")).sum())
 
 

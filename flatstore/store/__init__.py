@@ -14,8 +14,9 @@ from flatstore.store.parts import whole_leaf as whole_leaf
 from flatstore.store.placement import placement_of_population as placement_of_population
 from flatstore.store.population import Population as Population
 from flatstore.store.store import Store as Store
+from flatstore.store.torch_population import TorchPopulation as TorchPopulation
 from flatstore.store.torch_store import OnTorch as OnTorch
-from flatstore.store.torch_store import TorchPopulation as TorchPopulation
 from flatstore.store.torch_store import TorchStore as TorchStore
+from flatstore.store.torch_tensors import array_of as array_of
 from flatstore.store.verbs import memories_in as memories_in
 from flatstore.store.views import Views as Views

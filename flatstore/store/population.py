@@ -34,7 +34,7 @@ from flatstore.store.in_files import FilePath, handed_in
 from flatstore.store.jax_store import JaxPopulation
 from flatstore.store.placement import placement_in_file, placement_of_population
 from flatstore.store.store import Store
-from flatstore.store.torch_store import on_device
+from flatstore.store.torch_population import on_device
 from flatstore.store.verbs import Verbs, memories_in
 
 PopulationOrder = Literal["leaf", "member"]

@@ -21,7 +21,7 @@ from flatstore.memory import GuardedView, Memory
 from flatstore.store.jax_store import JaxStore
 from flatstore.store.parts import Parts
 from flatstore.store.placement import placement_in_file, placement_in_spans, placement_of_store
-from flatstore.store.torch_store import on_device
+from flatstore.store.torch_population import on_device
 from flatstore.store.verbs import Verbs
 from flatstore.store.views import Views
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,16 +67,16 @@ class CardStep(NamedTuple):
     def run(self, then: Callable[[], object] = bool) -> None:
         """Write the children over the members that they replace, and call `then`: uninterrupted."""
         leaves = _trained(self.pop)
-        changes = [
-            (leaf, change_of(self.operators.mutate, self.operators.bounds, self.pop.layout, leaf)) for leaf in leaves
-        ]
+        _, mutate, bounds = self.operators
+        changes = [(leaf, change_of(mutate, bounds, self.pop.layout, leaf)) for leaf in leaves]
         crossing = crossing_of(self.operators.crossover, self.pop.layout, self.keys)
 
         def replace() -> None:
             with require("torch", "torch").no_grad():
                 generation = _Generation(self, crossing)
-                for leaf, change in changes:
-                    generation.replace(leaf, change)
+                launches = [launch for leaf, change in changes for launch in generation.launches(leaf, change)]
+                for launch in launches:
+                    launch()
             then()
 
         self.pop.write(replace)
@@ -158,54 +159,47 @@ class _Generation:
             self._tables[name] = values, self._on_card(np.array([values.data_ptr()]))
         return self._tables[name]
 
-    def replace(self, leaf: Leaf, change: LeafChange) -> None:
-        """Replace the genes of a leaf, block by block."""
-        members = self._pop.homes[leaf.path].view(len(self._pop), leaf.size)
+    def launches(self, leaf: Leaf, change: LeafChange) -> Iterator[Callable[[], None]]:
+        """What replaces the genes of a leaf, block by block. All that it needs is there before it is called."""
+        pop, crossing = self._pop, self._crossing
+        members: Any = pop.homes[leaf.path].view(len(pop), leaf.size)
         real, itemsize, rows = STORAGE[leaf.dtype.name][1], leaf.dtype.itemsize, len(self._parents)
         width = min(leaf.size, max(1, self._room // (rows * itemsize)))
         if width < leaf.size:
             width = max(1, width // TILE) * TILE
         block = self._scratch[: rows * width * itemsize].view(members.dtype)
-        crossing, torch = self._crossing, self._torch
         _, places = self._table(("places", real), crossing.places.astype(real))
         _, table = self._table((change.name, real), change.table)
         thresholds, _ = self._table(("thresholds", change.name), change.thresholds)
         settings = self._on_card(np.array([change.scale, change.low, change.high], np.float64))
-        at = self._on_card(np.array([block.data_ptr()])), self._on_card(np.array([members.data_ptr()]))
+        addresses = [self._on_card(np.array([x.data_ptr()])) for x in (block, members)]
         of_mother = self._on_card(crossing.of_mother(leaf))
-        for column in range(0, leaf.size, width):
-            end = min(column + width, leaf.size)
-            scratch = block[: rows * (end - column)].view(rows, end - column)
-            torch.index_select(members[:, column:end], 0, self._parents, out=scratch)
-            first = leaf.index + column
-            tiles = -(-(leaf.index + end) // TILE) - first // TILE
-            numbers = np.array([first, leaf.index + end, first // TILE * TILE, leaf.index, leaf.size])
-            on_card = self._on_card(numbers)
+        constants = {
+            "cross": crossing.way(leaf),
+            "points": crossing.cuts.shape[1],
+            "mutate": change.way,
+            "kind": change.kind,
+            "width": change.width,
+            "outside": change.outside,
+            "dtype": self._kinds[leaf.dtype.name],
+        }
+
+        def replace(begin: int, end: int, tiles: int, numbers: Any) -> None:
+            scratch = block[: rows * (end - begin)].view(rows, end - begin)
+            self._torch.index_select(members[:, begin:end], 0, self._parents, out=scratch)
+            of_block = *addresses[:1], end - begin, addresses[1], numbers, settings
+            tables = of_mother, self._cuts, places, table, thresholds
             for since in range(0, self._children, CHILDREN):
-                self._kernel[(tiles, min(CHILDREN, self._children - since))](
-                    at[0],
-                    end - column,
-                    at[1],
-                    on_card,
-                    settings,
-                    *self._family,
-                    self._keys,
-                    of_mother,
-                    self._cuts,
-                    places,
-                    table,
-                    thresholds,
-                    since,
-                    cross=crossing.way(leaf),
-                    points=crossing.cuts.shape[1],
-                    mutate=change.way,
-                    kind=change.kind,
-                    width=change.width,
-                    outside=change.outside,
-                    dtype=self._kinds[leaf.dtype.name],
-                    tile=TILE,
-                    enable_fp_fusion=False,
-                )
+                grid = tiles, min(CHILDREN, self._children - since)
+                given = *of_block, *self._family, self._keys, *tables, since
+                self._kernel[grid](*given, **constants, tile=TILE, enable_fp_fusion=False)
+
+        for begin in range(0, leaf.size, width):
+            end = min(begin + width, leaf.size)
+            first, last = leaf.index + begin, leaf.index + end
+            numbers = np.array([first, last, first // TILE * TILE, leaf.index, leaf.size])
+            tiles = -(-last // TILE) - first // TILE
+            yield partial(replace, begin, end, tiles, self._on_card(numbers))
 
 
 def _trained(pop: Any) -> list[Leaf]:

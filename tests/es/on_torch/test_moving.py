@@ -12,8 +12,7 @@ import flatstore as fs
 from flatstore import es
 from flatstore.es.on_torch import logged
 from flatstore.es.on_torch.tables import TILE
-from flatstore.store import OnTorch, TorchPopulation
-from flatstore.store.torch_store import as_array
+from flatstore.store import OnTorch, TorchPopulation, array_of
 from tests.example_trees import says
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,7 +47,7 @@ def both(dtype=np.float32, noise=NOISE, tree=None):
 
 
 def bits_of(store, path):
-    return as_array(store[path].cpu()).tobytes()
+    return array_of(store[path].cpu()).tobytes()
 
 
 def same(store, host):

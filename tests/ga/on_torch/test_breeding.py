@@ -11,8 +11,7 @@ import torch
 import flatstore as fs
 from flatstore import ga
 from flatstore.ga.on_torch import breeding
-from flatstore.store import OnTorch
-from flatstore.store.torch_store import as_array
+from flatstore.store import OnTorch, array_of
 from tests.example_trees import says
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,7 +62,7 @@ def both(tree=None):
 
 
 def same(there, here):
-    return all(as_array(there[path].cpu()).tobytes() == here[path].tobytes() for path in here.layout.by_path)
+    return all(array_of(there[path].cpu()).tobytes() == here[path].tobytes() for path in here.layout.by_path)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -103,7 +102,7 @@ def test_blocks_of_genes_that_are_smaller_than_a_leaf_make_no_difference(monkeyp
 def test_a_part_of_what_is_asked_cannot_be_done_on_a_card(monkeypatch):
     monkeypatch.setattr(OnTorch, "breeding", OnTorch.breeding_on_card)
     _, pop = both()
-    before = [as_array(x.cpu()).tobytes() for x in pop.homes.values()]
+    before = [array_of(x.cpu()).tobytes() for x in pop.homes.values()]
     own = ga.Mutate(lambda gene, scale, draw: gene + scale, bits=0)
     for how, kind, words in (
         (dict(mutate=own), TypeError, "expected an operator of this package on a card, got Mutate"),
@@ -120,7 +119,7 @@ def test_a_part_of_what_is_asked_cannot_be_done_on_a_card(monkeypatch):
         with pytest.raises(kind, match=words) as error:
             ga.step(pop, np.arange(SIZE), seed=0, **how)
         says(error)
-    assert [as_array(x.cpu()).tobytes() for x in pop.homes.values()] == before
+    assert [array_of(x.cpu()).tobytes() for x in pop.homes.values()] == before
 
 
 def test_a_population_that_is_lent_is_not_replaced(kind):
