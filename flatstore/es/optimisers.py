@@ -6,23 +6,32 @@ import math
 from typing import Any, Protocol
 
 from flatstore.checks import real
-from flatstore.es.groups import WIDTH, random_words, refuse_not_finite, tasks_of, trainable_groups, trainable_leaves
+from flatstore.es.groups import (
+    WIDTH,
+    on_host,
+    random_words,
+    refuse_not_finite,
+    tasks_of,
+    trainable_groups,
+    trainable_leaves,
+    zeros_beside,
+)
 from flatstore.es.sampling import refuse_other_layouts
 from flatstore.kernels.cpu import adam, momentum, optimiser_loop
 from flatstore.layout import Array
 from flatstore.memory import reading, write
 from flatstore.noise import seeds
-from flatstore.store import Store
+from flatstore.store import AnyStore, moves_of
 from flatstore.threads import Task, run_tasks
 
 
 class Optimiser(Protocol):
     """What moves a store along gradients: `Adam`, `Momentum`, or your own."""
 
-    store: Store
+    store: Any
     """The store that it moves."""
 
-    def step(self, gradient: Store, rate: float) -> None:
+    def step(self, gradient: AnyStore, rate: float) -> None:
         """Move the store up along `gradient`, in place."""
         ...
 
@@ -30,7 +39,7 @@ class Optimiser(Protocol):
 class Compiled:
     """An optimiser whose rule is compiled: the store and the states of the rule are moved together."""
 
-    def __init__(self, store: Store, states: tuple[str, ...], **settings: float) -> None:
+    def __init__(self, store: AnyStore, states: tuple[str, ...], **settings: float) -> None:
         for name, value in settings.items():
             below_one = name.startswith("beta")
             if not (0 <= real(value) < 1 if below_one else 0 < real(value) < math.inf):
@@ -38,7 +47,7 @@ class Compiled:
                     f"expected {f'0 <= {name} < 1' if below_one else f'0 < {name} < inf'}, got {value}; "
                     f"fix: leave {name}= out, for the default"
                 )
-        if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(store, AnyStore):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
                 f"expected a Store to move, got {type(store).__name__}; fix: Store.from_tree(tree), or a member, pop[i]"
             )
@@ -46,23 +55,27 @@ class Compiled:
         """The store that it moves."""
         self.count = 0
         """The number of steps so far."""
-        self.states = {name: Store.like(store) for name in states}
+        self.states = {name: zeros_beside(store) for name in states}
         """The stores that it keeps beside it, by name."""
         self.settings = {name: real(value) for name, value in settings.items()}
         """The numbers that it was made with, by name."""
         self._states = list(self.states.values())
         trainable_leaves(store, "optimise", "leave it out of trainable=")
 
-    def _step(self, rule: Any, gradient: Store, rate: float, unbias: float, *settings: float) -> None:
+    def _step(self, rule: Any, gradient: AnyStore, rate: float, unbias: float, *settings: float) -> None:
         """Move along a gradient at `unbias` times the rate; `settings` are what the rule takes after the rate."""
         refuse_other_layouts("the gradient", gradient, self.store)
         unbiased = real(rate) * unbias
         if not math.isfinite(unbiased):
             raise ValueError(f"expected a finite rate, got {rate!r}; fix: pass a number, such as 0.01")
-        stores = self.store, gradient, self._states[0], self._states[-1]
+        keys, count = seeds(self.count, 3), self.count + 1  # keys for the rounding of 16-bit leaves
+        if (kind := moves_of(self.store)) is not None:
+            together = self.store, gradient, *self._states
+            return kind.optimise(rule, together, (unbiased, *settings), keys, lambda: setattr(self, "count", count))
+        gradient = on_host(gradient)
+        stores = on_host(self.store), gradient, self._states[0], self._states[-1]
         check = gradient.cached("trainable", lambda: trainable_groups([gradient]))
         groups = gradient.cached(stores, lambda: trainable_groups(stores))
-        keys, count = seeds(self.count, 3), self.count + 1  # keys for the rounding of 16-bit leaves
 
         def move(task: Task, words: Array, note: Any) -> None:
             group, start, stop = task
@@ -97,21 +110,21 @@ class Adam(Compiled):
     range, and for trainable leaves of a dtype that cannot be computed with.
     """
 
-    def __init__(self, store: Store, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
+    def __init__(self, store: AnyStore, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
         super().__init__(store, ("mean", "square"), beta1=beta1, beta2=beta2, epsilon=epsilon)
         self.beta1, self.beta2, self.epsilon = map(real, (beta1, beta2, epsilon))
 
     @property
-    def mean(self) -> Store:
+    def mean(self) -> Any:
         """The running mean of the gradients."""
         return self._states[0]
 
     @property
-    def square(self) -> Store:
+    def square(self) -> Any:
         """The running mean of their squares."""
         return self._states[1]
 
-    def step(self, gradient: Store, rate: float) -> None:
+    def step(self, gradient: AnyStore, rate: float) -> None:
         """Move the store up along `gradient`, in place.
 
         Raises `StructureError` for a gradient of another layout, `ValueError` for a gradient or a rate that is not
@@ -138,16 +151,16 @@ class Momentum(Compiled):
     1964.
     """
 
-    def __init__(self, store: Store, *, beta: float = 0.9) -> None:
+    def __init__(self, store: AnyStore, *, beta: float = 0.9) -> None:
         super().__init__(store, ("velocity",), beta=beta)
         self.beta = real(beta)
 
     @property
-    def velocity(self) -> Store:
+    def velocity(self) -> Any:
         """The sum of the gradients of all steps, each weighted by `beta` to the power of its age."""
         return self._states[0]
 
-    def step(self, gradient: Store, rate: float) -> None:
+    def step(self, gradient: AnyStore, rate: float) -> None:
         """Move the store up along `gradient`, in place. Raises the same errors as `Adam.step`."""
         self._step(momentum, gradient, rate, 1.0, self.beta)
 
