@@ -28,7 +28,7 @@ import torch
 
 import flatstore as fs
 from flatstore import es, ga
-from flatstore.store import OnTorch, array_of
+from flatstore.store import OnTorch, TorchPopulation, array_of
 
 Line = tuple[str, bool | None, str]
 """The name of a check, whether it holds (None for a figure without a target), and what was seen."""
@@ -368,7 +368,7 @@ def main() -> None:
         sys.exit("expected a card that torch can use, got none; fix: --small, with TRITON_INTERPRET=1")
     if not CARD:
         OnTorch.moves = OnTorch.moves_on_card  # host memory stands for that of a card
-        OnTorch.breeding = OnTorch.breeding_on_card
+        TorchPopulation.breeding = TorchPopulation.breeding_on_card
     missed = 0
     for name in chosen:
         for what, holds, seen in CHECKS[name]():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.es.groups import trainable_leaves
+from flatstore.es.groups import trainable_leaves, zeros_beside
 from flatstore.es.journal import Move, is_whole, move_of
 from flatstore.es.kept_runs import KeptRun
 from flatstore.es.optimisers import Optimiser
@@ -28,16 +28,16 @@ from flatstore.evaluation import (
 from flatstore.layout import Array, as_array
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.recording import RunPath
-from flatstore.store import Population, Store
+from flatstore.store import AnyPopulation, AnyStore, moves_of
 
 
 def evolve(
-    centre: Store,
+    centre: AnyStore,
     evaluate: Callable[[Any, int], Any],
     *,
     seed: Seed,
     noise: Noise,
-    members: int | Population,
+    members: int | AnyPopulation,
     rate: Rate,
     optimiser: Optimiser | None = None,
     shape: Callable[[Any], Any] = centred_ranks,
@@ -115,23 +115,26 @@ def evolve(
     rate_at(rate, start)
     if not callable(shape):
         raise TypeError(f"expected a function of fitness to shape with, got {shape!r}; fix: pass es.centred_ranks")
-    size = len(members) if isinstance(members, Population) else members
+    given: Any = members if isinstance(members, AnyPopulation) else None
+    size: Any = members if given is None else len(given)
     whole: tuple[Any, ...] = int, np.integer
     if not isinstance(size, whole) or size < 2 or size % 2:
         raise ValueError(
             f"expected an even number of members, 2 or more, got {size}; "
             "fix: pass an even number; members are evaluated in pairs of opposite noise"
         )
-    if not isinstance(centre, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            f"expected a Store on the host as centre, got {type(centre).__name__}; "
-            "fix: es.mezo, or es.sample and es.update"
-        )
+    if not isinstance(centre, AnyStore):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"expected a Store as centre, got {type(centre).__name__}; fix: Store.from_tree(tree)")
     move = move_of(centre, noise, optimiser)
     trainable_leaves(centre)
-    pop = members if isinstance(members, Population) else Population.like(centre, size)
-    if workers is not None and pop is not members:
+    pop = zeros_beside(centre, size) if given is None else given
+    if workers is not None and given is None:
         pop = pop.share()
+    if moves_of(pop) is not moves_of(centre):
+        raise TypeError(
+            f"expected members of the centre's kind, got a {type(pop).__name__} beside a {type(centre).__name__}; "
+            "fix: pass a number"
+        )
     refuse_other_layouts("members", pop, centre)
     if pop.memory.overlaps(centre.memory):
         raise ValueError(

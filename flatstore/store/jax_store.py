@@ -14,18 +14,18 @@ elsewhere afterwards, which is an error that names it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 
-from flatstore.checks import whole
 from flatstore.layout import Array, Layout, Leaf, describe
-from flatstore.memory import Access, Memory, using, write
-from flatstore.store.assigning import checked_leaf, checked_leaves
+from flatstore.memory import Memory, using, write
+from flatstore.store.assigning import Pairs, checked_leaf, checked_leaves, is_pairs
+from flatstore.store.lent_trees import LentTree
 from flatstore.store.moves import Moves
-from flatstore.threads import Leaving
+from flatstore.store.parts import Parts
 from flatstore.trees import Difference, StructureError
 
 jnp: Any = jax.numpy
@@ -51,8 +51,8 @@ class OnDevice(Mapping[str, jax.Array]):
     layout: Layout
     """Where every parameter stands in the index."""
 
-    parts: ClassVar[None] = None
-    """It is a whole model."""
+    parts: Parts | None = None
+    """Where the leaves stand in a whole model, if they are parts of one."""
 
     memory: Memory
     """A byte that stands for the leaves: readers and writers are counted by it. For this package's own modules."""
@@ -71,23 +71,28 @@ class OnDevice(Mapping[str, jax.Array]):
         self = object.__new__(cls)
         self.layout, self.device, self.size = layout, device, size
         self.memory = Memory.heap(1)
-        self._leaves = {}
         for leaf in layout.homes:
             if _jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
                 raise ValueError(
                     f"{leaf.path!r}: expected a dtype that JAX has, got {leaf.dtype} with 64-bit types off; "
                     "fix: jax.config.update('jax_enable_x64', True), or a float32 leaf"
                 )
-            self._leaves[leaf.path] = jnp.zeros(self._shape(leaf), leaf.dtype, device=device)
+        self._make()
+        return self
+
+    def _make(self) -> None:
+        self._leaves = {}  # the old ones go before there are new ones
+        for leaf in self.layout.homes:
+            self._leaves[leaf.path] = jnp.zeros(self._shape(leaf), leaf.dtype, device=self.device)
         _jax.block_until_ready(self._leaves)
         self._addresses = self._found()
-        return self
 
     def _shape(self, leaf: Leaf) -> tuple[int, ...]:
         return (self.size, *leaf.shape) if self.size is not None and leaf.trainable else leaf.shape
 
-    def _found(self) -> dict[str, int]:
-        leaves: dict[str, Any] = self._leaves
+    def _found(self, *paths: str) -> dict[str, int]:
+        """The addresses of homes, or of all of them."""
+        leaves: dict[str, Any] = {path: self._leaves[path] for path in paths} or self._leaves
         return {path: array.unsafe_buffer_pointer() for path, array in leaves.items() if array.size}
 
     # -- reading
@@ -107,7 +112,7 @@ class OnDevice(Mapping[str, jax.Array]):
         return iter(self.layout.by_path)
 
     def __len__(self) -> int:
-        """The number of paths; of a population the number of members."""
+        """The number of paths."""
         return len(self.layout.by_path)
 
     def __eq__(self, other: object) -> bool:
@@ -137,6 +142,27 @@ class OnDevice(Mapping[str, jax.Array]):
         ]
         return np.concatenate(rows, -1)
 
+    @property
+    def segment(self) -> None:
+        """Raises `BufferError`: other processes cannot attach to it."""
+        raise BufferError(
+            f"expected memory that other processes can attach to, got arrays on {self.device}; "
+            "fix: leave workers= out, or use a store on the host"
+        )
+
+    def share(self, name: str | None = None) -> None:
+        """Raises `BufferError`, as `segment`."""
+        return self.segment
+
+    def leaf_matrix(self, leaf: Leaf) -> Array:
+        """The numbers of a home, a row for each member, on the host; for this package's own modules.
+
+        On a CPU it is a view, and while it is held the leaf cannot be written in its place.
+        """
+        # An array keeps what it was copied to, as long as it lives: this one does not live long.
+        values = np.asarray(self._leaves[leaf.path].addressable_data(0))
+        return values.reshape(self.size if self.size is not None and leaf.trainable else 1, leaf.size)
+
     def lend(self, library: str = "jax", *, patience: float = 10.0) -> LentTree:
         """A context that gives the tree. Meanwhile writes through the store raise. There is nothing to wait for.
 
@@ -146,7 +172,7 @@ class OnDevice(Mapping[str, jax.Array]):
             raise ValueError(
                 f"expected 'jax', got {library!r}; fix: pass 'jax', or copy the leaves, np.array(store[path])"
             )
-        return LentTree(self)
+        return LentTree(self.memory, lambda: self.tree)
 
     def verify(self) -> None:
         """Raise `StructureError` unless every leaf lies where it lay before the last verb."""
@@ -164,46 +190,58 @@ class OnDevice(Mapping[str, jax.Array]):
     # -- writing
 
     def assign(self, values: Any) -> None:
-        """Copy `values` in: a tree, a packed vector or a mapping {path: array}, as for a store on the host."""
+        """Copy `values` in, leaf by leaf: a tree, a vector, a mapping or an iterable of pairs, as on the host."""
         if isinstance(values, OnDevice):
             values = values.tree
-        leading = () if self.size is None else (self.size,)
-        pairs = checked_leaves(self.layout, values, leading)
-        self._put({leaf.path: array for leaf, array in pairs})
+        if is_pairs(self.layout, values):
+            for path, value in values:
+                self[path] = value
+            return
+        self._put(checked_leaves(self.layout, values, self._leading))
 
     def __setitem__(self, path: Any, value: Any) -> None:
         """Copy a value of the leaf's shape into the leaf."""
-        leaf, array = checked_leaf(self.layout, path, value, () if self.size is None else (self.size,))
-        self._put({leaf.path: array})
+        self._put([checked_leaf(self.layout, path, value, self._leading)])
 
-    def _put(self, arrays: Mapping[str, Any]) -> None:
-        given = {
-            path: _jax.device_put(np.array(array, self.layout.by_path[path].dtype), self.device)
-            for path, array in arrays.items()
-        }
+    def clear(self) -> None:
+        """Make all parameters zero, in new memory; for this package's own modules."""
+        self.write(self._make)
 
+    @property
+    def _leading(self) -> tuple[int, ...]:
+        return () if self.size is None else (self.size,)
+
+    def _put(self, pairs: Pairs) -> None:
         def put() -> None:
-            lost = {path for path in given if self._leaves[path].is_deleted()}  # to a verb that failed
-            there = {path: self._leaves[path] for path in given if path not in lost}
-            self._leaves = {**self._leaves, **given, **_written(there, {path: given[path] for path in there})}
-            self._addresses |= {path: address for path, address in self._found().items() if path in lost}
+            for leaf, array in pairs:
+                old = self._leaves[leaf.path]
+                given = _jax.device_put(np.asarray(array, leaf.dtype), self.device)
+                if old.is_deleted():  # to a verb that failed
+                    self._leaves[leaf.path] = jnp.array(given, copy=True)
+                    self._addresses |= self._found(leaf.path)
+                else:
+                    self._leaves |= _written({leaf.path: old}, {leaf.path: given})
+                _jax.block_until_ready(self._leaves[leaf.path])
 
         self.write(put)
 
     def replace(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Make the homes, {path: array}, what a jitted function that donates them makes of them and of `arguments`."""
-        try:
-            self._leaves = {**self._leaves, **_jax.block_until_ready(function(self._leaves, *arguments))}
-        except BaseException as error:
-            if any(array.is_deleted() for array in self._leaves.values()):
-                error.add_note("the leaves were donated to what failed, and are lost; fix: store.assign(values)")
-            raise
+
+        def donate(homes: tuple[Any, ...]) -> list[Any]:
+            return [function(homes[0], *arguments)]
+
+        replace_together([self], donate)
 
     def write(self, work: Callable[[], object]) -> None:
         """Do work that replaces leaves, uninterrupted, as the only writer. At its end, raise as `verify`."""
         write([self.memory], work)
         if not self.memory.is_written():
             self.verify()
+
+    def put_in_place(self, homes: Mapping[str, Any]) -> None:
+        """Take arrays as homes, by their paths; for this package's own modules."""
+        self._leaves = {**self._leaves, **homes}
 
     @property
     def homes(self) -> dict[str, jax.Array]:
@@ -233,56 +271,16 @@ class JaxStore(OnDevice):
     __slots__ = ()
 
 
-class JaxPopulation(OnDevice):
-    """Many models on a device of JAX, stacked leaf by leaf: what `Population.from_tree(tree, n, device=...)` makes."""
-
-    __slots__ = ()
-
-    step: ClassVar[Callable[..., tuple[Array, Array]]]
-    """What `ga.step` does; set by the room that knows it."""
-
-    def __len__(self) -> int:
-        """The number of members."""
-        return self.size or 0
-
-    @property
-    def axes(self) -> Any:
-        """The tree of `in_axes` for `jax.vmap`: 0 where a leaf has the axis of the members, None where it is shared."""
-        return self.layout.unflatten([0 if leaf.trainable else None for leaf in self.layout.leaves], riders=False)
-
-
-class LentTree:
-    """A context in which the leaves of a store on a device are read, and not replaced."""
-
-    def __init__(self, store: OnDevice) -> None:
-        self._store = store
-        self._access: Access | None = None
-
-    def __enter__(self) -> Any:
-        self._access = access = Access(lends=[self._store.memory])
-        access.begin()
-        return self._store.tree
-
-    __exit__ = Leaving(lambda lent: lent._access is None or lent._access.over)
-
-    def leave(self, error: BaseException | None) -> None:
-        """End the access."""
-        if self._access is not None:
-            self._access.end()
-
-
-def on_device(tree_layout: Layout, tree: Any, device: Any, size: int | None = None) -> Any:
-    """A store, or a population of so many copies, of a tree on a device: copies leaf by leaf."""
-    if size is None:
-        store = JaxStore.zeros(tree_layout, device)
-        store.assign(tree)
-        return store
-    if not whole(size) >= 1:
-        raise ValueError(f"expected at least one member, got size {size!r}; fix: pass a size of 1 or more")
-    pop = JaxPopulation.zeros(tree_layout, device, size)
-    for leaf, array in checked_leaves(tree_layout, tree):
-        pop[leaf.path] = np.broadcast_to(array, (size, *leaf.shape)) if leaf.trainable else array
-    return pop
+def replace_together(stores: Sequence[OnDevice], function: Callable[..., Any], *arguments: Any) -> None:
+    """Make the homes of stores what a jitted function that donates them makes of their tuple and of `arguments`."""
+    try:
+        made = _jax.block_until_ready(function(tuple(store.homes for store in stores), *arguments))
+        for store, homes in zip(stores, made, strict=True):
+            store.put_in_place(homes)
+    except BaseException as error:
+        if any(array.is_deleted() for store in stores for array in store.homes.values()):
+            error.add_note("the leaves were donated to what failed, and are lost; fix: store.assign(values)")
+        raise
 
 
 @_jax.jit

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from flatstore.checks import whole
 from flatstore.layout import Layout, Leaf
-from flatstore.store.jax_store import on_device as on_device_of_jax
+from flatstore.store.jax_population import JaxPopulation
+from flatstore.store.jax_population import on_device as on_device_of_jax
+from flatstore.store.jax_store import JaxStore
+from flatstore.store.lent_trees import LentTree
+from flatstore.store.moves import Breeding
+from flatstore.store.placement import members_at_once
 from flatstore.store.torch_store import OnTorch, TorchStore
 
 
@@ -15,6 +20,17 @@ class TorchPopulation(OnTorch):
     """Many models on a device of torch, stacked leaf by leaf: `Population.from_tree(tree, n, device="cuda")`."""
 
     __slots__ = ()
+
+    order: ClassVar[str] = "leaf"
+    """The members' copies of a leaf lie side by side."""
+
+    breeding_on_card: ClassVar[Breeding]
+    """What `ga.step` does on a card; set by the room that knows it."""
+
+    @property
+    def breeding(self) -> Breeding | None:
+        """What `ga.step` does with it; None in host memory, where the host's loops go over its bytes."""
+        return None if self.device.type == "cpu" else self.breeding_on_card
 
     def __len__(self) -> int:
         """The number of members."""
@@ -40,6 +56,15 @@ class TorchPopulation(OnTorch):
         member.memory, member.part_of = self.memory, (self, i % size)
         return member
 
+    def chunks(self, at_most: int | None = None) -> Iterator[Chunk]:
+        """Consecutive members, at most so many, to be lent and evaluated: views.
+
+        None: as many as a population on the host has in a chunk. Raises `ValueError` unless `at_most` is 1 or more.
+        """
+        size = len(self)
+        step = members_at_once(self.layout, size, at_most)
+        return (Chunk(self, start, min(start + step, size)) for start in range(0, size, step))
+
     def members(self) -> Iterator[TorchStore]:
         """The members, as views."""
         return (self[i] for i in range(len(self)))
@@ -50,10 +75,36 @@ class TorchPopulation(OnTorch):
         return self.layout.unflatten([0 if leaf.trainable else None for leaf in self.layout.leaves], riders=False)
 
 
+class Chunk:
+    """Some members of a population, to be lent: views."""
+
+    def __init__(self, pop: TorchPopulation, start: int, stop: int) -> None:
+        self._pop, self._start = pop, start
+        self.size = stop - start
+
+    def lend(self) -> LentTree:
+        """A context that gives the tree of these members."""
+        return LentTree(self._pop.memory, self._tree)
+
+    def _tree(self) -> Any:
+        pop, some = self._pop, slice(self._start, self._start + self.size)
+        homes = {leaf.path: pop[leaf.path][some] if leaf.trainable else pop[leaf.path] for leaf in pop.layout.homes}
+        return pop.layout.unflatten([homes[leaf.tied or leaf.path] for leaf in pop.layout.leaves])
+
+
 def on_device(layout: Layout, tree: Any, device: Any, size: int | None = None) -> Any:
     """A store, or a population of so many copies, of a tree on a device of JAX or torch: copies leaf by leaf."""
-    is_of_torch = isinstance(device, str) or type(device).__module__ == "torch"
-    return (_on_torch if is_of_torch else on_device_of_jax)(layout, tree, device, size)
+    return (_on_torch if _is_of_torch(device) else on_device_of_jax)(layout, tree, device, size)
+
+
+def zeros_on_device(layout: Layout, device: Any, size: int | None = None) -> Any:
+    """A store of zeros on a device of JAX or torch, or a population of so many members."""
+    kinds = (TorchStore, TorchPopulation) if _is_of_torch(device) else (JaxStore, JaxPopulation)
+    return kinds[size is not None].zeros(layout, device, size)
+
+
+def _is_of_torch(device: Any) -> bool:
+    return isinstance(device, str) or type(device).__module__ == "torch"
 
 
 def _on_torch(layout: Layout, tree: Any, device: Any, size: int | None = None) -> Any:

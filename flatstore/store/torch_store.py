@@ -18,9 +18,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from flatstore.extras import require
-from flatstore.layout import Array, Layout, is_torch_tensor, spec_of
+from flatstore.layout import Array, Layout, Leaf, is_torch_tensor, spec_of
 from flatstore.memory import MOVED, Memory, using, write
-from flatstore.store.assigning import checked_leaves
+from flatstore.store.assigning import Pairs, is_pairs
 from flatstore.store.jax_store import OnDevice
 from flatstore.store.moves import Moves
 from flatstore.store.parts import Parts
@@ -36,15 +36,12 @@ ALIGN = 256
 class OnTorch(OnDevice):
     """What `TorchStore` and `TorchPopulation` have in common."""
 
-    __slots__ = ("_buffer", "_moved", "cache", "part_of", "parts")  # pyright: ignore[reportIncompatibleVariableOverride]
+    __slots__ = ("_buffer", "_moved", "cache", "part_of", "parts")
 
     _buffer: Any
 
-    moves_on_host: ClassVar[Moves]
-    """What the verbs do in host memory; set by the room that knows it."""
-
     moves_on_card: ClassVar[Moves]
-    """What the verbs do elsewhere; set by the room that knows it."""
+    """What the verbs do on a card; set by the room that knows it."""
 
     cache: dict[Any, Any]
     """What was planned for these leaves; for this package's own modules."""
@@ -88,13 +85,14 @@ class OnTorch(OnDevice):
         found: list[Any] = [x.device for x in (*leaves.values(), buffer) if x is not None]
         self.device = found[0]
         self._leaves, self.cache, self.part_of, self.parts, self._moved = leaves, {}, None, parts, moved
-        on_host = buffer is not None and self.device.type == "cpu" and len(buffer) > 0
-        self.memory = Memory(buffer.numpy()) if on_host else Memory.heap(1)
+        on_host = self.device.type == "cpu" and buffer is not None and len(buffer) > 0
+        own: Any = buffer
+        self.memory = Memory(own.numpy()) if on_host else Memory.heap(1)
         self._addresses = self._found()
         return self
 
-    def _found(self) -> dict[str, int]:
-        leaves: dict[str, Any] = self._leaves
+    def _found(self, *paths: str) -> dict[str, int]:
+        leaves: dict[str, Any] = {path: self._leaves[path] for path in paths} or self._leaves
         return {path: tensor.data_ptr() for path, tensor in leaves.items() if tensor.numel()}
 
     @property
@@ -103,20 +101,9 @@ class OnTorch(OnDevice):
         return self.layout if self.parts is None else self.parts.whole
 
     @property
-    def moves(self) -> Moves:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the verbs do with it."""
-        return self.moves_on_host if self.device.type == "cpu" else self.moves_on_card
-
-    breeding_on_host: ClassVar[Any]
-    """What `ga.step` does in host memory; set by the room that knows it."""
-
-    breeding_on_card: ClassVar[Any]
-    """What `ga.step` does elsewhere; set by the room that knows it."""
-
-    @property
-    def breeding(self) -> Any:
-        """What `ga.step` does with a population."""
-        return self.breeding_on_host if self.device.type == "cpu" else self.breeding_on_card
+    def moves(self) -> Moves | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the verbs do with it; None in host memory, where the host's loops go over its bytes."""
+        return None if self.device.type == "cpu" else self.moves_on_card
 
     @property
     def buffer(self) -> Any:
@@ -133,16 +120,21 @@ class OnTorch(OnDevice):
         leaves: dict[str, Any] = self._leaves
         return leaves
 
+    def leaf_matrix(self, leaf: Leaf) -> Array:
+        """The numbers of a home, a row for each member, on the host; for this package's own modules.
+
+        In host memory it is a view.
+        """
+        values = array_of(self.homes[leaf.path].cpu())
+        return values.reshape(self.size if self.size is not None and leaf.trainable else 1, leaf.size)
+
     def to_vector(self) -> Array:
         """A packed copy of the parameters on the host, in index order; a population has a row per member."""
+        rows = self.size or 1
         with using(reads=[self.memory]):
-            parts = [array_of(self.homes[leaf.path].cpu()) for leaf in self.layout.homes]
-        leading = () if self.size is None else (self.size,)
-        rows = [
-            np.broadcast_to(x.reshape((*x.shape[: x.ndim - len(leaf.shape)], leaf.size)), (*leading, leaf.size))
-            for leaf, x in zip(self.layout.homes, parts, strict=True)
-        ]
-        return np.concatenate(rows, -1)
+            parts = [np.broadcast_to(self.leaf_matrix(leaf), (rows, leaf.size)) for leaf in self.layout.homes]
+            vectors = np.concatenate(parts, -1)
+        return vectors[0] if self.size is None else vectors
 
     def lend(self, library: str = "torch", *, patience: float = 10.0) -> Any:
         """A context that gives the tree to a library, meanwhile writes through the store raise.
@@ -164,39 +156,48 @@ class OnTorch(OnDevice):
         """
         if isinstance(values, OnDevice):
             values = values.tree
-        named = by_path(values) if not hasattr(values, "shape") or is_torch_tensor(values) else {}
-        if named and all(is_torch_tensor(x) and x.device.type != "cpu" for x in named.values()):
-            self._put(self._checked_tensors(named))
-            return
-        leading = () if self.size is None else (self.size,)
-        self._put({leaf.path: array for leaf, array in checked_leaves(self.layout, values, leading)})
+        if not is_pairs(self.layout, values) and (not hasattr(values, "shape") or is_torch_tensor(values)):
+            named = by_path(values)
+            if named and all(is_torch_tensor(x) and x.device.type != "cpu" for x in named.values()):
+                self._put(self._checked_tensors(named))
+                return
+        super().assign(values)
 
-    def _checked_tensors(self, named: Mapping[str, Any]) -> dict[str, Any]:
+    def _checked_tensors(self, named: Mapping[str, Any]) -> Pairs:
         """The homes among tensors elsewhere, which NumPy cannot read. Raises `StructureError`."""
-        differences: list[Difference] = []
-        for path, leaf in self.layout.by_path.items():
-            if path not in named:
-                differences.append(Difference(path, str(leaf.spec), "nothing", "add this leaf"))
+        differences = [
+            Difference(path, str(leaf.spec), "nothing", "add this leaf")
+            for path, leaf in self.layout.by_path.items()
+            if path not in named
+        ]
         for path, tensor in named.items():
-            before = self._shape(self.layout.by_path[path])[: -len(self.layout.by_path[path].shape) or None]
-            spec = spec_of(tensor, path)
+            leaf, spec = self.layout.by_path.get(path), spec_of(tensor, path)
             assert spec is not None
-            leading = before if self.size is not None and self.layout.by_path[path].trainable else ()
+            leading = self._leading if leaf is not None and leaf.trainable else ()
             differences += [found for found in [self.layout.difference(path, spec, "same_kind", leading)] if found]
         if differences:
             raise StructureError(differences)
-        return {leaf.path: named[leaf.path] for leaf in self.layout.homes}
+        return [(leaf, named[leaf.path]) for leaf in self.layout.homes]
 
-    def _put(self, arrays: Mapping[str, Any]) -> None:
+    def _put(self, pairs: Pairs) -> None:
         torch = require("torch", "torch")
 
         def put() -> None:
             with torch.no_grad():
-                for path, array in arrays.items():
-                    given = array if is_torch_tensor(array) else tensor_of(array, self.layout.by_path[path].dtype)
-                    self.homes[path].copy_(given)
+                for leaf, array in pairs:
+                    given = array if is_torch_tensor(array) else tensor_of(array, leaf.dtype)
+                    self.homes[leaf.path].copy_(given)
 
         self.write(put)
+
+    def clear(self) -> None:
+        """Make all parameters zero; for this package's own modules."""
+
+        def zero() -> None:
+            for tensor in self.homes.values():
+                tensor.detach().zero_()
+
+        self.write(zero)
 
     def write(self, work: Any) -> None:
         """Do work that writes the leaves, uninterrupted, as the only writer.
@@ -224,7 +225,7 @@ class OnTorch(OnDevice):
         other = self.zeros(self.layout, self.device, self.size)
         other.parts = self.parts
         with using(reads=[self.memory]):
-            other._put(self._leaves)
+            other._put([(leaf, self.homes[leaf.path]) for leaf in self.layout.homes])
         return other
 
 

@@ -35,13 +35,13 @@ def to_grid(part: Any, noise: Noise, leaf: Leaf) -> Any:
     return (part / grid).round() * grid + 0.0
 
 
-def refuse_not_finite(store: OnTorch, leaves: Sequence[Leaf]) -> None:
+def refuse_not_finite(
+    store: OnTorch, leaves: Sequence[Leaf], name: str = "parameters", fix: str = "go back to the last good ones"
+) -> None:
     """Raise `ValueError` if a leaf holds NaN or an infinity."""
     for leaf in leaves:
         if not all(bool(part.isfinite().all()) for part in parts(store, leaf)):
-            raise ValueError(
-                f"{leaf.path!r}: expected finite parameters, got others; fix: go back to the last good ones"
-            )
+            raise ValueError(f"{leaf.path!r}: expected finite {name}, got others; fix: {fix}")
 
 
 def off_the_grid(store: OnTorch, noise: Noise, tables: Sequence[Table], fix: str) -> ValueError:

@@ -1,4 +1,4 @@
-"""`ga.step` of a population of torch: the host's loops in host memory, kernels in Triton on a card."""
+"""`ga.step` of a population of torch on a card: kernels in Triton, a block of genes at a time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import numpy as np
 
 from flatstore.evaluation import as_fitness, refuse_all_nan
 from flatstore.extras import require
-from flatstore.ga.breeding import check_elite, check_operators, parents_of, plan_step
-from flatstore.ga.crossover import Crossover
+from flatstore.ga.breeding import check_elite, check_operators, parents_of
 from flatstore.ga.generation import Operators
-from flatstore.ga.mutation import Mutation
 from flatstore.ga.on_torch.operators import Crossing, LeafChange, change_of, crossing_of
 from flatstore.kernels.cpu import STORAGE, refuse_other_dtypes
 from flatstore.layout import Array, Leaf
-from flatstore.store import OnTorch, TorchPopulation, host_of
+from flatstore.store import TorchPopulation
 
 TILE = 1024
 """Genes of a child that a program makes."""
@@ -27,25 +25,6 @@ SCRATCH = 32 << 20
 
 CHILDREN = 65535
 """Children that a launch makes: the second number of a program is no larger."""
-
-
-class HostBreeding:
-    """The breeding of a population of torch in host memory."""
-
-    def plan(self, pop: Any, fitness: Any, **how: Any) -> Any:
-        """Plan what `ga.step` does; it accepts the same arguments."""
-        host = host_of(pop)
-        return _HostStep(host, plan_step(host, fitness, **how))
-
-
-class _HostStep:
-    def __init__(self, host, step):
-        self._host, self._step, self.parents, self.kept = host, step, step.parents, step.kept
-
-    def run(self, then=bool):
-        from flatstore.ga.breeding import run_step
-
-        run_step(self._host, self._step, then)
 
 
 class CardStep(NamedTuple):
@@ -93,39 +72,28 @@ class CardBreeding:
             change_of(mutate, bounds, pop.layout, leaf)
         crossing_of(crossover, pop.layout, np.zeros(1, np.uint64))
 
-    def plan(
-        self,
-        pop: Any,
-        fitness: Any,
-        *,
-        seed: Any,
-        mutate: Mutation | None,
-        select: Any,
-        crossover: Crossover | None,
-        bounds: Any,
-        elite: int,
-        left: Any = None,
-    ) -> CardStep:
+    def plan(self, pop: Any, fitness: Any, **how: Any) -> CardStep:
         """Plan what `ga.step` does; it accepts the same arguments."""
-        if left is not None:
+        if how["left"] is not None:
             raise ValueError(
-                f"left: expected None for a population on a device, which is never half made, got {left!r}; "
+                f"left: expected None for a population on a device, which is never half made, got {how['left']!r}; "
                 "fix: leave it out"
             )
         scores = as_fitness(fitness, pop.size)
         refuse_all_nan(scores)
-        check_operators(mutate, select, crossover, bounds)
-        check_elite(pop.size, elite)
-        self.check(pop, mutate, crossover, bounds)
-        slots, chosen, keys = parents_of(scores, seed, select, elite)
-        parents = np.repeat(np.arange(pop.size)[:, None], 2, axis=1)
+        operators = Operators(how["crossover"], how["mutate"], how["bounds"])
+        check_operators(how["mutate"], how["select"], how["crossover"], how["bounds"])
+        check_elite(pop.size, how["elite"])
+        self.check(pop, how["mutate"], how["crossover"], how["bounds"])
+        slots, chosen, keys = parents_of(scores, how["seed"], how["select"], how["elite"])
+        parents: Array = np.repeat(np.arange(len(scores))[:, None], 2, axis=1)
         parents[slots] = chosen.T
-        kept = np.ones(pop.size, bool)
+        kept = np.ones(len(scores), bool)
         kept[slots] = False
-        return CardStep(pop, Operators(crossover, mutate, bounds), slots, chosen, keys, parents, kept)
+        return CardStep(pop, operators, slots, chosen, keys, parents, kept)
 
 
-OnTorch.breeding_on_host, OnTorch.breeding_on_card = HostBreeding(), CardBreeding()
+TorchPopulation.breeding_on_card = CardBreeding()
 
 
 class _Generation:
