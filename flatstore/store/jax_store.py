@@ -211,6 +211,9 @@ class OnDevice(Mapping[str, jax.Array]):
         return () if self.size is None else (self.size,)
 
     def _put(self, pairs: Pairs) -> None:
+        own = set(self._addresses.values())  # a leaf that is given as a value would be held
+        pairs = [(leaf, array.copy() if array.ctypes.data in own else array) for leaf, array in pairs]
+
         def put() -> None:
             for leaf, array in pairs:
                 old = self._leaves[leaf.path]
