@@ -82,7 +82,7 @@ def evolve(
         evaluate: `(stacked, generation) -> fitness`, as in `ga.evolve`. NaN is worst.
         seed: a non-negative integer or several.
         noise: the difference between a member and the centre.
-        members: their number, even; or a population of the centre's layout to write them into.
+        members: their number, even; or a population of the centre's layout and kind to write them into.
         rate: the learning rate, or a function of the generation's number that returns it.
         optimiser: `Adam(centre)`, `Momentum(centre)` or your own; None to move along the gradient itself.
         shape: a function of fitness, shape (n,), that returns n finite numbers, larger for better members.

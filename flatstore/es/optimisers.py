@@ -114,7 +114,7 @@ class Adam(Compiled):
 
     A step is one pass. 16-bit leaves are computed in float32 and then rounded at random; float16 gradients that stay
     above 255 have infinite squares, and their parameters stop moving. To continue a run, restore the store, `mean` and
-    `square` (by `assign`) and `count`.
+    `square` (by `assign`) and `count`. The moments of a store on a device are on it, too, and so is its gradient.
 
     Source: Kingma and Ba, *Adam: A Method for Stochastic Optimization*, 2015. Raises `ValueError` for settings out of
     range, and for trainable leaves of a dtype that cannot be computed with.

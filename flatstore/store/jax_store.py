@@ -1,8 +1,7 @@
 """Stores on a device of JAX: a tree of `jax.Array`s, one per leaf, which verbs donate and replace in the same place.
 
 JAX owns the memory, and never changes an array. So a verb is a jitted function to which the leaves are donated: XLA
-writes the new ones where the old ones were, and a stale use of an old one raises. The layout, the indices and the bits
-are those of a store on the host.
+writes the new ones where the old ones were, and a stale use of an old one raises. The bits are those of the host.
 
 ```
 store["w"]   jax.Array at address a  --donated-->  es.perturb  -->  another jax.Array at address a
@@ -26,6 +25,8 @@ from flatstore.store.assigning import Pairs, checked_leaf, checked_leaves, is_pa
 from flatstore.store.lent_trees import LentTree
 from flatstore.store.moves import Moves
 from flatstore.store.parts import Parts
+from flatstore.store.verbs import memories_in
+from flatstore.store.views import Views
 from flatstore.trees import Difference, StructureError
 
 jnp: Any = jax.numpy
@@ -67,7 +68,8 @@ class OnDevice(Mapping[str, jax.Array]):
     @classmethod
     def zeros(cls, layout: Layout, device: Any, size: int | None = None) -> Self:
         """New leaves of zeros on a device; of `size` members where they train."""
-        _check_device(device)
+        if not isinstance(device, _jax.Device):
+            raise TypeError(f"expected a device of JAX, got {device!r}; fix: pass one, such as jax.devices()[0]")
         self = object.__new__(cls)
         self.layout, self.device, self.size = layout, device, size
         self.memory = Memory.heap(1)
@@ -193,15 +195,19 @@ class OnDevice(Mapping[str, jax.Array]):
         """Copy `values` in, leaf by leaf: a tree, a vector, a mapping or an iterable of pairs, as on the host."""
         if isinstance(values, OnDevice):
             values = values.tree
+        elif isinstance(values, Views):
+            values = {path: values.leaf_view(path) for path in values.layout.by_path}
         if is_pairs(self.layout, values):
             for path, value in values:
                 self[path] = value
             return
-        self._put(checked_leaves(self.layout, values, self._leading))
+        with using(reads=memories_in(values)):
+            self._put(checked_leaves(self.layout, values, self._leading))
 
     def __setitem__(self, path: Any, value: Any) -> None:
         """Copy a value of the leaf's shape into the leaf."""
-        self._put([checked_leaf(self.layout, path, value, self._leading)])
+        with using(reads=memories_in(value)):
+            self._put([checked_leaf(self.layout, path, value, self._leading)])
 
     def clear(self) -> None:
         """Make all parameters zero, in new memory; for this package's own modules."""
@@ -212,6 +218,9 @@ class OnDevice(Mapping[str, jax.Array]):
         return () if self.size is None else (self.size,)
 
     def _put(self, pairs: Pairs) -> None:
+        own = set(self._addresses.values())  # a leaf that is given as a value would be held
+        pairs = [(leaf, array.copy() if array.ctypes.data in own else array) for leaf, array in pairs]
+
         def put() -> None:
             for leaf, array in pairs:
                 old = self._leaves[leaf.path]
@@ -289,8 +298,3 @@ def _same(old: Any, new: Any) -> Any:
 
 
 _written: Any = _jax.jit(_same, donate_argnums=0)
-
-
-def _check_device(device: Any) -> None:
-    if not isinstance(device, _jax.Device):
-        raise TypeError(f"expected a device of JAX, got {device!r}; fix: pass one, such as jax.devices()[0]")

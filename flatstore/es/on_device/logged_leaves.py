@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.on_device.looking import of_16_bits, refuse_not_finite
-from flatstore.es.on_device.undo_log import Change, Kind, added_again, checksum, moved, restored, room_for, survey
+from flatstore.es.on_device.undo_log import (
+    Change,
+    Kind,
+    Survey,
+    added_again,
+    checksum,
+    moved,
+    restored,
+    room_for,
+    survey,
+)
 from flatstore.es.undo_log import UndoLog
 from flatstore.es.weights import words
 from flatstore.layout import Leaf
@@ -68,14 +78,19 @@ class LoggedLeaves:
                     f"{leaf.path!r}: expected parameters that stay finite in {leaf.dtype}, got a magnitude of "
                     f"{largest:.6g} after the move; fix: pass a noise of a smaller scale"
                 )
-        for leaf in self._leaves:
-            room, numbers = room_for(found[leaf.path])
+        try:
+            for leaf in self._leaves:
+                self._replace(leaf, partial(self._moved, leaf, found[leaf.path], log), change)
+        except BaseException:
+            for path, size in list(log.chunks):
+                leaf = self._store.layout.by_path[path]
+                self._replace(leaf, partial(restored, log=log.chunks.pop((path, size))), change)
+            raise
 
-            def move(kind: Kind, x: Any, index: Any, change: Change) -> Any:
-                x, log.chunks[leaf.path, leaf.size] = moved(kind, room, x, index, change, numbers)  # noqa: B023
-                return x
-
-            self._replace(leaf, move, change)
+    def _moved(self, leaf: Leaf, seen: Survey, log: UndoLog, kind: Kind, x: Any, index: Any, change: Change) -> Any:
+        room, numbers = room_for(seen)
+        x, log.chunks[leaf.path, leaf.size] = moved(kind, room, x, index, change, numbers)
+        return x
 
     def add_again(self, change: Change) -> None:
         """Move them as they were moved before; the log of that takes them back."""

@@ -104,14 +104,16 @@ class JaxMoves:
             if undo:
                 logged.refuse_changed(undo)
                 logged.take_back(change(at), undo)
+            on_grid = perturbing(store.layout, noise, True)
+            store.replace(on_grid, *arguments)
             try:
                 if log.at:
                     logged.add(change(log.at), log)
             except BaseException:
-                if undo and not log.chunks:
+                store.replace(on_grid, arguments[0], np.float32(-sign))
+                if undo:
                     logged.add_again(change(at))
                 raise
-            store.replace(perturbing(store.layout, noise, True), *arguments)
             if undo:
                 undo.close()
 
@@ -134,7 +136,10 @@ class JaxMoves:
         near = partial(updated_size, layout, noise, sign)
 
         def perturb(times: int) -> None:
-            store.replace(perturbing(layout, noise, True), weighted.seeds[0], np.float32(times))
+            arguments = weighted.seeds[0], np.float32(times)
+            found, look = largest_on_grid(store, noise), partial(perturbed_size, layout, noise)
+            refuse_past_the_bound(store, noise, found, 1, lambda paths: look(paths)(store.homes, *arguments))
+            store.replace(perturbing(layout, noise, True), *arguments)
 
         def refuse_at_the_centre() -> None:
             if exact:
@@ -147,8 +152,6 @@ class JaxMoves:
             if undo:
                 logged.refuse_changed(undo)
             if perturbed:
-                from_there = Seeded(weighted.seeds[0], np.float32(perturbed))
-                largest_on_grid(store, noise)
                 perturb(-perturbed)
                 try:
                     refuse_at_the_centre()
@@ -156,14 +159,18 @@ class JaxMoves:
                     perturb(perturbed)
                     raise
                 if undo:
-                    logged.take_back(from_there, undo)
+                    logged.take_back(Seeded(weighted.seeds[0], np.float32(perturbed)), undo)
             else:
                 refuse_at_the_centre()
                 if sign < 0 and undo:
                     logged.take_back(weighted, undo)
-            if keep:
-                logged.add(weighted, log)
             store.replace(updating(layout, noise, sign, exact, keep or sign < 0), weighted)
+            try:
+                if keep:
+                    logged.add(weighted, log)
+            except BaseException:
+                store.replace(updating(layout, noise, -sign, exact, True), weighted)
+                raise
             if undo:
                 undo.close()
 

@@ -211,9 +211,8 @@ class CardMoves:
             )
 
         def move() -> None:
-            refuse_not_finite(
-                gradient, trained(store), "numbers in a gradient", "correct the computation that makes it"
-            )
+            leaves, fix = trained(store), "correct the computation that makes it"
+            refuse_not_finite(gradient, leaves, "numbers in a gradient", fix)
             move_by_rule(rule, stores, settings, keys)
             then()
 

@@ -273,6 +273,56 @@ def test_a_replay_in_which_a_leaf_moves_counts_the_entry_that_moved_it():
     assert store.to_vector().all() and not held.any()
 
 
+def test_an_update_from_the_side_that_is_refused_leaves_the_store_at_the_side():
+    for value, weight in ((31.99, 40.0), (0.1, 1.0)):
+        _, store = both()
+        es.perturb(store, NOISE, 7)
+        kernel = np.array(store["a/kernel"])
+        kernel[3] = value
+        store["a/kernel"] = kernel
+        if value > 1:
+            es.snap(store, NOISE)
+        before = kept(store)
+        with pytest.raises(ValueError, match="'a/kernel': expected"):
+            es.update(store, NOISE, [7, 8], [weight, -weight], perturbed=1)
+        assert all((np.array(store[path]) == x).all() for path, x in before.items())
+
+
+def test_a_run_with_an_optimiser_goes_on_in_its_folder(tmp_path):
+    score = jax.jit(lambda stacked, n: -jnp.square(stacked["w"] - 3).sum(1))
+
+    def run(generations, make=lambda tree: fs.Store.from_tree(tree, device=DEVICE), **how):
+        centre = make({"w": np.zeros(9, "f4")})
+        optimiser = es.Adam(centre)
+        how |= {"seed": 0, "noise": NOISE, "members": 4, "rate": 0.1, "optimiser": optimiser}
+        *_, last = es.evolve(centre, score, generations=generations, **how)
+        return last.entry, optimiser.count, [np.array(x["w"]).tobytes() for x in (centre, *optimiser.states.values())]
+
+    expected = run(4, fs.Store.from_tree)
+    run(2, run=tmp_path / "run")
+    assert run(4, run=tmp_path / "run") == expected
+    assert es.centre_of(tmp_path / "run", 4)["w"].tobytes() == expected[2][0]
+
+
+def test_what_is_no_centre_is_refused_before_anything_runs():
+    _, store = both()
+    run = {"seed": 0, "noise": NOISE, "members": 2, "rate": 1.0}
+    for value, words in ((0.1, "on the grid"), (np.inf, "expected finite numbers in a centre, got inf at 0 of 7")):
+        store["a/bias"] = np.full(7, value)
+        with pytest.raises(ValueError, match=words):
+            es.evolve(store, lambda *_: 0, **run)
+    store["a/bias"] = np.full(7, 0.1)
+    es.evolve(store, lambda *_: 0, optimiser=es.Momentum(store), **run).close()
+    with pytest.raises(TypeError, match="expected a Store as centre, got JaxPopulation; fix"):
+        es.evolve(fs.Population.from_tree(a_tree(), 2, device=DEVICE), lambda *_: 0, **run)
+    gradient = store.copy()
+    gradient["a/bias"] = np.full(7, np.nan)
+    with pytest.raises(
+        ValueError, match="'a/bias': expected finite numbers in a gradient, got nan at 0 of 7; fix: corr"
+    ):
+        es.Adam(store).step(gradient, 0.1)
+
+
 def test_temporaries_are_none_for_a_perturbation_and_those_of_a_chunk_for_an_update():
     layout = fs.Layout.from_tree({f"w{i}": jax.ShapeDtypeStruct((1 << 20,), "f4") for i in range(4)})
     homes = {leaf.path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in layout.homes}

@@ -6,7 +6,7 @@ import pytest
 
 import flatstore as fs
 from flatstore import es
-from flatstore.es.on_device import undo_log
+from flatstore.es.on_device import logged_leaves, undo_log
 from flatstore.es.on_device.tiles import TILE, found, spread
 from tests.example_trees import says
 
@@ -119,6 +119,28 @@ def test_what_is_refused_across_the_centre_is_still_at_its_side():
     assert bits(store) == beside
     es.perturb(store, noise, 1, sign=-side, undo=log)
     assert np.array(store["w"]).tolist() == [65_472]
+
+
+def test_a_lack_of_memory_half_way_leaves_everything_as_it_was(monkeypatch):
+    _, store = both("bfloat16")
+    moved, calls = logged_leaves.moved, []
+
+    def short(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise MemoryError("no room")
+        return moved(*arguments)
+
+    monkeypatch.setattr(logged_leaves, "moved", short)
+    before = bits(store)
+    for move in (
+        lambda: es.perturb(store, NOISE, 7),
+        lambda: es.update(store, NOISE, [1, 2, 3], [0.5, 0.25, 1.0], keep=True),
+    ):
+        calls.clear()
+        with pytest.raises(MemoryError, match="no room"):
+            move()
+        assert len(calls) == 2 and bits(store) == before
 
 
 def test_places_are_found_in_tiles_and_values_are_put_there():
