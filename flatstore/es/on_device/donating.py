@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+import jax
+
 from flatstore.es.in_jit import snapped, updated, updated_on_grid, virtual
 from flatstore.es.on_device.looking import largest_of, of_16_bits, on_a_grid
-from flatstore.kernels.xla import jitted
+from flatstore.kernels.xla import cast, held, is_held_as_bits, jitted
 from flatstore.layout import Layout
-from flatstore.noise import Noise
+from flatstore.noise import Noise, in_jax
 from flatstore.trees import by_path
 
+_lax: Any = jax.lax
 _Homes = Mapping[str, Any]
 
 
@@ -62,17 +65,31 @@ def snapping(layout: Layout, noise: Noise) -> Any:
 
 @lru_cache(maxsize=32)
 def sampling(layout: Layout, noise: Noise, size: int | None) -> Any:
-    """The jitted function that writes a perturbed copy into a store, or into a member of a population."""
+    """The jitted function that writes perturbed copies into a store, or into some members of a population."""
+    trains = {leaf.path for leaf in layout.homes if leaf.trainable}
 
-    def fill(out: Any, homes: Any, key: Any, sign: Any, member: Any) -> Any:
-        made = _over(layout, homes, lambda tree: virtual(tree, noise, key, sign=sign, layout=layout))
-        trains = {leaf.path for leaf in layout.homes if leaf.trainable}
-        return {
-            path: x if path not in trains else made[path] if size is None else x.at[member].set(made[path])
-            for path, x in out.items()
-        }
+    def fill(out: Any, homes: Any, keys: Any, signs: Any, first: Any) -> Any:
+        def one(i: Any, filled: Any) -> Any:
+            made = _over(layout, homes, lambda tree: virtual(tree, noise, keys[i], sign=signs[i], layout=layout))
+            return {
+                path: cast(made[path], x.dtype)
+                if size is None
+                else _lax.dynamic_update_index_in_dim(x, cast(made[path], x.dtype), first + i, 0)
+                for path, x in filled.items()
+            }
+
+        zero = in_jax.opaque_zero(keys[0, 0])
+        filled = {path: held(x, zero) for path, x in out.items() if path in trains}
+        filled = one(0, filled) if len(keys) == 1 else _lax.fori_loop(0, len(keys), one, filled)
+        return dict(out) | {path: cast(x, out[path].dtype) for path, x in filled.items()}
 
     return jitted(fill, donate_argnums=0, keep_unused=True)
+
+
+def members_at_once(layout: Layout, members: int) -> int:
+    """How many members are sampled by one call: each by itself, with several threads, unless all of them are copied."""
+    copied = any(is_held_as_bits(leaf.dtype) for leaf in layout.homes if leaf.trainable)
+    return members if copied else 1
 
 
 @lru_cache(maxsize=32)

@@ -15,6 +15,7 @@ import numpy as np
 from flatstore.es.grid import past_the_bound
 from flatstore.es.groups import IN_NOISE, SIGNS_ACROSS, check_sign
 from flatstore.es.on_device.donating import (
+    members_at_once,
     perturbed_size,
     perturbing,
     sampling,
@@ -192,15 +193,17 @@ class JaxMoves:
                 f"expected {expected} seeds for {members} members{' in pairs' if antithetic else ''}, got {len(keys)}; "
                 f"fix: fs.seeds(seed, {expected})"
             )
+        signs = np.full(members, sign, np.float32)
+        if antithetic:
+            keys, signs[1::2] = keys.repeat(2, axis=0), -sign
         centre = store.copy() if out is store else store
+        fill_members, step = sampling(out.layout, noise, out.size), members_at_once(out.layout, members)
 
         def fill() -> None:
             refuse_not_finite(centre)
-            for member in range(members):
-                key, times = keys[member // 2 if antithetic else member], -sign if antithetic and member % 2 else sign
-                out.replace(
-                    sampling(out.layout, noise, out.size), centre.homes, key, np.float32(times), np.int32(member)
-                )
+            for first in range(0, members, step):
+                part = slice(first, first + step)
+                out.replace(fill_members, centre.homes, keys[part], signs[part], np.int32(first))
 
         with using(reads=[] if out is store else [store.memory]):
             out.write(fill)

@@ -10,6 +10,7 @@ from flatstore.kernels.xla.rounding import constant as constant
 from flatstore.kernels.xla.rounding import dithered as dithered
 from flatstore.kernels.xla.rounding import float_of as float_of
 from flatstore.kernels.xla.rounding import held as held
+from flatstore.kernels.xla.rounding import is_held_as_bits as is_held_as_bits
 from flatstore.kernels.xla.rounding import loaded as loaded
 from flatstore.kernels.xla.rounding import product as product
 from flatstore.kernels.xla.rounding import rounded as rounded

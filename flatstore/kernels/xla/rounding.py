@@ -29,12 +29,17 @@ def float_of(bits: Any) -> Any:
     return _lax.bitcast_convert_type(bits, np.float32)
 
 
-def held(x: Any, zero: Any) -> Any:
-    """An array as a loop holds it that writes it part by part: bfloat16 as bits on a CPU, copied when `zero` is known.
+def is_held_as_bits(dtype: Any) -> bool:
+    """Whether an array that is written part by part is held as bits: XLA on a CPU has no bfloat16.
 
-    There, XLA has no bfloat16: it would convert all of the array, and back, for each part.
+    It would convert all of the array, and back, for each part.
     """
-    if x.dtype.name != "bfloat16" or _default_backend() != "cpu":
+    return dtype.name == "bfloat16" and _default_backend() == "cpu"
+
+
+def held(x: Any, zero: Any) -> Any:
+    """An array as it is held while it is written part by part; bits are copied when `zero` is known."""
+    if not is_held_as_bits(x.dtype):
         return x
     return _lax.bitcast_convert_type(x, np.uint16) | zero.astype(np.uint16)
 

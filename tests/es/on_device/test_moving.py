@@ -111,9 +111,10 @@ def test_leaves_of_16_bits_move_by_rounded_sums_and_are_sampled(dtype):
 
 
 @pytest.mark.parametrize("antithetic", [False, True])
-def test_a_population_is_sampled_row_by_row_in_its_place(antithetic):
-    host, store = both()
-    members, pop = fs.Population.zeros(host.layout, 6), fs.Population.from_tree(a_tree(), 6, device=DEVICE)
+@pytest.mark.parametrize("dtype", [np.float32, "bfloat16"])
+def test_a_population_is_sampled_member_by_member_in_its_place(dtype, antithetic):
+    host, store = both(dtype)
+    members, pop = fs.Population.zeros(host.layout, 6), fs.Population.from_tree(a_tree(dtype), 6, device=DEVICE)
     members.assign(pop.tree)
     places = addresses(pop)
     keys = fs.seeds(3, 3 if antithetic else 6)
@@ -334,7 +335,10 @@ def test_temporaries_are_none_for_a_perturbation_and_those_of_a_chunk_for_an_upd
         return memory.temp_size_in_bytes, memory.alias_size_in_bytes
 
     assert taken(donating.perturbing(layout, NOISE, False), key, number) == (0, layout.nbytes)
-    assert taken(donating.sampling(layout, NOISE, None), homes, key, number, np.int32(0)) == (0, layout.nbytes)
+    assert taken(donating.sampling(layout, NOISE, None), homes, key[None], number[None], np.int32(0)) == (
+        0,
+        layout.nbytes,
+    )
     assert taken(donating.snapping(layout, NOISE)) == (0, layout.nbytes)
     temporaries, aliased = taken(donating.updating(layout, NOISE, 1, True, False), weighted)
     assert temporaries <= 4 << 20 and aliased == layout.nbytes
