@@ -63,7 +63,7 @@ def snap(store: AnyStore, noise: Noise) -> None:
             largest = max(float(np.abs(values[start:stop]).max()) for start, stop in blocks(values.size, TASK))
             if largest >= noise.bound - half:  # would be rounded up to it, or lies beyond
                 raise past_the_bound(noise, leaf.path, largest, "pass a larger bound= of the noise")
-        run_tasks(tasks, round_part, scratch, finish=True)
+        run_tasks(tasks, round_part, scratch, finish=Exception)
 
     write([store.memory], round_all)
 

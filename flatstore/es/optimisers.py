@@ -96,7 +96,7 @@ def optimise_on_host(
 
     def move_all() -> None:
         refuse_not_finite(gradient, check, "numbers in a gradient", "correct the computation that makes it")
-        run_tasks(tasks_of(groups), move, lambda: random_words(32, 3, WIDTH), finish=True)
+        run_tasks(tasks_of(groups), move, lambda: random_words(32, 3, WIDTH), finish=Exception)
         then()
 
     with reading(gradient.memory) as own:

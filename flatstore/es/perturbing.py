@@ -163,7 +163,7 @@ class _PlainMove:
     def move_for_good(self) -> None:
         """Do all tasks; what is begun is finished."""
         refuse_not_finite(self._store, self._groups)
-        run_tasks(self.tasks(), self.add, self.scratch, finish=True)
+        run_tasks(self.tasks(), self.add, self.scratch, finish=Exception)
 
     def stopped_because(self, group: Group, index: int) -> ValueError:
         """The error for a move that has stopped at an index, when it is taken back."""

@@ -96,7 +96,7 @@ def sample(
 
     def fill_all() -> None:
         refuse_not_finite(store, to_check)
-        run_tasks(tasks_of(groups, size), fill, scratch, finish=True)
+        run_tasks(tasks_of(groups, size), fill, scratch, finish=Exception)
 
     with reading(store.memory) as centre:
         if is_small(groups, size) and rounds_to_nearest():

@@ -82,7 +82,7 @@ def step(
         ValueError: fitness of the wrong length or all NaN, elite or indices out of range, leaves of a dtype that cannot
             evolve, operators or bounds that do not suit the layout. Nothing is written.
         LentError: while the population is lent. Nothing is written.
-        UnfinishedError: an operator of your own failed after some genes were replaced.
+        UnfinishedError: an operator of your own failed, or memory stayed short, after some genes were replaced.
     """
     planned = plan_step(
         pop,
