@@ -70,10 +70,8 @@ class Compiled:
         if not math.isfinite(unbiased):
             raise ValueError(f"expected a finite rate, got {rate!r}; fix: pass a number, such as 0.01")
         keys, count = seeds(self.count, 3), self.count + 1  # keys for the rounding of 16-bit leaves
-        if (kind := moves_of(self.store)) is not None:
-            optimise = kind.optimise
-        else:
-            optimise = optimise_on_host
+        kind = moves_of(self.store)
+        optimise = optimise_on_host if kind is None else kind.optimise
         together = self.store, gradient, *self._states
         optimise(rule, together, (unbiased, *settings), keys, lambda: setattr(self, "count", count))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,8 +21,8 @@ from flatstore.store import AnyPopulation, AnyStore, Population, Store, zeros_on
 from flatstore.threads import each, threads
 from flatstore.trees import Difference, Glob, Rename, StructureError
 
-_AT_ONCE = 32 << 20
-"""Bytes that a thread reads before an interrupt is raised."""
+_AT_ONCE = 0.2
+"""Seconds that a thread reads before an interrupt is raised."""
 
 
 def load(
@@ -83,28 +84,27 @@ def _zeros(layout: Layout, members: Members | None, device: Any) -> Any:
     return Store.zeros(layout) if members is None else Population.zeros(layout, members.size, order=members.order)
 
 
-def _in_threads(tensors: Iterable[Iterator[int]]) -> None:
-    """Read tensors to their ends, several at once; each is an iterator that says how many bytes it has read."""
+def _in_threads(tensors: Iterable[Iterator[None]]) -> None:
+    """Read tensors to their ends, several at once; each is an iterator over its pieces."""
     waiting = deque(tensors)
 
-    def read_some(_: int) -> None:
-        left = _AT_ONCE
-        while left > 0:
+    def read_some(number: int) -> None:
+        stop = time.monotonic() + _AT_ONCE
+        while True:
             try:
                 tensor = waiting.popleft()
             except IndexError:  # others have the rest
                 return
-            for nbytes in tensor:
-                left -= nbytes
-                if left <= 0:
+            for _ in tensor:
+                if time.monotonic() >= stop:
                     waiting.appendleft(tensor)
-                    break
+                    return
 
     while waiting:
         each(read_some, threads())
 
 
-def _read(source: Located, rows: Array, verify: bool) -> Iterator[int]:
+def _read(source: Located, rows: Array, verify: bool) -> Iterator[None]:
     """Read a tensor into the bytes of its leaf, piece by piece; to `verify`, compare the checksum."""
     counter, at = Counter(), source.start
     for piece in pieces(rows, PIECE, to_be_filled=True):
@@ -112,7 +112,7 @@ def _read(source: Located, rows: Array, verify: bool) -> Iterator[int]:
         if verify and source.checksum is not None:
             counter.update(piece.data)
         at += piece.size
-        yield piece.size
+        yield
     if verify and source.checksum is not None:
         check_sum(source, counter.intdigest())
 

@@ -80,7 +80,9 @@ def step(
 
     Raises:
         ValueError: fitness of the wrong length or all NaN, elite or indices out of range, leaves of a dtype that cannot
-            evolve, operators or bounds that do not suit the layout. Nothing is written.
+            evolve, operators or bounds that do not suit the layout; a population in a file in which another generation
+            is not over. Nothing is written.
+        BlockingIOError: while another process is at work on the population's file. Nothing is written.
         LentError: while the population is lent. Nothing is written.
         UnfinishedError: an operator of your own failed, or memory stayed short, after some genes were replaced.
     """
