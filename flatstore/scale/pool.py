@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from flatstore.es import Move
-from flatstore.evaluation import MOST_DEATHS, WorkerError
+from flatstore.evaluation import MOST_DEATHS
 from flatstore.extras import require
 from flatstore.layout import Array
-from flatstore.scale.replica import Held, Job, Replica, State, Told, told
+from flatstore.scale.replica import Held, Job, Replica, State, Told, cause_of, told
 from flatstore.scale.tally import Counts, Tally
 
 KEPT = 500
@@ -203,8 +203,8 @@ class Pool:
         try:
             answer = done.result()
         except self._ray.exceptions.RayTaskError as error:
-            cause: Any = error.cause if isinstance(error.cause, Exception) else RuntimeError(str(error))
-            raise cause from WorkerError(str(error))
+            raised = cause_of(error)
+            raise raised from raised.__cause__
         except self._ray.exceptions.RayError as error:
             self._died(worker, error)
             return True

@@ -12,6 +12,8 @@ from flatstore.es import Move
 from flatstore.evaluation import Rate, check_run
 from flatstore.noise import Noise, Seed
 from flatstore.recording import RunPath
+from flatstore.scale.islands import champion as champion
+from flatstore.scale.islands import islands as islands
 from flatstore.scale.pool import Pool
 from flatstore.scale.replica import Held, Job, Make
 from flatstore.scale.tally import Counts

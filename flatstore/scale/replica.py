@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from flatstore import es
-from flatstore.evaluation import Evaluate, one_number, pickled
+from flatstore.evaluation import Evaluate, WorkerError, one_number, pickled
 from flatstore.layout import Array
 from flatstore.noise import Noise, seeds
 from flatstore.store import Store
@@ -52,7 +52,7 @@ class Held:
     """
 
     def __init__(self, job: Job) -> None:
-        made: Any = made_by(job.make)
+        made: Any = called(job.make)
         pair: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)  # pyright: ignore[reportUnknownVariableType]
         if len(pair) != 2 or not isinstance(pair[0], Store) or not callable(pair[1]):
             got = ", ".join(type(part).__name__ for part in pair)
@@ -141,11 +141,18 @@ def told(move: es.Move) -> Told:
     return move.number, move.weights.tobytes(), move.rate
 
 
-def made_by(make: Any) -> Any:
+def called(make: Any, *arguments: Any) -> Any:
     """What a function returns, or the one of a name. Raises `ValueError` for what is no name."""
     if isinstance(make, str):
         module, _, name = make.partition(":")
         if not module or not name:
             raise ValueError(f"expected make as 'module:function', got {make!r}; fix: 'my_job:make', or the function")
         make = getattr(importlib.import_module(module), name)
-    return make()
+    return make(*arguments)
+
+
+def cause_of(error: Any) -> BaseException:
+    """What was raised in an actor of Ray, with the traceback there as its cause."""
+    cause: BaseException = error.cause if isinstance(error.cause, Exception) else RuntimeError(str(error))
+    cause.__cause__ = WorkerError(str(error))
+    return cause

@@ -142,6 +142,25 @@ def made_with(evaluate):
     return centre(), evaluate
 
 
+def island(number):
+    """The first population of an island, and its evaluation."""
+    pop = fs.Population.zeros(centre().layout, 8)
+    fs.es.sample(pop, centre(), fs.Normal(1.0), fs.seeds((1, number), 8))
+    pop["frozen"] = np.int32(5)
+    return pop, scores
+
+
+def island_that_dies(folder, number):
+    """Island 1 dies in generation 3, in the middle of its second epoch of two."""
+
+    def evaluate(stacked, generation):
+        if number == 1 and generation == 3 and claimed(folder, "island died"):
+            die()
+        return scores(stacked, generation)
+
+    return island(number)[0], evaluate
+
+
 if __name__ == "__main__":
     import ray
 

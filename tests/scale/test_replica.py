@@ -8,7 +8,7 @@ import pytest
 
 import flatstore as fs
 from flatstore import es
-from flatstore.scale.replica import Job, Replica, made_by, told
+from flatstore.scale.replica import Job, Replica, called, told
 from tests.scale import jobs
 
 NOISE = fs.Normal(0.25)
@@ -97,12 +97,12 @@ def test_what_an_evaluation_raises_names_the_member_and_what_does_not_pickle_is_
 
 
 def test_a_name_stands_for_a_function():
-    assert isinstance(made_by("tests.scale.jobs:make")[0], fs.Store)
+    assert isinstance(called("tests.scale.jobs:make")[0], fs.Store)
     for name in ("tests.scale.jobs", ":make", "tests.scale.jobs:", ""):
         with pytest.raises(ValueError, match=f"expected make as 'module:function', got '{name}'; fix: 'my_job:make'"):
-            made_by(name)
+            called(name)
     with pytest.raises(AttributeError):
-        made_by("tests.scale.jobs:nothing")
+        called("tests.scale.jobs:nothing")
 
 
 @pytest.mark.parametrize(
