@@ -77,7 +77,7 @@ class Island:
 
     def __init__(self, job: _Job, island: int) -> None:
         self._job, self._island = job, island
-        self._pop: Population | None = None
+        self._pop: Any = None
         self._last: tuple[int, Any] = -1, None
 
     def evolve(self, epoch: int, keep: int) -> bytes:
@@ -87,6 +87,11 @@ class Island:
         """
         if self._pop is None:
             self._pop, self._evaluate = called(self._job.make, self._island)
+            if len(self._pop) <= self._job.migrants:
+                raise ValueError(
+                    f"expected more members than migrants, {self._job.migrants}, got {len(self._pop)}; "
+                    "fix: pass fewer migrants="
+                )
         job, pop = self._job, self._pop
         if epoch and not os.path.exists(os.path.join(job.folder(self._island, epoch), "settings.json")):
             record = self._last[1] if self._last[0] == epoch - 1 else self._made(pop, epoch - 1)
@@ -101,7 +106,8 @@ class Island:
         for old in counted(keep - 1, -1):
             if old < 0 or not os.path.exists(job.best(self._island, old)):
                 break
-            shutil.rmtree(job.folder(self._island, old))
+            if os.path.isdir(job.folder(self._island, old)):
+                shutil.rmtree(job.folder(self._island, old))
             os.unlink(job.best(self._island, old))
         return record.fitness.tobytes()
 

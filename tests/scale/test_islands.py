@@ -134,6 +134,12 @@ def test_what_islands_are_asked_for_is_checked(change, message, tmp_path):
         fs.scale.ray.islands(**run | change)
 
 
+def test_fewer_travel_than_there_are(tmp_path):
+    job = _Job(jobs.island, (7,), 2, 1, 8, "ring", str(tmp_path), OPERATORS)
+    with pytest.raises(ValueError, match="expected more members than migrants, 8, got 8; fix: pass fewer migrants="):
+        Island(job, 0).evolve(0, 0)
+
+
 def test_a_run_without_an_epoch_has_no_champion(tmp_path):
     (tmp_path / "journal.jsonl").touch()
     with pytest.raises(ValueError, match="expected a run of islands with an epoch, got none in .*; fix: wait"):
