@@ -16,7 +16,7 @@ from flatstore.scale.islands import champion as champion
 from flatstore.scale.islands import islands as islands
 from flatstore.scale.pool import Pool
 from flatstore.scale.replica import Held, Job, Make
-from flatstore.scale.tally import Counts
+from flatstore.scale.tally import Counts as Counts
 from flatstore.store import Store
 
 
