@@ -57,7 +57,7 @@ def test_a_worker_evaluates_digits_as_this_process_does():
     fs.es.sample(pop, centre, fs.Rademacher(0.1), [1, 2], antithetic=True)
     with pop.lend() as stacked:
         expected = task.evaluate(stacked, 2)
-    assert np.allclose([evaluate_one(member, 2) for member in pop], expected, rtol=1e-5)
+    assert np.allclose([evaluate_one(member.copy(), 2) for member in pop], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
