@@ -70,7 +70,8 @@ class _Handle:
     def __init__(self, name: str, actor: Any) -> None:
         self.name, self.actor = name, actor
         self.is_ready, self.is_busy = False, False
-        self.at, self.members = 0, list[int]()
+        self.at = 0
+        self.members: Sequence[int] = ()
 
 
 class Pool:
@@ -129,7 +130,7 @@ class Pool:
         self._tally = Tally(number, 0, self.counts)
         asked = [worker for worker in self._workers if worker.is_ready and not worker.is_busy]
         for worker in asked:
-            self._ask(worker, [])
+            self._ask(worker, ())
         while any(worker.is_busy for worker in asked if worker in self._workers):
             if not self._take(truth, PATIENCE):
                 break
@@ -172,7 +173,7 @@ class Pool:
         """Whether the moves that are kept lead from there to this generation."""
         return at == self._tally.number or (bool(self._moves) and self._moves[0][0] <= at)
 
-    def _ask(self, worker: _Handle, members: list[int]) -> None:
+    def _ask(self, worker: _Handle, members: Sequence[int]) -> None:
         number, state = self._tally.number, None
         if not self._leads_on(worker.at):
             if not self._leads_on(self._snapshot[0]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,7 +39,7 @@ class Tally:
     >>> counts = Counts()
     >>> tally = Tally(7, 4, counts)
     >>> tally.next(2), tally.next(9)
-    ([0, 1], [2, 3])
+    (range(0, 2), range(2, 4))
     >>> tally.take(7, [2, 3], np.array([0.5, 0.25]))
     >>> tally.put_back([0, 1])                              # their worker has died
     >>> tally.next(2), tally.is_enough(0.5), counts.lost    # member 0 waits for a worker
@@ -52,22 +52,23 @@ class Tally:
         self.number, self.counts = number, counts
         self.fitness = np.full(members, np.nan)
         self.has_come = np.zeros(members, bool)
-        self._queue = deque(range(members))
+        self._queue = range(members)
         self._again: list[int] = []
 
-    def next(self, most: int) -> list[int]:
+    def next(self, most: int) -> Sequence[int]:
         """The members that a free worker is handed, up to so many. Those whose worker has died come one by one."""
         if self._again:
             return [self._again.pop()]
-        return [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
+        members, self._queue = self._queue[:most], self._queue[most:]
+        return members
 
-    def put_back(self, members: list[int]) -> None:
+    def put_back(self, members: Sequence[int]) -> None:
         """Hand these out again, before others: their worker will not answer."""
         again = [i for i in members if not self.has_come[i]]
         self._again += again
         self.counts.lost += len(again)
 
-    def take(self, number: int, members: list[int], fitness: Array) -> None:
+    def take(self, number: int, members: Sequence[int], fitness: Array) -> None:
         """Keep what came for members of a generation. What is late, or was there, is counted and dropped."""
         if number != self.number:
             self.counts.late += len(members)

@@ -48,7 +48,7 @@ def test_those_whose_worker_has_died_come_first_and_one_by_one():
     tally = Tally(0, 6, Counts())
     tally.next(3)
     tally.put_back([0, 1, 2])
-    assert sorted(tally.next(9) + tally.next(9) + tally.next(9)) == [0, 1, 2] and tally.next(9) == [3, 4, 5]
+    assert sorted(i for _ in range(3) for i in tally.next(9)) == [0, 1, 2] and [*tally.next(9)] == [3, 4, 5]
 
 
 def test_a_generation_is_closed_when_all_are_handed_out_and_enough_have_come():
