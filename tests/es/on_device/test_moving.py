@@ -230,6 +230,27 @@ def test_what_is_no_centre_is_refused_before_anything_runs():
         es.Adam(store).step(gradient, 0.1)
 
 
+def test_many_moves_are_no_nearer_to_the_bound_than_the_parameters_are():
+    store, noise = fs.Store.from_tree({"w": np.zeros(9, "f4")}, device=DEVICE), fs.Rademacher(0.25, bound=1.0)
+    for _ in range(5):
+        es.perturb(store, noise, 7)
+        es.perturb(store, noise, 7, sign=-2)
+        es.perturb(store, noise, 7)
+        assert not np.array(store["w"]).any()
+    for _ in range(3):
+        es.perturb(store, noise, 7)
+    with pytest.raises(ValueError, match="below the bound 1 after the move, got a largest magnitude of 1; fix"):
+        es.perturb(store, noise, 7)
+    store["w"] = np.full(9, 0.1)
+    with pytest.raises(ValueError, match="expected parameters on the grid"):
+        es.perturb(store, noise, 7)
+    store["w"] = np.full(9, 1 - 2.0**-24)
+    step = noise.step
+    with pytest.raises(ValueError, match="below the bound 1 after the move"):
+        for seed in range(64):  # rounded up at random, to the bound
+            es.update(store, noise, [seed], [step])
+
+
 def test_temporaries_are_none_for_a_perturbation_and_those_of_a_chunk_for_an_update():
     layout = fs.Layout.from_tree({f"w{i}": jax.ShapeDtypeStruct((1 << 20,), "f4") for i in range(4)})
     homes = {leaf.path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in layout.homes}
