@@ -3,13 +3,13 @@
 from flatstore.store.assigning import checked_leaves as checked_leaves
 from flatstore.store.assigning import same_bits as same_bits
 from flatstore.store.attaching import attach as attach
+from flatstore.store.donation import replace_together as replace_together
 from flatstore.store.in_files import InFiles as InFiles
 from flatstore.store.in_files import hand_in_files as hand_in_files
 from flatstore.store.in_host_memory import host_of as host_of
 from flatstore.store.jax_population import JaxPopulation as JaxPopulation
 from flatstore.store.jax_store import JaxStore as JaxStore
 from flatstore.store.jax_store import OnDevice as OnDevice
-from flatstore.store.jax_store import replace_together as replace_together
 from flatstore.store.moves import Breeding as Breeding
 from flatstore.store.moves import Moves as Moves
 from flatstore.store.moves import Step as Step

@@ -13,7 +13,7 @@ elsewhere afterwards, which is an error that names it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 import jax
@@ -22,6 +22,7 @@ import numpy as np
 from flatstore.layout import Array, Layout, Leaf, describe
 from flatstore.memory import Memory, using, write
 from flatstore.store.assigning import Pairs, checked_leaf, checked_leaves, is_pairs
+from flatstore.store.donation import replace_together, written
 from flatstore.store.lent_trees import LentTree
 from flatstore.store.moves import Moves
 from flatstore.store.parts import Parts
@@ -38,13 +39,16 @@ MOVED = "elsewhere than before, since something holds a view of what was there; 
 class OnDevice(Mapping[str, jax.Array]):
     """What `JaxStore` and `JaxPopulation` have in common."""
 
-    __slots__ = ("_addresses", "_leaves", "device", "layout", "memory", "size")
+    __slots__ = ("_addresses", "_leaves", "device", "known", "layout", "memory", "size")
 
     _addresses: dict[str, int]
     _leaves: dict[str, jax.Array]
 
     device: Any
     """Where the leaves are."""
+
+    known: dict[str, Any]
+    """What verbs know of the arrays that they have made; for this package's own modules."""
 
     moves: ClassVar[Moves]
     """What the verbs do; set by the room that knows them."""
@@ -72,7 +76,7 @@ class OnDevice(Mapping[str, jax.Array]):
             raise TypeError(f"expected a device of JAX, got {device!r}; fix: pass one, such as jax.devices()[0]")
         self = object.__new__(cls)
         self.layout, self.device, self.size = layout, device, size
-        self.memory = Memory.heap(1)
+        self.memory, self.known = Memory.heap(1), {}
         for leaf in layout.homes:
             if _jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
                 raise ValueError(
@@ -229,7 +233,7 @@ class OnDevice(Mapping[str, jax.Array]):
                     self._leaves[leaf.path] = jnp.array(given, copy=True)
                     self._addresses |= self._found(leaf.path)
                 else:
-                    self._leaves |= _written({leaf.path: old}, {leaf.path: given})
+                    self._leaves |= written({leaf.path: old}, {leaf.path: given})
                 _jax.block_until_ready(self._leaves[leaf.path])
 
         self.write(put)
@@ -261,7 +265,7 @@ class OnDevice(Mapping[str, jax.Array]):
         """A copy, in memory of its own on the same device."""
         other = self.zeros(self.layout, self.device, self.size)
         with using(reads=[self.memory]):
-            other.replace(_written, dict(self._leaves))
+            other.replace(written, dict(self._leaves))
         other.verify()
         return other
 
@@ -278,23 +282,3 @@ class JaxStore(OnDevice):
     """One model on a device of JAX: what `Store.from_tree(tree, device=...)` makes."""
 
     __slots__ = ()
-
-
-def replace_together(stores: Sequence[OnDevice], function: Callable[..., Any], *arguments: Any) -> None:
-    """Make the homes of stores what a jitted function that donates them makes of their tuple and of `arguments`."""
-    try:
-        made = _jax.block_until_ready(function(tuple(store.homes for store in stores), *arguments))
-        for store, homes in zip(stores, made, strict=True):
-            store.put_in_place(homes)
-    except BaseException as error:
-        if any(array.is_deleted() for store in stores for array in store.homes.values()):
-            error.add_note("the leaves were donated to what failed, and are lost; fix: store.assign(values)")
-        raise
-
-
-@_jax.jit
-def _same(old: Any, new: Any) -> Any:
-    return {path: _jax.lax.dynamic_update_slice(x, new[path], (0,) * x.ndim) for path, x in old.items()}
-
-
-_written: Any = _jax.jit(_same, donate_argnums=0)

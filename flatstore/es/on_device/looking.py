@@ -1,14 +1,16 @@
 """What has to be known of the leaves on a device before they move: whether they are finite, on the grid, and how large.
 
 All of it is known before anything is written, so that nothing has to be taken back. What leaves will be after a move is
-computed only if their largest parameter and the largest change could reach the bound together.
+computed only if their largest parameter and the largest change could reach the bound together. JAX never changes an
+array: what is known of it stays true, and what is known of a leaf before an exact move says something of it afterwards.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -65,10 +67,26 @@ def refuse_not_finite(
             raise _not_finite(store, leaf, name, fix)
 
 
-def largest_on_grid(store: OnDevice, noise: Noise, fix: str = LARGER_BOUND) -> dict[str, float]:
-    """The largest magnitude of each leaf with a grid. Raises `ValueError` for those off it, or that reach the bound."""
-    leaves, found = on_a_grid(store.layout, noise), dict[str, float]()
-    for leaf, (is_off, largest) in zip(leaves, _look(store, leaves, noise), strict=True):
+class Known(NamedTuple):
+    """What is known of an array, for ever: JAX does not change it."""
+
+    array: Any
+    """A weak reference to it."""
+    grid: float
+    """What its numbers are multiples of."""
+    most: float
+    """Their magnitudes are not larger."""
+
+
+def largest_on_grid(store: OnDevice, noise: Noise, fix: str = LARGER_BOUND, *, again: bool = False) -> dict[str, float]:
+    """The largest magnitude of each leaf with a grid, or what it is not above, unless it is to be looked at `again`.
+
+    Raises `ValueError` for leaves off the grid, or that reach the bound.
+    """
+    leaves = on_a_grid(store.layout, noise)
+    found = {leaf.path: known.most for leaf in leaves if not again and (known := _known(store, noise, leaf))}
+    unknown = [leaf for leaf in leaves if leaf.path not in found]
+    for leaf, (is_off, largest) in zip(unknown, _look(store, unknown, noise), strict=True):
         if not np.isfinite(largest):
             raise _not_finite(store, leaf)
         if largest >= noise.bound:
@@ -79,7 +97,21 @@ def largest_on_grid(store: OnDevice, noise: Noise, fix: str = LARGER_BOUND) -> d
                 f"largest {largest:.6g}; fix: es.snap(store, noise) once"
             )
         found[leaf.path] = largest
+    remember(store, noise, found)
     return found
+
+
+def _known(store: OnDevice, noise: Noise, leaf: Leaf) -> Known | None:
+    known: Known | None = store.known.get(leaf.path)
+    is_good = known and known.array() is store.homes[leaf.path] and known.grid == noise.grid(leaf.dtype)
+    return known if known and is_good and known.most < noise.bound else None
+
+
+def remember(store: OnDevice, noise: Noise, most: Mapping[str, float]) -> None:
+    """Keep in mind that leaves are on the grid, and not above these magnitudes."""
+    for path, x in most.items():
+        array = store.homes[path]
+        store.known[path] = Known(weakref.ref(array), noise.grid(array.dtype), x)
 
 
 def largest_to_snap(store: OnDevice, noise: Noise) -> list[tuple[Leaf, float]]:
@@ -99,21 +131,27 @@ def refuse_past_the_bound(
     times: float,
     moved: Callable[[tuple[str, ...]], Any],
     fix: str = LARGER_BOUND,
-) -> None:
-    """Raise `ValueError` if leaves would reach the bound, moved by up to `times` the largest draw.
+) -> dict[str, float]:
+    """What leaves will not be above, moved by up to `times` the largest draw. Raises `ValueError` if it is the bound.
 
-    `moved(paths)` computes the largest magnitudes of these leaves after the move; it is called for those that might.
+    `moved(paths)` computes the largest magnitudes of these leaves after the move; it is called for those that might be.
     """
-    near = tuple(path for path, x in largest.items() if x + times * _most(noise, path) >= noise.bound)
-    for path, after in moved(near).items() if near else ():
-        if not (found := _number(after, store.layout.by_path[path])) < noise.bound:
-            raise past_the_bound(noise, path, found, fix, " after the move")
+    after = {path: x + times * _most(noise, path) + noise.step for path, x in largest.items()}
+    if any(x >= noise.bound for x in after.values()):
+        exact = largest_on_grid(store, noise, fix, again=True)
+        after = {path: x + times * _most(noise, path) + noise.step for path, x in exact.items()}
+    near = tuple(path for path, x in after.items() if x >= noise.bound)
+    for path, bits in moved(near).items() if near else ():
+        after[path] = _number(bits, store.layout.by_path[path])
+        if not after[path] < noise.bound:
+            raise past_the_bound(noise, path, after[path], fix, " after the move")
+    return after
 
 
 def _most(noise: Noise, path: str) -> float:
-    """The most that a draw adds to a parameter of a leaf, and what rounding adds to that."""
+    """The most that a draw adds to a parameter of a leaf."""
     ends = np.array([noise.whole.min(), noise.whole.max()])
-    return float(np.abs(noise.factor(noise.scale_of(path)).steps(ends)).max() + 1) * noise.step
+    return float(np.abs(noise.factor(noise.scale_of(path)).steps(ends)).max()) * noise.step
 
 
 def largest_of(x: Any) -> Any:
@@ -123,6 +161,8 @@ def largest_of(x: Any) -> Any:
 
 def _look(store: OnDevice, leaves: list[Leaf], noise: Noise | None) -> list[tuple[bool, float]]:
     """Of each leaf whether it is off the grid, if there is noise, and its largest magnitude."""
+    if not leaves:
+        return []
     found = _looking(store.layout, tuple(leaf.path for leaf in leaves), noise)(store.homes)
     return [(bool(off), _number(largest, leaf)) for leaf, (off, largest) in zip(leaves, found, strict=True)]
 

@@ -31,6 +31,7 @@ from flatstore.es.on_device.looking import (
     largest_to_snap,
     refuse_not_finite,
     refuse_past_the_bound,
+    remember,
 )
 from flatstore.es.on_device.optimising import numbers_for, optimising
 from flatstore.es.on_device.undo_log import Seeded
@@ -101,7 +102,9 @@ class JaxMoves:
                 return store.replace(perturbing(store.layout, noise, False), *arguments)
             refuse_used(undo)
             found = largest_on_grid(store, noise)
-            refuse_past_the_bound(store, noise, found, abs(sign), lambda paths: near(paths)(store.homes, *arguments))
+            most = refuse_past_the_bound(
+                store, noise, found, abs(sign), lambda paths: near(paths)(store.homes, *arguments)
+            )
             if undo:
                 logged.refuse_changed(undo)
                 logged.take_back(change(at), undo)
@@ -115,6 +118,7 @@ class JaxMoves:
                 if undo:
                     logged.add_again(change(at))
                 raise
+            remember(store, noise, most)
             if undo:
                 undo.close()
 
@@ -139,13 +143,15 @@ class JaxMoves:
         def perturb(times: int) -> None:
             arguments = weighted.seeds[0], np.float32(times)
             found, look = largest_on_grid(store, noise), partial(perturbed_size, layout, noise)
-            refuse_past_the_bound(store, noise, found, 1, lambda paths: look(paths)(store.homes, *arguments))
+            most = refuse_past_the_bound(store, noise, found, 1, lambda paths: look(paths)(store.homes, *arguments))
             store.replace(perturbing(layout, noise, True), *arguments)
+            remember(store, noise, most)
 
-        def refuse_at_the_centre() -> None:
-            if exact:
-                found = largest_on_grid(store, noise)
-                refuse_past_the_bound(store, noise, found, times, lambda paths: near(paths)(store.homes, weighted), fix)
+        def refuse_at_the_centre() -> dict[str, float]:
+            found = largest_on_grid(store, noise) if exact else {}
+            return refuse_past_the_bound(
+                store, noise, found, times, lambda paths: near(paths)(store.homes, weighted), fix
+            )
 
         def move() -> None:
             refuse_used(undo)
@@ -155,14 +161,14 @@ class JaxMoves:
             if perturbed:
                 perturb(-perturbed)
                 try:
-                    refuse_at_the_centre()
+                    most = refuse_at_the_centre()
                 except BaseException:
                     perturb(perturbed)
                     raise
                 if undo:
                     logged.take_back(Seeded(weighted.seeds[0], np.float32(perturbed)), undo)
             else:
-                refuse_at_the_centre()
+                most = refuse_at_the_centre()
                 if sign < 0 and undo:
                     logged.take_back(weighted, undo)
             store.replace(updating(layout, noise, sign, exact, keep or sign < 0), weighted)
@@ -172,6 +178,7 @@ class JaxMoves:
             except BaseException:
                 store.replace(updating(layout, noise, -sign, exact, True), weighted)
                 raise
+            remember(store, noise, most)
             if undo:
                 undo.close()
 
