@@ -8,6 +8,7 @@ import torch
 
 import flatstore as fs
 from flatstore.interop.torch import from_numpy
+from flatstore.store import array_of
 
 F4 = np.float32
 SHAPES = {"b": (), "a.bias": (16,), "a.weight": (32, 24), "c.empty": (0, 3), "c.weight": (5_008,), "d.e.weight": (64,)}
@@ -72,22 +73,37 @@ def on_jax(tree, folder):
     return fs.Store.from_tree(tree, device=jax.devices()[0])
 
 
+def on_torch(tree, folder):
+    return fs.Store.from_tree(tree, device="cpu")
+
+
 ON_HOST = {kind.__name__: kind for kind in (wrapped, file, member, adopted, spans)}
 """Those whose leaves are NumPy views."""
 
-KINDS = ON_HOST | {kind.__name__: kind for kind in (on_jax,)}
+KINDS = ON_HOST | {kind.__name__: kind for kind in (on_jax, on_torch)}
 
 
 def kept(x):
     """A copy of every leaf of a store, or of a population."""
-    return {path: np.array(x[path]) for path in x.layout.by_path}
+    return {path: np.array(as_array(x[path])) for path in x.layout.by_path}
+
+
+def as_array(leaf):
+    """A leaf of any kind as an array that NumPy and JAX take."""
+    return array_of(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+
+def address(leaf):
+    """Where a leaf is; an empty one is nowhere."""
+    leaf = as_array(leaf)
+    if not leaf.size:
+        return None
+    return leaf.ctypes.data if isinstance(leaf, np.ndarray) else leaf.unsafe_buffer_pointer()
 
 
 def addresses(store):
     """Where every leaf is."""
-    return {
-        path: x.ctypes.data if isinstance(x, np.ndarray) else x.unsafe_buffer_pointer() for path, x in store.items()
-    }
+    return {path: address(x) for path, x in store.items()}
 
 
 def same(one, other):

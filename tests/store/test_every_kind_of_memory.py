@@ -8,18 +8,26 @@ import pytest
 import flatstore as fs
 from flatstore import es
 from flatstore.es.groups import zeros_beside
-from tests.kinds import F4, KINDS, ON_HOST, a_tree, addresses, heap, kept, same
+from tests.kinds import F4, KINDS, ON_HOST, a_tree, addresses, as_array, heap, kept, same
 
 NOISE = fs.Normal({"*bias": 0.05, "*": 0.02})
 
 
 @jax.jit
+def score_of(leaves):
+    return -sum(jnp.square(x.astype(F4) - 0.25).sum() for x in leaves)
+
+
+def floats(params):
+    return [x for x in map(as_array, jax.tree.leaves(params)) if x.dtype != np.int32]
+
+
 def score(params, step):
-    return -sum(jnp.square(x.astype(F4) - 0.25).sum() for x in jax.tree.leaves(params) if x.dtype != np.int32)
+    return score_of(floats(params))
 
 
 def rated(stacked, generation):
-    return jax.vmap(lambda *leaves: score(leaves, generation))(*(x for x in stacked.values() if x.dtype != np.int32))
+    return jax.vmap(lambda *leaves: score_of(leaves))(*floats(stacked))
 
 
 def journal(moves):
@@ -102,9 +110,9 @@ def assigned(store):
 def read(store):
     vectors = [store.to_vector()] if store["b"].dtype != "bfloat16" else []  # which is not promoted beside float16
     with store.lend() as params:
-        given = jax.tree.map(np.array, params)
+        given = jax.tree.map(lambda x: np.array(as_array(x)), params)
     store.verify()
-    return given, kept(store.copy()), vectors, [np.array(x) for x in jax.tree.leaves(store.tree)]
+    return given, kept(store.copy()), vectors, [np.array(as_array(x)) for x in jax.tree.leaves(store.tree)]
 
 
 def written_as_views(store):
