@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.groups import IN_NOISE, SIGNS_ACROSS, check_sign
-from flatstore.es.perturbing import perturb
+from flatstore.es.perturbing import as_one, perturb
 from flatstore.es.undo_log import UndoLog, hand_over
 from flatstore.es.updating import update
-from flatstore.memory import LentError, patience, waiting, write
+from flatstore.memory import LentError, patience, waiting
 from flatstore.noise import Noise, Seed
 from flatstore.store import AnyStore
 from flatstore.threads import Leaving, add_notes, moment, uninterrupted
+from flatstore.trees import StructureError
 
 
 class Perturbation:
@@ -36,7 +37,7 @@ class Perturbation:
             self.at = at
 
         if at != self.at:
-            write([self.store.memory], move)
+            as_one(self.store, move)
 
     def update(self, weights: Any, then: Callable[[], object]) -> None:
         """Take the noise back, and add it weighted, in one pass; call `then` when the store has moved."""
@@ -47,7 +48,7 @@ class Perturbation:
             self.at, self._log = 0, None
             then()
 
-        write([self.store.memory], move)
+        as_one(self.store, move)
 
     def __enter__(self) -> Any:
         return self
@@ -66,6 +67,10 @@ class Perturbation:
             if error is None:
                 lent.add_note(f"the store is still perturbed; fix: end the lend, then {self._way_back(lent)}")
                 raise
+        except StructureError as moved:
+            if error is None or self.at:
+                raise
+            return add_notes(error, self._since, str(moved))
         caught: BaseException | None = error
         cleared: set[int] = set()
         while caught is not None and id(caught) not in cleared:  # a chain may be a circle
@@ -92,7 +97,8 @@ class Perturbation:
             except MemoryError:
                 self.go(0)
         except (MemoryError, ValueError) as stuck:
-            stuck.add_note(f"the store is still perturbed; fix: mend that, then {self._way_back(stuck)}")
+            if self.at:
+                stuck.add_note(f"the store is still perturbed; fix: mend that, then {self._way_back(stuck)}")
             raise
 
 

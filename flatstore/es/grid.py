@@ -16,6 +16,9 @@ from flatstore.noise import Noise
 from flatstore.store import AnyStore, Store, moves_of
 from flatstore.threads import REACHED, Task, refuse_waiting_at_the_end, run_tasks
 
+AT_ONCE = 2 * WIDTH
+"""Parameters that a compiled loop moves together at most: among them is what it stopped at."""
+
 
 def snap(store: AnyStore, noise: Noise) -> None:
     """Round the parameters that `noise` moves to its grid, in place: to the nearest multiple, minus zero to zero.
@@ -60,7 +63,7 @@ def snap(store: AnyStore, noise: Noise) -> None:
             largest = max(float(np.abs(values[start:stop]).max()) for start, stop in blocks(values.size, TASK))
             if largest >= noise.bound - half:  # would be rounded up to it, or lies beyond
                 raise past_the_bound(noise, leaf.path, largest, "pass a larger bound= of the noise")
-        run_tasks(tasks, round_part, scratch, finish=True)
+        run_tasks(tasks, round_part, scratch, finish=Exception)
 
     write([store.memory], round_all)
 
@@ -85,7 +88,7 @@ def stopped_because(
     """
     worst = "", 0.0
     for leaf in noisy_leaves(store, noise):
-        near = list(store.stretches(leaf, index, index + WIDTH)) if leaf.dtype.name == group.dtype else []
+        near = list(store.stretches(leaf, index, index + AT_ONCE)) if leaf.dtype.name == group.dtype else []
         if not near:
             continue
         refuse_not_finite(store, [group])

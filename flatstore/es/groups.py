@@ -25,7 +25,7 @@ from flatstore.kernels import COMPILES
 from flatstore.kernels.cpu import GAP, STORAGE, finite_check, ranges, refuse_other_dtypes
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.noise import Noise, spans
-from flatstore.store import OnDevice, Population, Store, Views, moves_of
+from flatstore.store import OnDevice, OnTorch, Population, Store, Views, host_of, moves_of, zeros_on_device
 from flatstore.threads import REACHED, Task, run_tasks
 
 WIDTH = 2048
@@ -97,13 +97,15 @@ def check_movable(store: Any, noise: Noise) -> None:
     if (kind := moves_of(store)) is not None:
         kind.check(store, noise)
     else:
-        noisy_groups(store, noise)
+        noisy_groups(host_of(store), noise)
 
 
 def zeros_beside(store: Any, size: int | None = None) -> Any:
     """A store of zeros of the kind, the layout and the indices of another; or a population of so many members."""
     if (kind := moves_of(store)) is not None:
         return kind.zeros(store, size)
+    if isinstance(store, OnTorch):
+        return zeros_on_device(store.layout, store.device, size)
     return Store.like(store) if size is None else Population.like(store, size)
 
 
@@ -140,7 +142,8 @@ def groups_of(
 
 
 def on_host(store: Any) -> Store:
-    """The store itself. Raises `TypeError` unless it is one on the host."""
+    """The store itself, or that over the bytes of one of torch's. Raises `TypeError` unless it is on the host."""
+    store = host_of(store)
     if not isinstance(store, Store):
         raise TypeError(
             f"expected a Store to move, got {type(store).__name__}; fix: Store.from_tree(tree), or a member, pop[i]"

@@ -12,6 +12,7 @@ import numpy as np
 from flatstore.checks import real
 from flatstore.es.groups import on_host, refuse_not_finite, trainable_groups, zeros_beside
 from flatstore.es.optimisers import Adam, Compiled, Momentum, Optimiser
+from flatstore.es.perturbing import as_one
 from flatstore.es.updating import update
 from flatstore.es.weights import fixed_point
 from flatstore.evaluation import as_fitness
@@ -40,18 +41,24 @@ class Move:
     """The weight of each seed, shape (n,), float64, in the move of the centre or in the optimiser's gradient."""
     rate: float | None = None
     """The rate that the optimiser was given; None without one."""
+    missing: Array | None = None
+    """Which members' fitness did not come, shape (members,), bool; it is NaN, and their pairs have no weight. None if
+    all came."""
 
     def __post_init__(self) -> None:
         for name, array in (
             ("fitness", as_fitness(self.fitness)),
             ("seeds", as_keys(self.seeds)),
             ("weights", np.array(self.weights, np.float64)),
+            ("missing", None if self.missing is None else np.array(self.missing, np.bool_)),
         ):
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
+            if array is not None:
+                array.flags.writeable = False
+                object.__setattr__(self, name, array)
 
     def __reduce__(self) -> Any:
-        return Move, (self.number, self.fitness, self.seeds, self.weights, self.rate)  # an array unpickles writeable
+        values = self.number, self.fitness, self.seeds, self.weights, self.rate, self.missing
+        return Move, values  # an array unpickles writeable
 
     @property
     def entry(self) -> list[Any]:
@@ -142,7 +149,7 @@ def move_of(
             update(store, noise, nothing, [])
 
         def move(seeds: Any, weights: Any, rate: Any, then: Callable[[], object]) -> None:
-            write([store.memory], lambda: (update(store, noise, seeds, weights), then()))
+            as_one(store, lambda: (update(store, noise, seeds, weights), then()))
 
         return move
     if getattr(optimiser, "store", None) is not store or not callable(getattr(optimiser, "step", None)):

@@ -16,10 +16,13 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from flatstore.checks import whole
 from flatstore.es.journal import Move, is_whole, replay
 from flatstore.es.optimisers import Adam, Compiled, Momentum, Optimiser
 from flatstore.files import load
+from flatstore.layout import Array
 from flatstore.noise import Noise, Normal, Rademacher, seeds
 from flatstore.recording import (
     KeptOpen,
@@ -106,8 +109,9 @@ class KeptRun(KeptOpen):
             hand_in(record)
             is_made = True
 
-        weights = {"weights": record.weights.tolist(), "rate": record.rate}
-        folder.append({"number": record.number, "fitness": as_texts(record.fitness), **weights})
+        entry = {"number": record.number, "fitness": as_texts(record.fitness), "weights": record.weights.tolist()}
+        missing = {} if record.missing is None else {"missing": np.flatnonzero(record.missing).tolist()}
+        folder.append(entry | {"rate": record.rate} | missing)
         try:
             move(then)
         except BaseException:
@@ -156,14 +160,25 @@ def _moves(entries: Iterator[dict[str, Any]], settings: Mapping[str, Any], path:
 def _read(entries: Iterator[dict[str, Any]], seed: tuple[int, ...], pairs: int, path: str) -> Iterator[Move]:
     for entry in entries:
         try:
-            number = entry["number"]
+            number, fitness = entry["number"], as_numbers(entry["fitness"])
             keys, values = seeds((*seed, number), pairs), as_numbers(entry["weights"])
-            yield Move(number, as_numbers(entry["fitness"]), keys, values, entry["rate"])
+            missing = _marks(entry["missing"], len(fitness)) if "missing" in entry else None
+            yield Move(number, fitness, keys, values, entry["rate"], missing)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"expected a move in entry {entry.get('number')} of the run {path!r}, got another ({error!r}); "
                 "fix: take a copy of the run"
             ) from error
+
+
+def _marks(missing: Any, members: int) -> Array:
+    """Which members are missing, from their numbers. Raises `ValueError` or `TypeError` for anything else."""
+    numbers = [*missing]
+    if not all(type(i) is int and 0 <= i < members for i in numbers):
+        raise ValueError(f"members 0 .. {members - 1}, got {missing!r}")
+    marks = np.zeros(members, bool)
+    marks[numbers] = True
+    return marks
 
 
 def centre_of(run: RunPath, to: int) -> Store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from flatstore.checks import real
@@ -69,28 +70,35 @@ class Compiled:
         if not math.isfinite(unbiased):
             raise ValueError(f"expected a finite rate, got {rate!r}; fix: pass a number, such as 0.01")
         keys, count = seeds(self.count, 3), self.count + 1  # keys for the rounding of 16-bit leaves
-        if (kind := moves_of(self.store)) is not None:
-            together = self.store, gradient, *self._states
-            return kind.optimise(rule, together, (unbiased, *settings), keys, lambda: setattr(self, "count", count))
-        gradient = on_host(gradient)
-        stores = on_host(self.store), gradient, self._states[0], self._states[-1]
-        check = gradient.cached("trainable", lambda: trainable_groups([gradient]))
-        groups = gradient.cached(stores, lambda: trainable_groups(stores))
+        kind = moves_of(self.store)
+        optimise = optimise_on_host if kind is None else kind.optimise
+        together = self.store, gradient, *self._states
+        optimise(rule, together, (unbiased, *settings), keys, lambda: setattr(self, "count", count))
 
-        def move(task: Task, words: Array, note: Any) -> None:
-            group, start, stop = task
-            raws = tuple(store.raw(group.raw.dtype) for store in stores)
-            constants = tuple([group.real(x) for x in (unbiased, *settings)])
-            loop = optimiser_loop(rule, len(self._states), group.dtype)
-            loop(start, stop, WIDTH, group.pieces, raws, constants, keys, words, note)
 
-        def move_all() -> None:
-            refuse_not_finite(gradient, check, "numbers in a gradient", "correct the computation that makes it")
-            run_tasks(tasks_of(groups), move, lambda: random_words(32, 3, WIDTH), finish=True)
-            self.count = count
+def optimise_on_host(
+    rule: Any, stores: Sequence[Any], settings: Sequence[float], keys: Array, then: Callable[[], object]
+) -> None:
+    """Move a store along a gradient by a compiled rule, and call `then`; `stores` are these two, and its states."""
+    store, gradient, *states = map(on_host, stores)
+    together = store, gradient, states[0], states[-1]
+    check = gradient.cached("trainable", lambda: trainable_groups([gradient]))
+    groups = gradient.cached(together, lambda: trainable_groups(together))
 
-        with reading(gradient.memory) as own:
-            write([store.memory for store in (self.store, *self._states)], move_all, own)
+    def move(task: Task, words: Array, note: Any) -> None:
+        group, start, stop = task
+        raws = tuple(store.raw(group.raw.dtype) for store in together)
+        constants = tuple([group.real(x) for x in settings])
+        loop = optimiser_loop(rule, len(states), group.dtype)
+        loop(start, stop, WIDTH, group.pieces, raws, constants, keys, words, note)
+
+    def move_all() -> None:
+        refuse_not_finite(gradient, check, "numbers in a gradient", "correct the computation that makes it")
+        run_tasks(tasks_of(groups), move, lambda: random_words(32, 3, WIDTH), finish=Exception)
+        then()
+
+    with reading(gradient.memory) as own:
+        write([x.memory for x in (store, *states)], move_all, own)
 
 
 class Adam(Compiled):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from flatstore.kernels.cpu import WHOLE_NUMBERS, perturbation_loop
 from flatstore.layout import Array, Leaf
 from flatstore.memory import write
 from flatstore.noise import Noise, Seed, as_keys, seeds
-from flatstore.store import AnyStore, Store, moves_of
+from flatstore.store import AnyStore, OnDevice, Store, moves_of
 from flatstore.threads import Task, run_tasks
 
 
@@ -163,7 +163,7 @@ class _PlainMove:
     def move_for_good(self) -> None:
         """Do all tasks; what is begun is finished."""
         refuse_not_finite(self._store, self._groups)
-        run_tasks(self.tasks(), self.add, self.scratch, finish=True)
+        run_tasks(self.tasks(), self.add, self.scratch, finish=Exception)
 
     def stopped_because(self, group: Group, index: int) -> ValueError:
         """The error for a move that has stopped at an index, when it is taken back."""
@@ -211,3 +211,11 @@ def key_of(seed: Seed) -> Array:
 def number_rows(noise: Noise, real: Any) -> tuple[Array, Array]:
     """Scratch for one block: the whole numbers of its draws, and a copy of its parameters before the move."""
     return np.zeros(WIDTH + ROOM, WHOLE_NUMBERS[noise.width][1]), np.zeros(WIDTH, real)
+
+
+def as_one(store: AnyStore, work: Callable[[], object]) -> None:
+    """Do several verbs as one, uninterrupted. Of leaves on a device that moved it is said when all is done."""
+    if isinstance(store, OnDevice):
+        store.write(work)
+    else:
+        write([store.memory], work)

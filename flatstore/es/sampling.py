@@ -28,7 +28,7 @@ from flatstore.es.groups import (
 from flatstore.kernels.cpu import WHOLE_NUMBERS, over_ranges, sampling_loop
 from flatstore.memory import reading, write, write_at_once
 from flatstore.noise import Noise, as_keys
-from flatstore.store import AnyPopulation, AnyStore, Population, Store, moves_of
+from flatstore.store import AnyPopulation, AnyStore, Population, Store, host_of, moves_of
 from flatstore.threads import Task, rounds_to_nearest, run_tasks
 from flatstore.trees import Difference, StructureError
 
@@ -62,7 +62,7 @@ def sample(
     """
     if (kind := moves_of(store) or moves_of(out)) is not None:
         return kind.sample(out, store, noise, seeds, sign, antithetic)
-    store = on_host(store)
+    store, out = on_host(store), host_of(out)
     if not isinstance(out, Store | Population):
         raise TypeError(f"expected to sample into a store or a population, got {type(out).__name__}; fix: pass one")
     check_types(store, noise)
@@ -96,7 +96,7 @@ def sample(
 
     def fill_all() -> None:
         refuse_not_finite(store, to_check)
-        run_tasks(tasks_of(groups, size), fill, scratch, finish=True)
+        run_tasks(tasks_of(groups, size), fill, scratch, finish=Exception)
 
     with reading(store.memory) as centre:
         if is_small(groups, size) and rounds_to_nearest():

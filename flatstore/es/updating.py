@@ -209,10 +209,10 @@ def update(
             refuse(stopped[0].group, stopped[1])
         # These groups cannot be taken back, so they come last, when nothing but a lack of memory can fail any more.
         if undo:
-            run_tasks(chunk_tasks(off_grid, undo), add, lambda: scratch(BLOCK), finish=True)
+            run_tasks(chunk_tasks(off_grid, undo), add, lambda: scratch(BLOCK), finish=Exception)
             undo.close()
         else:
-            run_tasks(tasks_of(off_grid, len(keys)), add, scratch, finish=True)
+            run_tasks(tasks_of(off_grid, len(keys)), add, scratch, finish=Exception)
 
     def refuse(group: Group, index: int) -> None:
         raise stopped_because(

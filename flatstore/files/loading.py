@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from flatstore.files.checksums import PIECE, checksum
+from flatstore.files.checksums import PIECE, Counter
 from flatstore.files.contents import Located, contents_of
 from flatstore.files.half_way import refuse_half_way
 from flatstore.files.layout_note import Members
 from flatstore.files.planning import Plan, plan
 from flatstore.files.rows import pieces, rows_of
 from flatstore.layout import Array, Layout, Leaf
-from flatstore.store import AnyPopulation, AnyStore, JaxPopulation, JaxStore, Population, Store
+from flatstore.store import AnyPopulation, AnyStore, Population, Store, zeros_on_device
+from flatstore.threads import each, threads
 from flatstore.trees import Difference, Glob, Rename, StructureError
+
+_AT_ONCE = 0.2
+"""Seconds that a thread reads before an interrupt is raised."""
 
 
 def load(
@@ -59,49 +64,70 @@ def load(
         layout, members = planned.layout, planned.members
         x = _zeros(layout, members, device)
         sources = {at: contents.tensors[name] for at, name in planned.names.items()}
-        for at, source in sorted(sources.items(), key=lambda item: (item[1].path, item[1].start)):
-            leaf = layout.by_path[at]
-            if leaf.tied is None:
-                rows = rows_of(x, leaf) if device is None else np.empty((1, source.nbytes), np.uint8)
-                parts = _read(source, rows)
-                if verify and source.checksum is not None:
-                    check_sum(source, checksum(parts))
-                else:
-                    deque(parts, 0)
-                if device is not None:
-                    x[at] = rows.view(leaf.dtype).reshape(x[at].shape)
+        in_order = sorted(sources.items(), key=lambda item: (item[1].path, item[1].start))
+        homes = [(source, layout.by_path[at]) for at, source in in_order if layout.by_path[at].tied is None]
+        if device is None:
+            _in_threads(_read(source, rows_of(x, leaf), verify) for source, leaf in homes)
+        else:
+            for source, leaf in homes:
+                rows = np.empty((1, source.nbytes), np.uint8)
+                _in_threads([_read(source, rows, verify)])
+                x[leaf.path] = rows.view(leaf.dtype).reshape(tuple(x[leaf.path].shape))
         _compare_ties(planned, sources, x)
     return x
 
 
 def _zeros(layout: Layout, members: Members | None, device: Any) -> Any:
     """What is to be filled."""
-    if members is None:
-        return Store.zeros(layout) if device is None else JaxStore.zeros(layout, device)
-    if device is None:
-        return Population.zeros(layout, members.size, order=members.order)
-    return JaxPopulation.zeros(layout, device, members.size)
+    if device is not None:
+        return zeros_on_device(layout, device, members and members.size)
+    return Store.zeros(layout) if members is None else Population.zeros(layout, members.size, order=members.order)
 
 
-def _read(source: Located, rows: Array) -> Iterator[Array]:
-    """Read a tensor into the bytes of its leaf, piece by piece."""
-    source.file.seek(source.start)
+def _in_threads(tensors: Iterable[Iterator[None]]) -> None:
+    """Read tensors to their ends, several at once; each is an iterator over its pieces."""
+    waiting = deque(tensors)
+
+    def read_some(number: int) -> None:
+        stop = time.monotonic() + _AT_ONCE
+        while True:
+            try:
+                tensor = waiting.popleft()
+            except IndexError:  # others have the rest
+                return
+            for _ in tensor:
+                if time.monotonic() >= stop:
+                    waiting.appendleft(tensor)
+                    return
+
+    while waiting:
+        each(read_some, threads())
+
+
+def _read(source: Located, rows: Array, verify: bool) -> Iterator[None]:
+    """Read a tensor into the bytes of its leaf, piece by piece; to `verify`, compare the checksum."""
+    counter, at = Counter(), source.start
     for piece in pieces(rows, PIECE, to_be_filled=True):
-        read_into(source, piece)
-        yield piece
+        read_into(source, piece, at)
+        if verify and source.checksum is not None:
+            counter.update(piece.data)
+        at += piece.size
+        yield
+    if verify and source.checksum is not None:
+        check_sum(source, counter.intdigest())
 
 
-def read_into(source: Located, piece: Array) -> None:
-    """Fill a piece with what comes next in a file. Raises `ValueError` if it ends too early."""
+def read_into(source: Located, piece: Array, at: int) -> None:
+    """Fill a piece with the bytes of a file from a place on. Raises `ValueError` if it ends too early."""
     rest = piece.data
     while rest:
-        count = source.file.readinto(rest)
+        count = os.preadv(source.file.fileno(), [rest], at)
         if not count:
             raise ValueError(
                 f"{source.name!r}: expected {source.nbytes:,} bytes, got a file that became shorter while it was read, "
                 f"{source.path!r}; fix: replace files as save does, by renaming"
             )
-        rest = rest[count:]
+        rest, at = rest[count:], at + count
 
 
 def check_sum(source: Located, got: int) -> None:
@@ -127,10 +153,11 @@ def _compare_ties(planned: Plan, sources: dict[str, Located], x: AnyStore | AnyP
 
 
 def _is_same(source: Located, x: AnyStore | AnyPopulation, home: Leaf) -> bool:
-    source.file.seek(source.start)
+    at = source.start
     for piece in pieces(rows_of(x, home), PIECE):
         other = piece.copy()
-        read_into(source, other)
+        read_into(source, other, at)
         if other.tobytes() != piece.tobytes():
             return False
+        at += piece.size
     return True

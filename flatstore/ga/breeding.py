@@ -31,7 +31,7 @@ from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.layout import Array, as_array
 from flatstore.memory import write, write_at_once
 from flatstore.noise import Noise, Seed, integers_of, seeds
-from flatstore.store import AnyPopulation, Population, Step, breeding_of
+from flatstore.store import AnyPopulation, Population, Step, breeding_of, host_of
 from flatstore.threads import noted, rounded_to_nearest, rounds_to_nearest
 
 
@@ -80,9 +80,11 @@ def step(
 
     Raises:
         ValueError: fitness of the wrong length or all NaN, elite or indices out of range, leaves of a dtype that cannot
-            evolve, operators or bounds that do not suit the layout. Nothing is written.
+            evolve, operators or bounds that do not suit the layout; a population in a file in which another generation
+            is not over. Nothing is written.
+        BlockingIOError: while another process is at work on the population's file. Nothing is written.
         LentError: while the population is lent. Nothing is written.
-        UnfinishedError: an operator of your own failed after some genes were replaced.
+        UnfinishedError: an operator of your own failed, or memory stayed short, after some genes were replaced.
     """
     planned = plan_step(
         pop,
@@ -135,8 +137,7 @@ def plan_step(
     how: dict[str, Any] = {"mutate": mutate, "select": select, "crossover": crossover, "bounds": bounds, "elite": elite}
     if (kind := breeding_of(pop)) is not None:
         return kind.plan(pop, fitness, seed=seed, left=left, **how)
-    assert isinstance(pop, Population)
-    return plan_on_host(pop, fitness, seed=seed, left=left, **how)
+    return plan_on_host(host_of(pop), fitness, seed=seed, left=left, **how)
 
 
 def plan_on_host(
@@ -244,7 +245,7 @@ def check_suitable(pop: Any, operators: Operators) -> None:
     """Raise `ValueError` for operators that do not suit the population's leaves, or leaves that cannot evolve."""
     if (kind := breeding_of(pop)) is not None:
         return kind.check(pop, operators.mutate, operators.crossover, operators.bounds)
-    one = np.zeros(1, np.int32)
+    one, pop = np.zeros(1, np.int32), host_of(pop)
     for name in _dtypes(pop):
         dtype_loop(pop, name, operators, Family(one, one, one, one), seeds(0, 1))
 

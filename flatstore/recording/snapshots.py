@@ -76,6 +76,20 @@ def snapshots_of(folder: str) -> list[int]:
     return sorted(int(name[1]) for name in found if name and not name[2])
 
 
+def snapshots_of_others(folder: str) -> list[str]:
+    """The names of files that are called as snapshots, and were not left by a run that was killed as it began."""
+    names = [match for match in map(_NAME.fullmatch, os.listdir(folder)) if match]
+    return sorted(match[0] for match in names if int(match[1]) or not (match[2] or _is_of_a_run(folder)))
+
+
+def _is_of_a_run(folder: str) -> bool:
+    try:
+        snapshot_note(folder, 0)
+    except ValueError:
+        return False
+    return True
+
+
 def newest_snapshot(folder: str, most: int) -> int:
     """The number of the newest snapshot that is not beyond `most`. Raises `ValueError` if there is none."""
     numbers = [number for number in snapshots_of(folder) if number <= most]

@@ -1,8 +1,7 @@
 """Stores on a device of JAX: a tree of `jax.Array`s, one per leaf, which verbs donate and replace in the same place.
 
 JAX owns the memory, and never changes an array. So a verb is a jitted function to which the leaves are donated: XLA
-writes the new ones where the old ones were, and a stale use of an old one raises. The layout, the indices and the bits
-are those of a store on the host.
+writes the new ones where the old ones were, and a stale use of an old one raises. The bits are those of the host.
 
 ```
 store["w"]   jax.Array at address a  --donated-->  es.perturb  -->  another jax.Array at address a
@@ -26,6 +25,7 @@ from flatstore.store.assigning import Pairs, checked_leaf, checked_leaves, is_pa
 from flatstore.store.donation import replace_together, written
 from flatstore.store.lent_trees import LentTree
 from flatstore.store.moves import Moves
+from flatstore.store.parts import Parts
 from flatstore.store.verbs import memories_in
 from flatstore.store.views import Views
 from flatstore.trees import Difference, StructureError
@@ -33,7 +33,7 @@ from flatstore.trees import Difference, StructureError
 jnp: Any = jax.numpy
 _jax: Any = jax
 
-MOVED = "elsewhere than before, since something holds a view of what was there; the verb has done what it was asked to"
+MOVED = "elsewhere than before, since something holds a view of what was there; their numbers are as they should be"
 
 
 class OnDevice(Mapping[str, jax.Array]):
@@ -56,8 +56,8 @@ class OnDevice(Mapping[str, jax.Array]):
     layout: Layout
     """Where every parameter stands in the index."""
 
-    parts: ClassVar[None] = None
-    """It is a whole model."""
+    parts: Parts | None = None
+    """Where the leaves stand in a whole model, if they are parts of one."""
 
     memory: Memory
     """A byte that stands for the leaves: readers and writers are counted by it. For this package's own modules."""
@@ -247,9 +247,10 @@ class OnDevice(Mapping[str, jax.Array]):
         replace_together([self], donate)
 
     def write(self, work: Callable[[], object]) -> None:
-        """Do work that replaces leaves, uninterrupted, as the only writer. Raises `StructureError` as `verify`."""
+        """Do work that replaces leaves, uninterrupted, as the only writer. At its end, raise as `verify`."""
         write([self.memory], work)
-        self.verify()
+        if not self.memory.is_written():
+            self.verify()
 
     def put_in_place(self, homes: Mapping[str, Any]) -> None:
         """Take arrays as homes, by their paths; for this package's own modules."""

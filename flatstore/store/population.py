@@ -30,7 +30,7 @@ from flatstore.layout import Array, Dims, Layout, Tied, Trainable
 from flatstore.memory import JAX_ALIGN, Memory, reading
 from flatstore.store.assigning import checked_leaves
 from flatstore.store.in_files import FilePath, handed_in
-from flatstore.store.jax_population import JaxPopulation, on_device
+from flatstore.store.jax_population import JaxPopulation
 from flatstore.store.placement import (
     aligned_members,
     members_at_once,
@@ -38,6 +38,7 @@ from flatstore.store.placement import (
     placement_of_population,
 )
 from flatstore.store.store import Store
+from flatstore.store.torch_population import TorchPopulation, on_device
 from flatstore.store.verbs import Verbs, memories_in
 
 PopulationOrder = Literal["leaf", "member"]
@@ -282,5 +283,5 @@ class Population(Verbs):
         return self._describe(f"Population: {self.size:,} members, order={self.order!r}, of {self.layout.summary}")
 
 
-AnyPopulation = Population | JaxPopulation
+AnyPopulation = Population | JaxPopulation | TorchPopulation
 """Many models on the host, or on a device."""

@@ -151,7 +151,7 @@ def test_what_needs_host_memory_says_so():
         (lambda: next(evolved(store, members=fs.Population.from_tree(tree, 4))), TypeError, "got a Population beside"),
         (lambda: next(ga.evolve(pop, lambda *_: 0, seed=0, mutate=NOISE, workers=1)), BufferError, "attach to"),
         (lambda: fs.Store.from_tree({"w": np.zeros(4)}, device=DEVICE), ValueError, "64-bit types off"),
-        (lambda: fs.Store.from_tree({"w": np.zeros(4, "f4")}, device="cpu"), TypeError, "expected a device of JAX"),
+        (lambda: fs.Store.from_tree({"w": np.zeros(4, "f4")}, device=3), TypeError, "expected a device of JAX"),
         (
             lambda: fs.Population.from_tree({"w": np.zeros(4, "f4")}, 0, device=DEVICE),
             ValueError,

@@ -11,7 +11,7 @@ from flatstore.es.on_device import donating, looking
 from tests.example_trees import says
 
 DEVICE = jax.devices()[0]
-NOISE = fs.Normal(0.02)
+NOISE, SIGNS = fs.Normal(0.02), fs.Rademacher(0.5)
 NOISES = [fs.Rademacher(0.1), fs.Normal({"*bias": 0, "*": 0.02}, bound=16)]
 
 
@@ -178,6 +178,100 @@ def test_a_move_past_the_bound_is_taken_back_to_the_bit():
         else:
             es.perturb(store, NOISE, 3, sign=-sign)
     assert refused == 1
+
+
+def notes_of(error):
+    return " ".join(getattr(error.value, "__notes__", []))
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda store: es.perturb(store, SIGNS, 3),
+        lambda store: es.update(store, SIGNS, [3, 4], [1.0, 0.5]),
+        lambda store: es.update(store, SIGNS, [3, 4], [1e5, 0.5]),
+        lambda store: es.update(store, SIGNS, [5, 4], [1e5, 0.5], perturbed=1),
+        lambda store: es.update(store, SIGNS, [5], [1e5], perturbed=-1),
+    ],
+)
+def test_a_move_past_the_bound_leaves_every_leaf_as_it_was(move):
+    """Past the bound sums are rounded, so that what is subtracted from them is not what was there."""
+    digits = np.arange(1, 65, dtype="f4") * np.float32(SIGNS.step)
+    tree = {"near": 32 - digits, "odd": digits, "far": np.full((3, 5), 0.5, "f4")}
+    store = fs.Store.from_tree(tree, device=DEVICE)
+    before, places = kept(store), addresses(store)
+    with pytest.raises(ValueError, match="below the bound 32 after the move"):
+        move(store)
+    assert all(np.array(store[path]).tobytes() == x.tobytes() for path, x in before.items())
+    assert addresses(store) == places
+
+
+def test_a_step_that_is_refused_gives_the_store_back():
+    store = fs.Store.from_tree({"w": np.zeros(8, "f4")}, device=DEVICE)
+    noise = fs.Rademacher(0.25, bound=1.0)
+    moves = es.mezo(store, lambda params, n: params["w"].sum(), seed=0, noise=noise, rate=50.0)
+    with pytest.raises(ValueError, match="below the bound 1 after the move") as error:
+        list(moves)
+    assert "the store is as the step found it" in notes_of(error)
+    assert not store.to_vector().any()
+    es.perturb(store, SIGNS, 3)
+    before = kept(store)
+    with pytest.raises(ValueError, match="expected float32 or float64 leaves on a grid .*, got exact=False"):
+        es.update(store, SIGNS, [3], [0.5], perturbed=1, exact=False)
+    assert all((np.array(store[path]) == x).all() for path, x in before.items())
+
+
+@pytest.mark.parametrize("when", [1, 2, 3, 4])
+def test_a_step_in_which_a_leaf_moves_leaves_the_store_as_its_notes_say(when):
+    store, host = (fs.Store.from_tree({"w": np.zeros(8192, "f4")}, **how) for how in ({"device": DEVICE}, {}))
+    held, calls = [], 0
+
+    def holds(params, n):
+        nonlocal calls
+        calls += 1
+        if calls == when:
+            held.append(np.asarray(params["w"]))
+        return float(params["w"].sum())
+
+    run = {"seed": 0, "noise": SIGNS, "rate": 0.001}
+    with pytest.raises(fs.StructureError, match="1 leaf elsewhere than before") as error:
+        list(es.mezo(store, holds, **run, steps=2))
+    made = when // 2  # the second evaluation of a step is followed by its move
+    state = f"step {made - 1} has moved the store" if when % 2 == 0 else "the store is as the step found it"
+    assert state in notes_of(error) and f"resume={made})" in notes_of(error)
+    for _ in es.mezo(host, lambda params, n: float(params["w"].sum()), **run, steps=made) if made else ():
+        pass
+    assert same(store, host)
+
+
+def test_a_context_in_which_a_leaf_moves_is_left_at_the_centre():
+    def a_store():
+        return fs.Store.from_tree({"w": np.zeros(8192, "f4")}, device=DEVICE)
+
+    store = a_store()
+    held = np.asarray(store["w"])
+    with pytest.raises(fs.StructureError, match="elsewhere than before"), es.perturbed(store, SIGNS, 3):
+        pass
+    assert not store.to_vector().any() and not held.any()
+    store = a_store()
+    with pytest.raises(fs.StructureError, match="elsewhere than before") as error, es.perturbed(store, SIGNS, 3):
+        held = np.asarray(store["w"])
+    assert not store.to_vector().any() and held.all() and not hasattr(error.value, "__notes__")
+    store = a_store()
+    with pytest.raises(KeyError, match="of the block") as raised, es.perturbed(store, SIGNS, 3):
+        held = np.asarray(store["w"])
+        raise KeyError("of the block")
+    assert not store.to_vector().any() and held.all()
+    assert "elsewhere than before" in notes_of(raised)
+
+
+def test_a_replay_in_which_a_leaf_moves_counts_the_entry_that_moved_it():
+    store = fs.Store.from_tree({"w": np.zeros(8192, "f4")}, device=DEVICE)
+    held = np.asarray(store["w"])
+    with pytest.raises(fs.StructureError, match="elsewhere than before") as error:
+        es.replay(store, SIGNS, [([1], [1.0]), ([2], [1.0])])
+    assert "1 of 2 entries were replayed" in notes_of(error)
+    assert store.to_vector().all() and not held.any()
 
 
 def test_an_update_from_the_side_that_is_refused_leaves_the_store_at_the_side():
