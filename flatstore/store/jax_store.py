@@ -205,13 +205,13 @@ class OnDevice(Mapping[str, jax.Array]):
             for path, value in values:
                 self[path] = value
             return
-        with using(reads=memories_in(values)):
-            self._put(checked_leaves(self.layout, values, self._leading))
+        with using(reads=memories_in(values)) as own:
+            self._put(checked_leaves(self.layout, values, self._leading), own)
 
     def __setitem__(self, path: Any, value: Any) -> None:
         """Copy a value of the leaf's shape into the leaf."""
-        with using(reads=memories_in(value)):
-            self._put([checked_leaf(self.layout, path, value, self._leading)])
+        with using(reads=memories_in(value)) as own:
+            self._put([checked_leaf(self.layout, path, value, self._leading)], own)
 
     def clear(self) -> None:
         """Make all parameters zero, in new memory; for this package's own modules."""
@@ -221,7 +221,7 @@ class OnDevice(Mapping[str, jax.Array]):
     def _leading(self) -> tuple[int, ...]:
         return () if self.size is None else (self.size,)
 
-    def _put(self, pairs: Pairs) -> None:
+    def _put(self, pairs: Pairs, reads: using | None = None) -> None:
         own = set(self._addresses.values())  # a leaf that is given as a value would be held
         pairs = [(leaf, array.copy() if array.ctypes.data in own else array) for leaf, array in pairs]
 
@@ -236,7 +236,7 @@ class OnDevice(Mapping[str, jax.Array]):
                     self._leaves |= written({leaf.path: old}, {leaf.path: given})
                 _jax.block_until_ready(self._leaves[leaf.path])
 
-        self.write(put)
+        self.write(put, reads)
 
     def replace(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Make the homes, {path: array}, what a jitted function that donates them makes of them and of `arguments`."""
@@ -246,9 +246,12 @@ class OnDevice(Mapping[str, jax.Array]):
 
         replace_together([self], donate)
 
-    def write(self, work: Callable[[], object]) -> None:
-        """Do work that replaces leaves, uninterrupted, as the only writer. At its end, raise as `verify`."""
-        write([self.memory], work)
+    def write(self, work: Callable[[], object], reads: using | None = None) -> None:
+        """Do work that replaces leaves, uninterrupted, as the only writer. At its end, raise as `verify`.
+
+        `reads` is what the work itself reads.
+        """
+        write([self.memory], work, reads)
         if not self.memory.is_written():
             self.verify()
 

@@ -179,7 +179,7 @@ class OnTorch(OnDevice):
             raise StructureError(differences)
         return [(leaf, named[leaf.path]) for leaf in self.layout.homes]
 
-    def _put(self, pairs: Pairs) -> None:
+    def _put(self, pairs: Pairs, reads: using | None = None) -> None:
         torch = require("torch", "torch")
 
         def put() -> None:
@@ -188,7 +188,7 @@ class OnTorch(OnDevice):
                     given = array if is_torch_tensor(array) else tensor_of(array, leaf.dtype)
                     self.homes[leaf.path].copy_(given)
 
-        self.write(put)
+        self.write(put, reads)
 
     def clear(self) -> None:
         """Make all parameters zero; for this package's own modules."""
@@ -199,14 +199,14 @@ class OnTorch(OnDevice):
 
         self.write(zero)
 
-    def write(self, work: Any) -> None:
+    def write(self, work: Any, reads: using | None = None) -> None:
         """Do work that writes the leaves, uninterrupted, as the only writer.
 
         Raises `StructureError` as `verify` does, if the leaves are not this store's own.
         """
         if self._buffer is None:
             self.verify()
-        write([self.memory], work)
+        write([self.memory], work, reads)
 
     def verify(self) -> None:
         """Raise `StructureError` unless every leaf lies where it lay when the store was made."""
