@@ -108,9 +108,8 @@ def assigned(store):
 
 
 def read(store):
-    vectors = [store.to_vector()] if as_array(store["b"]).dtype != "bfloat16" else []  # not promoted beside float16
-        [store.to_vector()] if as_array(store["b"]).dtype != "bfloat16" else []
-    )  # which is not promoted beside float16
+    is_mixed = as_array(store["b"]).dtype == "bfloat16"  # which is not promoted beside float16
+    vectors = [] if is_mixed else [store.to_vector()]
     with store.lend() as params:
         given = jax.tree.map(lambda x: np.array(as_array(x)), params)
     store.verify()
