@@ -19,13 +19,14 @@ import numpy as np
 
 from flatstore.extras import require
 from flatstore.layout import Array, Layout, Leaf, is_torch_tensor, spec_of
-from flatstore.memory import MOVED, Memory, using, write
+from flatstore.memory import MOVED, Memory, using
 from flatstore.store.assigning import Pairs, is_pairs
 from flatstore.store.jax_store import OnDevice
 from flatstore.store.moves import Moves
 from flatstore.store.parts import Parts
 from flatstore.store.placement import placement_of_population, placement_of_store
 from flatstore.store.torch_lends import LentTensors
+from flatstore.store.torch_streams import write_in_order
 from flatstore.store.torch_tensors import array_of, leaves_in, tensor_of, torch_dtype_of
 from flatstore.trees import Difference, StructureError, by_path
 
@@ -57,7 +58,7 @@ class OnTorch(OnDevice):
         try:
             raw = torch.zeros(placement.nbytes + ALIGN, dtype=torch.uint8, device=device)
         except RuntimeError as error:
-            if "memory" not in str(error):
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
                 raise
             raise MemoryError(
                 f"expected {placement.nbytes:,} bytes on {device}, got {error}; fix: plan a smaller model"
@@ -107,12 +108,19 @@ class OnTorch(OnDevice):
 
     @property
     def buffer(self) -> Any:
-        """All bytes, padding included: a 1-D uint8 tensor, a view. A member has its population's."""
+        """All bytes, padding included: a 1-D uint8 tensor, a view. None for a member, and where others own them."""
         return self._buffer
 
     def __getitem__(self, path: Any) -> Any:
         """The tensor of a leaf: a view, the same object each time. Raises `KeyError`."""
         return super().__getitem__(path)
+
+    def __setitem__(self, path: Any, value: Any) -> None:
+        """Copy a value of the leaf's shape into the leaf."""
+        if not is_torch_tensor(value) or value.device.type == "cpu":
+            return super().__setitem__(path, value)
+        leaf = self.layout.leaf(path)
+        self._put([self._checked_tensor(leaf, value)])
 
     @property
     def homes(self) -> dict[str, Any]:
@@ -171,13 +179,23 @@ class OnTorch(OnDevice):
             if path not in named
         ]
         for path, tensor in named.items():
-            leaf, spec = self.layout.by_path.get(path), spec_of(tensor, path)
-            assert spec is not None
-            leading = self._leading if leaf is not None and leaf.trainable else ()
-            differences += [found for found in [self.layout.difference(path, spec, "same_kind", leading)] if found]
+            found = self._tensor_difference(path, tensor)
+            differences += [found] if found else []
         if differences:
             raise StructureError(differences)
         return [(leaf, named[leaf.path]) for leaf in self.layout.homes]
+
+    def _checked_tensor(self, leaf: Leaf, tensor: Any) -> tuple[Leaf, Any]:
+        difference = self._tensor_difference(leaf.path, tensor)
+        if difference is not None:
+            raise StructureError([difference])
+        return self.layout.by_path[leaf.tied or leaf.path], tensor
+
+    def _tensor_difference(self, path: str, tensor: Any) -> Difference | None:
+        """Why a tensor that NumPy cannot read does not fit: what is narrower could not hold its numbers."""
+        leaf, spec = self.layout.by_path.get(path), spec_of(tensor, path)
+        assert spec is not None
+        return self.layout.difference(path, spec, "safe", self._leading if leaf is not None and leaf.trainable else ())
 
     def _put(self, pairs: Pairs, reads: using | None = None) -> None:
         torch = require("torch", "torch")
@@ -204,9 +222,13 @@ class OnTorch(OnDevice):
 
         Raises `StructureError` as `verify` does, if the leaves are not this store's own.
         """
+        self.refuse_moved()
+        write_in_order(self.device, [self.memory], work, reads)
+
+    def refuse_moved(self) -> None:
+        """Raise `StructureError` as `verify` does, if the leaves are not this store's own."""
         if self._buffer is None:
             self.verify()
-        write([self.memory], work, reads)
 
     def verify(self) -> None:
         """Raise `StructureError` unless every leaf lies where it lay when the store was made."""

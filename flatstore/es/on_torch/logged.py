@@ -38,6 +38,7 @@ class CardLog(UndoLog):
 
     def __init__(self, store: TorchStore, noise: Noise, key: Array, at: int) -> None:
         super().__init__(store, noise, key, at, False)
+        self.indices = store.parts
         self.parts: list[_Part] = []
 
     def keep(self, part: _Part) -> None:
@@ -83,9 +84,13 @@ class LoggedMoves:
 
     def refuse_others(self, undo: CardLog) -> None:
         """Raise `ValueError` if the store is not as a log left it."""
+        if undo.indices != self._store.parts:
+            raise ValueError(
+                "expected an undo log of this store, got one of other parts of a model; fix: pass the store it is of"
+            )
         for part in undo.parts:
             done = part.done.clone()
-            table = part.table
+            table = self._table_of(part)
             self._kernels.check[(len(table.programs),)](
                 table.rows, table.programs, done, part.headers, tile=self._kernels.LOGGED_TILE
             )
@@ -97,10 +102,14 @@ class LoggedMoves:
                     "back first, and write nothing in between"
                 )
 
+    def _table_of(self, part: _Part) -> Table:
+        """The table of this store for the log of one, which may have been made of another store of the same layout."""
+        return next(table for table in self._tables if table.dtype == part.table.dtype)
+
     def _take_back(self, undo: CardLog) -> None:
         """Go back to the centre."""
         for part in undo.parts:
-            table = part.table
+            table = self._table_of(part)
             self._kernels.take_back[(len(table.programs),)](
                 table.rows,
                 table.programs,

@@ -25,9 +25,9 @@ from flatstore.es.weights import fixed_point, words
 from flatstore.extras import require
 from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.layout import Array
-from flatstore.memory import reading, using, write
+from flatstore.memory import reading, using
 from flatstore.noise import Noise, as_keys
-from flatstore.store import OnTorch, TorchPopulation, TorchStore
+from flatstore.store import OnTorch, TorchPopulation, TorchStore, write_in_order
 
 
 class CardMoves:
@@ -171,6 +171,8 @@ class CardMoves:
         if not isinstance(out, OnTorch):
             raise TypeError(f"expected to sample into a device, got {type(out).__name__}; fix: zeros of the same kind")
         refuse_other_layouts("out", out, store)
+        _refuse_elsewhere(out, store)
+        store.refuse_moved()
         check_sign(sign, IN_NOISE)
         members = 1 if out.size is None else out.size
         keys = as_keys(seeds if np.ndim(seeds) else [seeds])
@@ -210,6 +212,10 @@ class CardMoves:
                 "fix: Store.from_tree(tree, device=store.device)"
             )
 
+        _refuse_elsewhere(gradient, store)
+        for x in stores:
+            x.refuse_moved()
+
         def move() -> None:
             leaves, fix = trained(store), "correct the computation that makes it"
             refuse_not_finite(gradient, leaves, "numbers in a gradient", fix)
@@ -217,7 +223,7 @@ class CardMoves:
             then()
 
         with reading(gradient.memory) as own:
-            write([x.memory for x in (store, *states)], _without_gradients(move), own)
+            write_in_order(store.device, [x.memory for x in (store, *states)], _without_gradients(move), own)
 
 
 OnTorch.moves_on_card = CardMoves()
@@ -229,6 +235,14 @@ def _without_gradients(work: Callable[[], None]) -> Callable[[], None]:
             work()
 
     return do
+
+
+def _refuse_elsewhere(other: OnTorch, store: OnTorch) -> None:
+    """Raise `ValueError` unless both are on one device: kernels are given addresses."""
+    if other.device != store.device:
+        raise ValueError(
+            f"expected a store on {store.device}, got one on {other.device}; fix: make both on the same device"
+        )
 
 
 def _shares(out: OnTorch, store: OnTorch) -> bool:

@@ -16,6 +16,10 @@ TILE = 1024
 """Parameters that a program moves: whole blocks of random words of every kind."""
 
 
+KEPT = 16
+"""Tables that are kept for a store at most."""
+
+
 class Table(NamedTuple):
     """The leaves of one dtype that a kernel goes over."""
 
@@ -52,6 +56,8 @@ def noisy(store: OnTorch, noise: Noise) -> list[Leaf]:
 def tables_of(store: OnTorch, noise: Noise) -> Sequence[Table]:
     """A table for each dtype of the leaves that noise is added to; planned once for a store and a noise."""
     if noise not in store.cache:
+        if len(store.cache) >= KEPT:  # a strength that fades is another noise each time
+            store.cache.clear()
         factors = {leaf.path: noise.factor(noise.scale_of(leaf.path)) for leaf in noisy(store, noise)}
         store.cache[noise] = _tables(store, noisy(store, noise), factors)
     return store.cache[noise]

@@ -133,8 +133,8 @@ class _Generation:
         members: Any = pop.homes[leaf.path].view(len(pop), leaf.size)
         real, itemsize, rows = STORAGE[leaf.dtype.name][1], leaf.dtype.itemsize, len(self._parents)
         width = min(leaf.size, max(1, self._room // (rows * itemsize)))
-        if width < leaf.size:
-            width = max(1, width // TILE) * TILE
+        if TILE <= width < leaf.size:
+            width = width // TILE * TILE
         block = self._scratch[: rows * width * itemsize].view(members.dtype)
         _, places = self._table(("places", real), crossing.places.astype(real))
         _, table = self._table((change.name, real), change.table)

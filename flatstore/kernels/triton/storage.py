@@ -98,7 +98,7 @@ def dithered(value, word, dtype: tl.constexpr):
     else:
         random = word & 0x1FFF
         normal = (x - REBIAS + random) >> 13
-        small = x.to(tl.float32, bitcast=True) * UNIT + random.to(tl.float32) / 8192.0
+        small = x.to(tl.float32, bitcast=True) * UNIT + random.to(tl.float32) * (1.0 / 8192.0)
         # What is not small has no such whole number.
         half = tl.where(x < SMALLEST_NORMAL, tl.where(x < SMALLEST_NORMAL, small, 0.0).to(tl.uint32), normal)
         rounded = tl.where(x < TOO_LARGE, half | sign, nearest(value, dtype))

@@ -351,3 +351,21 @@ def test_files_are_loaded_to_the_device_and_saved_from_it(tmp_path):
     assert isinstance(pop, TorchPopulation) and same(pop, members)
     fs.save(tmp_path / "again", pop)
     assert (tmp_path / "again").read_bytes() == (tmp_path / "members").read_bytes()
+
+
+def test_a_log_takes_back_the_store_that_it_is_given_and_no_other(kind):
+    _, store = both("bfloat16")
+    before = [bits_of(store, path) for path in store]
+    log = es.perturb(store, NOISE, 7)
+    there = [bits_of(store, path) for path in store]
+    beside = store.copy()
+    es.perturb(beside, NOISE, 7, sign=-1, undo=log)
+    assert [bits_of(beside, path) for path in store] == before and [bits_of(store, path) for path in store] == there
+
+
+def test_tables_of_noises_that_come_and_go_are_not_kept(monkeypatch):
+    monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
+    _, store = both()
+    for number in range(1, 40):
+        es.perturb(store, fs.Normal(0.02 * number / 40, bound=16), 1, exact=False)
+    assert len(store.cache) <= 17

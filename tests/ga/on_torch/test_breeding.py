@@ -99,6 +99,15 @@ def test_blocks_of_genes_that_are_smaller_than_a_leaf_make_no_difference(monkeyp
     assert same(there, here)
 
 
+def test_scratch_for_fewer_genes_than_a_tile_is_enough(monkeypatch):
+    monkeypatch.setattr(TorchPopulation, "breeding", TorchPopulation.breeding_on_card)
+    monkeypatch.setattr(breeding, "SCRATCH", SIZE * 300 * 4 * 4 // 3)
+    here, there = both({"a": np.zeros(4, "f4"), "w": np.zeros(1100, "f4")})
+    for pop in (here, there):
+        ga.step(pop, np.arange(SIZE), seed=3, mutate=fs.Normal(0.1))
+    assert same(there, here)
+
+
 def test_a_part_of_what_is_asked_cannot_be_done_on_a_card(monkeypatch):
     monkeypatch.setattr(TorchPopulation, "breeding", TorchPopulation.breeding_on_card)
     _, pop = both()
