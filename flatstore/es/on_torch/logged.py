@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flatstore.es.on_torch.launches import Launch
 from flatstore.es.on_torch.looking import not_finite_after
 from flatstore.es.on_torch.tables import Table, on_device
 from flatstore.es.undo_log import UndoLog
@@ -76,8 +77,8 @@ class LoggedMoves:
                 raise not_finite_after(self._store, self._noise, self._key, made.at, too_large)
         except BaseException:
             self._take_back(made)
-            if undo:
-                self._add(CardLog(self._store, undo.noise, undo.key, undo.at))
+            if undo:  # the same bits as before, for which its log is right: there may be no memory for another one
+                Launch(self._store, self._noise, self._tables, False).perturb_all(words(self._key), undo.at)
             raise
         if undo:
             undo.close()
