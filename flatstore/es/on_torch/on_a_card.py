@@ -151,7 +151,12 @@ class CardMoves:
             if perturbed:
                 gridded.perturb_all(first, -perturbed)
             if not gridded.failed:
-                gridded.update_all(words(keys), fixed, sign)
+                try:
+                    gridded.update_all(words(keys), fixed, sign)
+                except BaseException:
+                    if perturbed:
+                        gridded.perturb_all(first, perturbed)
+                    raise
                 if gridded.failed and perturbed:
                     failed = gridded.failed
                     gridded.perturb_all(first, perturbed)

@@ -10,7 +10,7 @@ import torch
 
 import flatstore as fs
 from flatstore import es
-from flatstore.es.on_torch import logged
+from flatstore.es.on_torch import launches, logged
 from flatstore.es.on_torch.tables import TILE
 from flatstore.store import OnTorch, TorchPopulation, array_of
 from tests.example_trees import says
@@ -266,6 +266,30 @@ def test_a_failure_on_the_way_takes_all_back(monkeypatch):
         es.perturb(store, NOISE, 1, sign=-2, undo=log)
     assert [bits_of(store, path) for path in store] == there
     es.perturb(store, NOISE, 1, sign=-1, undo=log)
+    assert [bits_of(store, path) for path in store] == before
+
+
+@pytest.mark.parametrize("verb", ["perturb", "update"])
+def test_a_launch_that_fails_takes_those_before_it_back(monkeypatch, verb):
+    monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
+    tree = {"a": np.linspace(-1, 1, 3000, dtype="f4"), "d": np.linspace(-1, 1, 50)}
+    _, store = both(tree=tree)
+    es.perturb(store, NOISE, 3)
+    before = [bits_of(store, path) for path in store]
+    real = getattr(launches.Launch, verb)
+
+    def failing(self, table, *arguments):
+        if table.dtype == "float64":
+            raise MemoryError
+        real(self, table, *arguments)
+
+    move = {
+        "perturb": lambda: es.perturb(store, NOISE, 1),
+        "update": lambda: es.update(store, NOISE, [3, 4], [0.5, 0.25], perturbed=1),
+    }
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(launches.Launch, verb, failing)
+        move[verb]()
     assert [bits_of(store, path) for path in store] == before
 
 
