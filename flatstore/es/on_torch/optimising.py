@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.es.on_torch.tables import TILE, Table, addresses_in, on_device, trained_tables
+from flatstore.es.on_torch.tables import Table, addresses_in, are_aligned, on_device, trained_tables
 from flatstore.es.weights import words
 from flatstore.extras import require
 from flatstore.kernels.cpu import STORAGE, adam
@@ -24,17 +24,16 @@ def move_by_rule(rule: Any, stores: Sequence[TorchStore], settings: Sequence[flo
 
     def launch(table: Table) -> None:
         real = STORAGE[table.dtype][1]
-        columns = [addresses_in(x, table) for x in (gradient, states[0], states[-1])]
+        columns = np.stack([addresses_in(x, table) for x in (gradient, states[0], states[-1])], 1)
         kernels.step[(len(table.programs),)](
             table.rows,
             table.programs,
-            on_device(store, np.stack(columns, 1)),
+            on_device(store, columns),
             on_device(store, np.array(settings, real).astype(np.float64)),
             rounding,
             rule=kernels.ADAM if rule is adam else kernels.MOMENTUM,
             dtype=kinds[table.dtype],
-            tile=TILE,
-            enable_fp_fusion=False,
+            **table.launch | {"whole": table.is_fast and are_aligned(columns)},
         )
 
     for table in trained_tables(store):
