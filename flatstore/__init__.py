@@ -3,6 +3,7 @@
 `Layout` says where every leaf lives, `Store` is one model in one buffer, `Population` many.
 """
 
+from flatstore import bench as bench
 from flatstore import es as es
 from flatstore import ga as ga
 from flatstore import scale as scale
