@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 import jax
 import numpy as np
 
-from flatstore.layout import Array, Layout, Leaf, describe
+from flatstore.layout import Array, Layout, Leaf, describe, memory_map
 from flatstore.memory import Memory, using, write
 from flatstore.store.assigning import Pairs, checked_leaf, checked_leaves, is_pairs
 from flatstore.store.donation import replace_together, written
@@ -279,6 +279,10 @@ class OnDevice(Mapping[str, jax.Array]):
         return (
             f"{title}\n{describe(self.layout.leaves, lambda leaf: hex(self._addresses.get(leaf.tied or leaf.path, 0)))}"
         )
+
+    def _repr_html_(self) -> str:
+        """The memory map of the layout, in a notebook."""
+        return memory_map(repr(self).partition("\n")[0], self.layout.leaves, self.layout.nbytes)
 
 
 class JaxStore(OnDevice):
