@@ -1,0 +1,180 @@
+"""flatstore beside its peers: one table, and one picture of it, for light and for dark pages.
+
+    python benchmarks/compare.py --out docs/pictures     # under ten minutes on two cores
+    python benchmarks/compare.py --quick                 # a minute, smaller sizes, no files
+
+Each peer has a process of its own, which times its own work; the processes take turns (`race.py`). A generation is
+selection, crossover and mutation (ga), or samples around a centre and its move (es), without an evaluation; the last
+rows are whole loops on small networks, where evaluation is most of it. A peer that is not installed is `n/a`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+if __package__:  # asv imports this folder as a package
+    from . import es_peers, ga_peers, whole_peers
+    from .race import race
+    from .report import processor
+else:
+    import es_peers
+    import ga_peers
+    import whole_peers
+    from race import race
+    from report import processor
+
+LIBRARIES = ("flatstore", "numpy", "evosax", "evotorch")
+SMALLEST = 16 << 20
+"""Bytes of a population whose peak is told."""
+COLOURS = ("#c4572e", "#7d8793", "#3f7fc0", "#3d9a62")
+
+
+class Job(NamedTuple):
+    """What is compared: a row of the table for each library."""
+
+    name: str
+    peers: dict[str, Any]
+    """By library; the faster variant of a library is taken where it has several."""
+    members: int
+    genes: int
+    generations: int
+
+
+class Result(NamedTuple):
+    """What a library does in a job."""
+
+    rate: float
+    """Genes a second."""
+    peak: float | None
+    """Bytes at the peak, as a multiple of the population; not of a small one, beside which libraries keep more."""
+
+
+Results = list[tuple[Job, dict[str, Result | None]]]
+
+
+def jobs(quick: bool) -> list[Job]:
+    """All jobs."""
+    members, genes = (64, 20_000) if quick else (256, 200_000)
+    small = (64, 2_410) if quick else (256, 2_410)
+    scan = {"evosax": ga_peers.PEERS["evosax (scan)"]}
+    genetic = {name: whole_peers.GENETIC.get(name, whole_peers.GENETIC["evosax (scan)"]) for name in LIBRARIES}
+    strategy = {name: whole_peers.STRATEGIES.get(name, whole_peers.STRATEGIES["evosax (scan)"]) for name in LIBRARIES}
+    for whole in (genetic, strategy):
+        del whole["numpy"]  # an evaluation in plain NumPy would be another job
+    return [
+        Job("a generation, ga", {name: ga_peers.PEERS[name] for name in LIBRARIES} | scan, members, genes, 1),
+        Job("a generation, es", {name: es_peers.PEERS[name] for name in LIBRARIES}, members, genes, 1),
+        Job("a whole loop, ga, small network", genetic, *small, 20),
+        Job("a whole loop, es, small network", strategy, *small, 20),
+    ]
+
+
+def measured(job: Job, rounds: int) -> dict[str, Result | None]:
+    """The result of each library, None where it is not installed."""
+    found = {name: peer for name, peer in job.peers.items() if peer.installed()}
+    taken, peaks = race(found, job.members, job.genes, rounds, job.generations)
+    size = job.members * job.genes
+    made: dict[str, Result | None] = dict.fromkeys(job.peers)
+    for name in found:
+        peak = peaks[name] / (4 * size) if 4 * size >= SMALLEST else None
+        made[name] = Result(size / float(np.median(taken[name])), peak)
+    return made
+
+
+def table(results: Results) -> Iterator[str]:
+    """The lines of a table in Markdown."""
+    yield f"| | {' | '.join(LIBRARIES)} |"
+    yield "|---|" + "---|" * len(LIBRARIES)
+    for job, found in results:
+        cells = [_cell(found.get(name), found["flatstore"]) for name in LIBRARIES]
+        yield f"| {job.name}, {job.members} × {job.genes:,} | {' | '.join(cells)} |"
+
+
+def _cell(result: Result | None, ours: Result | None) -> str:
+    if result is None or ours is None:
+        return "n/a"
+    peak = "" if result.peak is None else f", peak {result.peak:.1f} ×"
+    if result is ours:
+        return f"{result.rate / 1e6:,.0f} M genes/s{peak}"
+    return f"{ours.rate / result.rate:.1f} × as long{peak}"
+
+
+def picture(results: Results, path: Path, dark: bool) -> None:
+    """Draw rate and peak of each library in each job, on logarithmic axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ink, paper = ("#e6e6e6", "#1c1e21") if dark else ("#222222", "#ffffff")
+    figure = Figure(figsize=(9, 3.6), layout="constrained", facecolor=paper)
+    FigureCanvasAgg(figure)
+    rates, peaks = figure.subplots(1, 2, sharey=True)
+    names = [f"{job.name}\n{job.members} × {job.genes:,}" for job, _ in results]
+    for axes, title, value in (
+        (rates, "genes a second: more is better", lambda result: result.rate),
+        (peaks, "peak memory, × the population: less is better", lambda result: result.peak),
+    ):
+        axes.set_facecolor(paper)
+        for library, colour in zip(LIBRARIES, COLOURS, strict=True):
+            drawn = [(value(found[library]), row) for row, (_, found) in enumerate(results) if found.get(library)]
+            points = [(x, row) for x, row in drawn if x is not None]
+            axes.plot(
+                [x for x, _ in points], [row for _, row in points], "o", color=colour, markersize=8, label=library
+            )
+        axes.set_xscale("log")
+        axes.set_title(title, color=ink, fontsize=10)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.tick_params(colors=ink, which="both")
+        axes.grid(axis="both", color=ink, alpha=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(ink)
+    rates.legend(loc="lower left", frameon=False, labelcolor=ink, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def versions() -> str:
+    """What was compared, where, and when."""
+    found: list[str] = []
+    for name in ("flatstore", "evosax", "evotorch", "jax", "numpy", "torch"):
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{name} n/a")
+    machine = f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    return f"{', '.join(found)}; {machine}; {time.strftime('%Y-%m-%d')}"
+
+
+def main() -> None:
+    """Measure, print, and write the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write compare.md, compare.png, compare-dark.png")
+    arguments = parser.parse_args()
+    results: Results = []
+    todo = jobs(arguments.quick)
+    for number, job in enumerate(todo):
+        bar = "#" * number + "." * (len(todo) - number)
+        print(f"\r[{bar}] {job.name:40}", end="", file=sys.stderr, flush=True)
+        results.append((job, measured(job, 2 if arguments.quick else 5)))
+    print(f"\r[{'#' * len(todo)}] {'done':40}", file=sys.stderr)
+    text = "\n".join([*table(results), "", f"`python benchmarks/compare.py`; {versions()}", ""])
+    print(text)
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "compare.md").write_text(text)
+        picture(results, arguments.out / "compare.png", dark=False)
+        picture(results, arguments.out / "compare-dark.png", dark=True)
+
+
+if __name__ == "__main__":
+    main()
