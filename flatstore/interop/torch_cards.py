@@ -57,7 +57,7 @@ def moved_into(tree: Mapping[str, Any], store: TorchStore) -> None:
     """Make the tensors views of a store that there was before, with their values."""
     tensors, names = by_path(tree), _names(store.layout)
     _refuse_fixed(tensors)
-    write_in_order(store.device, [store.memory], lambda: _move_in(tensors, names, store))
+    write_in_order(store.device, store.memory.parts, lambda: _move_in(tensors, names, store))
 
 
 def _move_in(tensors: Mapping[str, Any], names: Mapping[str, list[str]], store: TorchStore) -> None:

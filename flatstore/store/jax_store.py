@@ -197,6 +197,7 @@ class OnDevice(Mapping[str, jax.Array]):
 
     def assign(self, values: Any) -> None:
         """Copy `values` in, leaf by leaf: a tree, a vector, a mapping or an iterable of pairs, as on the host."""
+        given = values
         if isinstance(values, OnDevice):
             values = values.tree
         elif isinstance(values, Views):
@@ -205,7 +206,7 @@ class OnDevice(Mapping[str, jax.Array]):
             for path, value in values:
                 self[path] = value
             return
-        with using(reads=memories_in(values)) as own:
+        with using(reads=[given.memory] if isinstance(given, OnDevice) else memories_in(given)) as own:
             self._put(checked_leaves(self.layout, values, self._leading), own)
 
     def __setitem__(self, path: Any, value: Any) -> None:

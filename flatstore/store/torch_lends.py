@@ -37,7 +37,6 @@ class LentTensors:
         if self._access is not None:
             raise RuntimeError("expected a lend that was not entered before; fix: call lend() again")
         store = self._store
-        store.verify()
         self._access = access = Access(lends=[store.memory])
         self._since = moment()
         try:
@@ -46,8 +45,8 @@ class LentTensors:
                 return store.tree
             refuse_jax_at_the_end()
             exported, self._arrays = _imported(store.homes)
-            for use in access.uses:
-                use.exports = list(exported.items())
+            homes = store.homes
+            access.note([(homes[path].data_ptr(), path, export) for path, export in exported.items()])
             leaves = store.layout.leaves
             return store.layout.unflatten([self._arrays[leaf.tied or leaf.path] for leaf in leaves])
         except BaseException:

@@ -52,8 +52,8 @@ class TorchPopulation(OnTorch):
             leaf.path: leaves[leaf.path][i % size] if leaf.trainable else leaves[leaf.path]
             for leaf in self.layout.homes
         }
-        member = TorchStore.over(self.layout, of_member)
-        member.memory, member.part_of = self.memory, (self, i % size)
+        member = TorchStore.over(self.layout, of_member, memory=self.memory)
+        member.part_of = self, i % size
         return member
 
     def chunks(self, at_most: int | None = None) -> Iterator[Chunk]:
@@ -113,8 +113,7 @@ def _on_torch(layout: Layout, tree: Any, device: Any, size: int | None = None) -
         store.assign(tree)
         return store
     pop = TorchPopulation.zeros(layout, device, size)
-    model = TorchStore.over(layout, {leaf.path: _one(pop, leaf) for leaf in layout.homes})
-    model.memory = pop.memory
+    model = TorchStore.over(layout, {leaf.path: _one(pop, leaf) for leaf in layout.homes}, memory=pop.memory)
     model.assign(tree)
     for leaf in layout.homes:
         if leaf.trainable:

@@ -1,5 +1,6 @@
 """Modules on a card: one buffer there, or spans; without a card, host memory stands for that of one."""
 
+import threading
 from collections import OrderedDict
 
 import numpy as np
@@ -121,3 +122,89 @@ def test_fused_and_sharded_parameters_have_the_indices_of_the_whole_model():
             assert np.array_equal(array_of(x[path].cpu()), expected[path][block])
     with pytest.raises(fs.StructureError, match="whose indices are not the store's"):
         es.sample(fs.store.TorchStore.zeros(store.layout, DEVICE), store, NOISE, [5])
+
+
+def an_aligned_module():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16)).to(DEVICE)
+
+
+def as_it_was_made(module):
+    return module, adopt(module, move=False)
+
+
+def in_a_buffer(module):
+    return module, adopt(module)
+
+
+@pytest.mark.parametrize("make", [as_it_was_made, in_a_buffer])
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_two_stores_over_the_same_memory_of_a_card_are_readers_and_writers_of_the_same_bytes(make, library):
+    module, whole = make(an_aligned_module())
+    part, beside = adopt(module[1], move=False), adopt(module[0], move=False)
+    es.snap(whole, NOISE)
+    before = whole.to_vector()
+    with part.lend(library) as params:
+        assert tuple(params["weight"].shape) == (16, 32)
+        for write in (
+            lambda: es.perturb(whole, NOISE, 1),
+            lambda: whole.assign(before),
+            lambda: whole.__setitem__("1.bias", torch.ones(16, device=DEVICE)),
+            lambda: es.snap(whole, NOISE),
+        ):
+            with pytest.raises(fs.LentError, match="one that is lent: 1 lend"):
+                write()
+        es.snap(beside, NOISE)  # no byte of it is lent
+    with whole.lend(library), pytest.raises(fs.LentError, match="one that is lent: 1 lend"):
+        es.perturb(part, NOISE, 1)
+    assert np.array_equal(whole.to_vector(), before)
+    es.perturb(part, NOISE, 1)
+    assert torch.equal(whole["1.weight"], part["weight"])
+
+
+def test_what_another_store_of_the_same_memory_writes_is_not_copied_meanwhile():
+    module = an_aligned_module()
+    whole, part = adopt(module), adopt(module[1], move=False)
+    other = fs.Store.from_tree(part.tree, device=DEVICE)
+    refused = []
+
+    def read():
+        for use in (whole.to_vector, whole.copy, lambda: other.assign(dict(module[1].named_parameters()))):
+            with pytest.raises(fs.LentError) as error:
+                use()
+            refused.append(error)
+
+    thread = threading.Thread(target=read)
+    part.write(lambda: (thread.start(), thread.join(60)))
+    assert len(refused) == 3
+
+
+def test_leaves_that_change_places_are_assigned_as_they_were():
+    store = fs.Store.from_tree({"a": np.zeros(3, "f4"), "b": np.ones(3, "f4")}, device=DEVICE)
+    for tree in ({"a": store["b"], "b": store["a"]}, {"a": store["b"].cpu(), "b": store["a"].cpu()}):
+        before = store.to_vector()
+        store.assign(tree)
+        assert store.to_vector().tolist() == [*before[3:], *before[:3]]
+
+
+def test_of_a_span_that_has_moved_nothing_is_read(tmp_path):
+    module = an_aligned_module()
+    store = adopt(module, move=False)
+    es.snap(store, NOISE)
+    zeros = OrderedDict((path, torch.zeros_like(x)) for path, x in store.items())
+    members = fs.Population.from_tree(zeros, 2, device=DEVICE)
+    module[0].bias.data = module[0].bias.data.clone()
+    for read in (
+        store.to_vector,
+        store.copy,
+        store.lend().__enter__,
+        lambda: fs.save(tmp_path / "x.safetensors", store),
+        lambda: es.sample(members, store, NOISE, [1, 2]),
+        lambda: members[0].assign(store),
+        lambda: es.Momentum(members[0].copy()).step(store, 0.1),
+    ):
+        with pytest.raises(fs.StructureError, match="elsewhere than where the store was made") as error:
+            read()
+        says(error, "'0.bias': expected address", "adopt(module, store) brings it back there")
+    assert not [*tmp_path.iterdir()] and not members.to_vector().any()
+    assert adopt(module, store) is store and store.to_vector().size

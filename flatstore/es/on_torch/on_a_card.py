@@ -177,7 +177,6 @@ class CardMoves:
             raise TypeError(f"expected to sample into a device, got {type(out).__name__}; fix: zeros of the same kind")
         refuse_other_layouts("out", out, store)
         _refuse_elsewhere(out, store)
-        store.refuse_moved()
         check_sign(sign, IN_NOISE)
         members = 1 if out.size is None else out.size
         keys = as_keys(seeds if np.ndim(seeds) else [seeds])
@@ -216,10 +215,7 @@ class CardMoves:
                 f"expected a gradient on the card, got a {type(gradient).__name__}; "
                 "fix: Store.from_tree(tree, device=store.device)"
             )
-
         _refuse_elsewhere(gradient, store)
-        for x in stores:
-            x.refuse_moved()
 
         def move() -> None:
             leaves, fix = trained(store), "correct the computation that makes it"
