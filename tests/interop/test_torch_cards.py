@@ -208,3 +208,107 @@ def test_of_a_span_that_has_moved_nothing_is_read(tmp_path):
         says(error, "'0.bias': expected address", "adopt(module, store) brings it back there")
     assert not [*tmp_path.iterdir()] and not members.to_vector().any()
     assert adopt(module, store) is store and store.to_vector().size
+
+
+class Stuck(nn.Parameter):
+    """A parameter that takes no data that lie elsewhere."""
+
+    @property
+    def data(self):
+        return super().data
+
+    @data.setter
+    def data(self, value):
+        if value.data_ptr() != self.data_ptr():
+            raise RuntimeError("these data stay")
+
+
+def places_of(module):
+    return {name: x.data_ptr() for name, x in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def test_a_tensor_that_refuses_in_the_middle_leaves_the_module_and_the_store_as_they_were():
+    module = a_module()
+    store = adopt(module)
+    before, there = bits_of(module), store.to_vector() + 0
+    module.a.weight.data, module.n.weight.data = module.a.weight.data + 1, module.n.weight.data + 1
+    module.tied.weight.data = module.a.weight.data
+    module.n.bias = Stuck(module.n.bias.data + 1)
+    places, now = places_of(module), bits_of(module)
+    with pytest.raises(RuntimeError, match="these data stay"):
+        adopt(module, store)
+    assert places_of(module) == places and bits_of(module) == now != before
+    assert np.array_equal(store.to_vector(), there)
+    with pytest.raises(RuntimeError, match="these data stay"):
+        adopt(module)
+    assert bits_of(module) == now and module.n.bias.data_ptr() == places["n.bias"]
+    assert module.a.weight.data_ptr() == module.tied.weight.data_ptr()
+
+
+def test_what_all_members_share_is_not_written_by_a_module_of_one():
+    modules = [a_module(), a_module()]
+    plan = adopt(a_module())
+    pop = fs.Population.from_tree(OrderedDict(plan.items()), 2, trainable=["a.*", "tied.*"], device=DEVICE)
+    with torch.no_grad():
+        modules[1].b.weight.add_(1)
+    trained = {path for path, leaf in pop.layout.by_path.items() if leaf.trainable}
+    for name, x in [*modules[1].named_parameters(), *modules[1].named_buffers()]:
+        if x.is_floating_point():
+            x.requires_grad_(name in trained)
+    before, places = pop.to_vector(), places_of(modules[1])
+    with pytest.raises(fs.StructureError, match="that torch must not write") as error:
+        adopt(modules[1], pop[1])
+    says(error, "'b.weight': expected a leaf of its own, got one that all members share", "member.copy()")
+    assert np.array_equal(pop.to_vector(), before) and places_of(modules[1]) == places
+    store = adopt(modules[1], pop[1].copy())
+    assert torch.equal(store["b.weight"], modules[1].b.weight)
+
+
+def test_members_of_a_population_are_modules():
+    modules = [nn.Linear(4, 3).to(DEVICE) for _ in range(3)]
+    pop = fs.Population.from_tree(modules[0].state_dict(), 3, device=DEVICE)
+    values = [bits_of(module) for module in modules]
+    for i, module in enumerate(modules):
+        assert adopt(module, pop[i])["weight"].data_ptr() == pop["weight"][i].data_ptr() == module.weight.data_ptr()
+    assert [bits_of(module) for module in modules] == values
+    adopt(modules[0], pop[1])  # it lies in the same memory, elsewhere
+    assert bits_of(modules[0]) == bits_of(modules[1]) == values[0]
+
+
+def test_tensors_that_change_places_in_a_store_keep_their_values():
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).to(DEVICE)
+    store, values = adopt(module), [x.detach().clone() for x in module.parameters()]
+    module[0].weight.data, module[1].weight.data = module[1].weight.data, module[0].weight.data
+    adopt(module, store)
+    expected = [values[2], values[1], values[0], values[3]]
+    assert all(map(torch.equal, module.parameters(), expected)) and torch.equal(store["0.weight"], values[2])
+
+
+def test_a_store_on_another_device_is_refused_before_anything_is_written():
+    module, other = nn.Linear(4, 3).to(DEVICE), nn.Linear(4, 3).to(DEVICE)
+    store = adopt(other)
+    before, places = bits_of(module), places_of(module)
+    store.device = torch.device("cuda:7")
+    with pytest.raises(ValueError, match=f"expected a module on cuda:7, as the store, got one on {DEVICE}") as error:
+        adopt(module, store)
+    says(error, "module.to('cuda:7')", "adopt(module) makes a new store")
+    with pytest.raises(fs.StructureError, match="2 leaves of the module") as error:
+        verify(other, store)
+    says(error, f"'bias': expected a view of float32[3], got float32[3] on {DEVICE}")
+    assert bits_of(module) == before and places_of(module) == places
+
+
+def test_where_there_is_no_memory_to_go_back_the_error_says_what_waits_in_host_memory(monkeypatch):
+    module, full = a_module(), torch.OutOfMemoryError("the card is full")
+    before = bits_of(module)
+
+    def no_room(*_, **__):
+        raise full
+
+    monkeypatch.setattr(TorchStore, "zeros", classmethod(no_room))
+    monkeypatch.setattr(torch.Tensor, "to", no_room)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        adopt(module)
+    monkeypatch.undo()
+    assert bits_of(module) == before
+    assert "still in host memory: 'a.weight'" in error.value.__notes__[0] and "module.to(" in error.value.__notes__[0]
