@@ -78,8 +78,9 @@ def adopt(module: Any, store: Any = None, *, align: int = 64, move: bool = True)
 
     Raises `ValueError` that names every tensor that cannot be a view (on another device than the first, sparse,
     quantised, lazy, not contiguous, memory shared in part), or for a store on another device, `StructureError` for a
-    module unlike `store`, or for leaves of a member that all members share, `LentError` if that one is lent, `TypeError` if it is not a module, and whatever a tensor that refuses other data raises. In all
-    these cases the module and the store are left as they were.
+    module unlike `store`, or for leaves of a member that all members share, `LentError` if that one is lent,
+    `TypeError` if it is not a module, and whatever a tensor that refuses other data raises. In all these cases the
+    module and the store are left as they were.
     """
     tree = tree_of(module)
     layout = _layout(tree, align if store is None else _checked(store).layout.align)

@@ -1,5 +1,6 @@
 """A store on a device of torch: one buffer, whose leaves are torch views, lent to JAX by DLPack."""
 
+import gc
 import threading
 
 import jax
@@ -10,7 +11,7 @@ import torch
 
 import flatstore as fs
 from flatstore import es
-from flatstore.store import TorchPopulation, TorchStore, array_of, host_of
+from flatstore.store import TorchPopulation, TorchStore, array_of, host_of, torch_lends
 from flatstore.store.torch_store import ALIGN
 from tests.example_trees import Pair, says
 
@@ -127,6 +128,29 @@ def test_a_view_that_is_held_keeps_the_store_lent():
     assert held.sum() == 64
     del held, params, error
     store["w"] = np.zeros(64)
+
+
+def test_a_card_has_finished_before_what_jax_has_let_go_of_is_no_longer_lent(monkeypatch):
+    """JAX lets go when it has asked the card for the last computation, not when that is done."""
+    store, finished = fs.Store.from_tree({"w": np.ones(64, "f4"), "v": np.ones(64, "f4")}, device="cpu"), []
+
+    def finish(device):
+        finished.append((device, len(store.memory.lends)))
+
+    monkeypatch.setattr(torch_lends, "finish", finish)
+    with store.lend("jax"):
+        assert not finished
+    assert finished == [(store.device, 1)]  # once for all leaves
+    with pytest.raises(fs.LentError, match="still read"), store.lend("jax", patience=0.05) as params:
+        held = np.asarray(params["w"])
+    assert finished[1:] == [(store.device, 1)]  # of what was not held
+    del held, params
+    gc.collect()
+    store["w"] = np.zeros(64)
+    assert finished[2:] == [(store.device, 1)]  # by who writes next
+    with store.lend():
+        pass
+    assert len(finished) == 3
 
 
 def test_views_of_torch_that_come_and_go_meanwhile_make_no_difference():
