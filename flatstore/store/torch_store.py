@@ -28,7 +28,7 @@ from flatstore.store.parts import Parts
 from flatstore.store.placement import placement_of_population, placement_of_store
 from flatstore.store.torch_lends import LentTensors
 from flatstore.store.torch_streams import write_in_order
-from flatstore.store.torch_tensors import array_of, leaves_in, tensor_of, torch_dtype_of
+from flatstore.store.torch_tensors import array_of, leaves_in, tensor_of, torch_dtype_of, writable
 from flatstore.store.verbs import memories_in
 from flatstore.trees import Difference, StructureError, by_path
 
@@ -66,7 +66,7 @@ class OnTorch(OnDevice):
                 f"expected {placement.nbytes:,} bytes on {device}, got {error}; fix: plan a smaller model"
             ) from error
         start = -raw.data_ptr() % ALIGN
-        buffer = raw[start : start + placement.nbytes]
+        buffer = writable(raw)[start : start + placement.nbytes]
         return cls.over(layout, leaves_in(buffer, layout, placement, size), buffer, size)
 
     @classmethod
@@ -85,6 +85,7 @@ class OnTorch(OnDevice):
         `moved` tells what lies elsewhere by now, of leaves that others own; `memory` is that of which they are a part.
         """
         self = object.__new__(cls)
+        leaves = {path: writable(x) for path, x in leaves.items()}
         self.layout, self.size, self._buffer = layout, size, buffer
         found: list[Any] = [x.device for x in (*leaves.values(), buffer) if x is not None]
         self.device = found[0]

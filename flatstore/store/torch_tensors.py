@@ -23,6 +23,16 @@ def leaves_in(buffer: Any, layout: Layout, placement: Placement, size: int | Non
     return leaves
 
 
+def writable(tensor: Any) -> Any:
+    """A tensor that can be written whether or not torch is in inference mode, over the same bytes: a view."""
+    if not tensor.is_inference():
+        return tensor
+    torch = require("torch", "torch")
+    with torch.inference_mode(False):
+        place = tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
+        return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(*place)
+
+
 def torch_dtype_of(leaf: Leaf) -> Any:
     """The dtype of torch for a leaf. Raises `ValueError` where torch has none."""
     dtype = getattr(require("torch", "torch"), leaf.dtype.name, None)

@@ -312,3 +312,19 @@ def test_where_there_is_no_memory_to_go_back_the_error_says_what_waits_in_host_m
     monkeypatch.undo()
     assert bits_of(module) == before
     assert "still in host memory: 'a.weight'" in error.value.__notes__[0] and "module.to(" in error.value.__notes__[0]
+
+
+@pytest.mark.parametrize("move", [True, False])
+@pytest.mark.parametrize("adopted_inside", [True, False])
+def test_a_module_of_inference_mode_is_perturbed_too(move, adopted_inside):
+    with torch.inference_mode():
+        module = an_aligned_module()
+        store = adopt(module, move=move) if adopted_inside else None
+    store = store or adopt(module, move=move)
+    es.snap(store, NOISE)
+    before = bits_of(module)
+    es.perturb(store, NOISE, 5)
+    assert bits_of(module) != before
+    es.perturb(store, NOISE, 5, sign=-1)
+    assert bits_of(module) == before
+    verify(module, store)

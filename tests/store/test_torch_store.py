@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import flatstore as fs
-from flatstore import es
-from flatstore.store import TorchPopulation, TorchStore, array_of, host_of, torch_lends
+from flatstore import es, ga
+from flatstore.store import OnTorch, TorchPopulation, TorchStore, array_of, host_of, torch_lends
 from flatstore.store.torch_store import ALIGN
 from tests.example_trees import Pair, says
 
@@ -224,3 +224,47 @@ def test_it_costs_its_own_bytes_and_little_more():
     tree = {f"w{i}": np.ones(1 << 18, "f4") for i in range(16)}
     store = fs.Store.from_tree(tree, device="cpu")
     assert store.buffer.untyped_storage().nbytes() <= store.layout.nbytes + ALIGN
+
+
+MADE = {
+    "from_tree": lambda: fs.Store.from_tree({"h": np.ones(64, "f2"), "w": np.ones((16, 8), "f4")}, device="cpu"),
+    "a copy": lambda: MADE["from_tree"]().copy(),
+    "a member": lambda: fs.Population.from_tree(MADE["from_tree"]().tree, 3, device="cpu")[1],
+    "spans": lambda: TorchStore.over((x := MADE["from_tree"]()).layout, {p: y.clone() for p, y in x.homes.items()}),
+}
+
+
+@pytest.mark.parametrize("on_card", [False, True])
+@pytest.mark.parametrize("make", MADE)
+def test_inference_mode_makes_no_difference(make, on_card, monkeypatch):
+    if on_card:
+        monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
+    expected = None
+    for made, used in ((False, False), (False, True), (True, False), (True, True)):
+        with torch.inference_mode(made):
+            store = MADE[make]()
+        with torch.inference_mode(used):
+            es.snap(store, NOISE)
+            es.perturb(store, NOISE, 1, sign=-1, undo=es.perturb(store, NOISE, 1))
+            es.update(store, NOISE, [1, 2], [0.5, 0.5])
+            store["h"] = torch.full((64,), 0.5, dtype=torch.float16)
+            beside = store.copy()
+            es.sample(beside, store, NOISE, [3])
+            es.Adam(store).step(beside, 0.01)
+            store["w"][0] += 1
+            with store.lend("jax") as params:
+                assert params["w"].shape == (16, 8)
+        expected = store.to_vector() if expected is None else expected
+        assert np.array_equal(store.to_vector(), expected)
+
+
+def test_a_generation_of_a_population_of_inference_mode_is_the_same():
+    stepped = []
+    for made, used in ((False, False), (False, True), (True, False)):
+        with torch.inference_mode(made):
+            pop = fs.Population.from_tree({"w": np.ones((16, 8), "f4")}, 4, device="cpu")
+        with torch.inference_mode(used):
+            ga.step(pop, np.arange(4), seed=1, mutate=NOISE)
+            es.sample(pop[0], pop[1].copy(), NOISE, [1])
+        stepped.append(pop.to_vector())
+    assert all(np.array_equal(x, stepped[0]) for x in stepped)
