@@ -231,7 +231,7 @@ class OnDevice(Mapping[str, jax.Array]):
                 old = self._leaves[leaf.path]
                 given = _jax.device_put(np.asarray(array, leaf.dtype), self.device)
                 if old.is_deleted():  # to a verb that failed
-                    self._leaves[leaf.path] = jnp.array(given, copy=True)
+                    self._leaves[leaf.path] = jnp.array(jnp.broadcast_to(given, self._shape(leaf)), copy=True)
                     self._addresses |= self._found(leaf.path)
                 else:
                     self._leaves |= written({leaf.path: old}, {leaf.path: given})
