@@ -174,7 +174,8 @@ device, size, members = jax.devices()[0], int(sys.argv[1]), int(sys.argv[2])
 def memory(what):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(what))
 def a_tree(size):
-    return {"b": np.arange(7, dtype="f4"), "h": np.linspace(0, 1, size // 4).astype("bfloat16"), "w": np.ones(size, "f4")}
+    half = np.linspace(0, 1, size // 4).astype("bfloat16")
+    return {"b": np.arange(7, dtype="f4"), "h": half, "w": np.ones(size, "f4")}
 fs.Population.from_tree(a_tree(8), 2, device=device)
 tree = a_tree(size)
 open("/proc/self/clear_refs", "w").write("5")  # the peak is measured from here on
