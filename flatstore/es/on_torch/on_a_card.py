@@ -148,6 +148,8 @@ class CardMoves:
             if undo:
                 moves.refuse_others(undo)
             refuse_not_finite(store, noisy(store, noise))
+            # These tables cannot be taken back, so they come last, when nothing can fail any more.
+            last = [*(moves.taking_back(undo) if undo else ()), *gridless.updating(words(keys), fixed, sign)]
             if perturbed:
                 gridded.perturb_all(first, -perturbed)
             if not gridded.failed:
@@ -163,10 +165,10 @@ class CardMoves:
                     gridded.failed = failed
             if gridded.failed:
                 raise off_the_grid(store, noise, gridded.failed, fix)
-            # These tables cannot be taken back, so they come last, when nothing can fail any more.
+            for launch in last:
+                launch()
             if undo:
-                moves.go(undo, CardLog(store, noise, keys[:1], 0))
-            gridless.update_all(words(keys), fixed, sign)
+                undo.close()
 
         store.write(_without_gradients(move))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flatstore.es.on_torch.launches import Planned
 from flatstore.es.on_torch.tables import TILE, Table, addresses_in, on_device, trained_tables
 from flatstore.es.weights import words
 from flatstore.extras import require
@@ -22,20 +23,23 @@ def move_by_rule(rule: Any, stores: Sequence[TorchStore], settings: Sequence[flo
     store, gradient, *states = stores
     rounding = on_device(store, words(keys).astype(np.int64))
 
-    def launch(table: Table) -> None:
+    def plan(table: Table) -> Planned:
         real = STORAGE[table.dtype][1]
         columns = [addresses_in(x, table) for x in (gradient, states[0], states[-1])]
-        kernels.step[(len(table.programs),)](
+        given = (
             table.rows,
             table.programs,
             on_device(store, np.stack(columns, 1)),
             on_device(store, np.array(settings, real).astype(np.float64)),
             rounding,
-            rule=kernels.ADAM if rule is adam else kernels.MOMENTUM,
-            dtype=kinds[table.dtype],
-            tile=TILE,
-            enable_fp_fusion=False,
         )
+        constants = {
+            "rule": kernels.ADAM if rule is adam else kernels.MOMENTUM,
+            "dtype": kinds[table.dtype],
+            "tile": TILE,
+            "enable_fp_fusion": False,
+        }
+        return Planned(kernels.step, len(table.programs), given, constants).compiled()
 
-    for table in trained_tables(store):
-        launch(table)
+    for launch in [plan(table) for table in trained_tables(store)]:
+        launch()
