@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import jax
+
 from flatstore.checks import whole
 from flatstore.layout import Layout, Leaf
 from flatstore.store.jax_population import JaxPopulation
@@ -14,6 +16,9 @@ from flatstore.store.lent_trees import LentTree
 from flatstore.store.moves import Breeding
 from flatstore.store.placement import members_at_once
 from flatstore.store.torch_store import OnTorch, TorchStore
+from flatstore.store.torch_tensors import check_device
+
+_jax: Any = jax
 
 
 class TorchPopulation(OnTorch):
@@ -104,7 +109,15 @@ def zeros_on_device(layout: Layout, device: Any, size: int | None = None) -> Any
 
 
 def _is_of_torch(device: Any) -> bool:
-    return isinstance(device, str) or type(device).__module__ == "torch"
+    """Whether a device is one of torch. Raises `TypeError` or `ValueError` for one that is not there."""
+    if isinstance(device, str) or type(device).__module__ == "torch":
+        check_device(device)
+        return True
+    if not isinstance(device, _jax.Device):
+        raise TypeError(
+            f"expected a device of JAX or torch, got {device!r}; fix: pass one, such as jax.devices()[0] or 'cuda'"
+        )
+    return False
 
 
 def _on_torch(layout: Layout, tree: Any, device: Any, size: int | None = None) -> Any:

@@ -2,6 +2,8 @@
 
 import threading
 from collections import OrderedDict
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -328,3 +330,28 @@ def test_a_module_of_inference_mode_is_perturbed_too(move, adopted_inside):
     es.perturb(store, NOISE, 5, sign=-1)
     assert bits_of(module) == before
     verify(module, store)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_worker_of_the_example_perturbs_an_engine_on_a_card(dtype):
+    spec = spec_from_file_location("engine", Path(__file__).parents[2] / "examples" / "engine.py")
+    engine = module_from_spec(spec)
+    spec.loader.exec_module(engine)
+    worker = engine.Worker(1)
+    worker.model.to(DEVICE, getattr(torch, dtype))
+    shapes = {"gate.weight": (64, 16), "head.weight": (8, 64), "up.weight": (64, 16)}
+    trainer = fs.Store.from_tree({path: np.full(shape, 0.25, dtype) for path, shape in shapes.items()})
+    worker.adopt(trainer.layout, 0, 1)
+    assert isinstance(worker.store, TorchStore)
+    worker.store.assign(dict(trainer.items()))
+    before = worker.digest()
+    worker.perturb(7)
+    assert all(now != before[name] for name, now in worker.digest().items())
+    worker.perturb(7, sign=-1)
+    assert worker.digest() == before
+    worker.update([3, 4], [0.5, -0.25])
+    es.update(trainer, engine.NOISE, [3, 4], [0.5, -0.25])
+    assert all(array_of(worker.store[path].cpu()).tobytes() == trainer[path].tobytes() for path in shapes)
+    worker.model.head.weight.data = worker.model.head.weight.data.clone()
+    with pytest.raises(fs.StructureError, match="elsewhere"):
+        worker.perturb(7)

@@ -1,6 +1,7 @@
 """A store on a device of torch: one buffer, whose leaves are torch views, lent to JAX by DLPack."""
 
 import gc
+import re
 import threading
 
 import jax
@@ -218,6 +219,28 @@ def test_a_leaf_whose_data_were_replaced_is_named():
 def test_a_dtype_that_torch_does_not_have_is_named():
     with pytest.raises(ValueError, match="'w': expected a dtype that torch has, got float8_e3m4"):
         fs.Store.from_tree({"w": np.zeros(4, "float8_e3m4")}, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "words"),
+    [
+        (0, TypeError, "expected a device of JAX or torch, got 0; fix: pass one, such as jax.devices()[0] or 'cuda'"),
+        ("gpu", ValueError, "expected a device of torch, got 'gpu'; fix: pass 'cpu', 'cuda' or 'cuda:1' for torch"),
+        ("meta", ValueError, "expected host memory or a card that Triton's kernels run on, got 'meta'; fix: pass"),
+        ("cuda:99", ValueError, "expected a device that is there, got 'cuda:99', where torch finds"),
+        (torch.device("cuda", 99), ValueError, "expected a device that is there"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_by_all_that_make_stores(device, kind, words, tmp_path):
+    fs.save(tmp_path / "x.safetensors", fs.Store.from_tree({"w": np.zeros(4, "f4")}))
+    for make in (
+        lambda: fs.Store.from_tree({"w": np.zeros(4, "f4")}, device=device),
+        lambda: fs.Population.from_tree({"w": np.zeros(4, "f4")}, 2, device=device),
+        lambda: fs.load(tmp_path / "x.safetensors", device=device),
+    ):
+        with pytest.raises(kind, match=re.escape(words)) as error:
+            make()
+        says(error)
 
 
 def test_it_costs_its_own_bytes_and_little_more():
