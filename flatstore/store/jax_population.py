@@ -11,7 +11,7 @@ from flatstore.checks import whole
 from flatstore.layout import Layout
 from flatstore.memory import using
 from flatstore.store.assigning import checked_leaves
-from flatstore.store.jax_store import JaxStore, OnDevice
+from flatstore.store.jax_store import JaxStore, OnJax
 from flatstore.store.lent_trees import LentTree
 from flatstore.store.moves import Breeding
 from flatstore.store.placement import members_at_once
@@ -20,7 +20,7 @@ from flatstore.store.verbs import memories_in
 _lax: Any = jax.lax
 
 
-class JaxPopulation(OnDevice):
+class JaxPopulation(OnJax):
     """Many models on a device of JAX, stacked leaf by leaf: what `Population.from_tree(tree, n, device=...)` makes."""
 
     __slots__ = ()

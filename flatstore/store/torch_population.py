@@ -37,6 +37,14 @@ class TorchPopulation(OnTorch):
         """What `ga.step` does with it; None in host memory, where the host's loops go over its bytes."""
         return None if self.device.type == "cpu" else self.breeding_on_card
 
+    @property
+    def flat(self) -> Any:
+        """Raises `ValueError`: the members are stacked leaf by leaf."""
+        raise ValueError(
+            f"expected one model, got {self.size} members, stacked leaf by leaf; fix: use pop.to_vector(), or "
+            "pop[i].copy().flat, which copy"
+        )
+
     def __len__(self) -> int:
         """The number of members."""
         return self.size or 0
@@ -52,7 +60,7 @@ class TorchPopulation(OnTorch):
         size = len(self)
         if not -size <= i < size:
             raise IndexError(f"expected a member in 0 .. {size - 1}, got {i}; fix: index below len(pop)")
-        leaves: dict[str, Any] = self._leaves
+        leaves: dict[str, Any] = self.homes
         of_member = {
             leaf.path: leaves[leaf.path][i % size] if leaf.trainable else leaves[leaf.path]
             for leaf in self.layout.homes

@@ -22,8 +22,8 @@ from flatstore.extras import require
 from flatstore.layout import Array, Layout, Leaf, is_torch_tensor, spec_of
 from flatstore.memory import MOVED, Memory, Spans, bytes_of, memories_of, using
 from flatstore.store.assigning import Pairs, is_pairs
-from flatstore.store.jax_store import OnDevice
 from flatstore.store.moves import Moves
+from flatstore.store.on_device import OnDevice
 from flatstore.store.parts import Parts
 from flatstore.store.placement import placement_of_population, placement_of_store
 from flatstore.store.torch_lends import LentTensors
@@ -39,7 +39,7 @@ ALIGN = 256
 class OnTorch(OnDevice):
     """What `TorchStore` and `TorchPopulation` have in common."""
 
-    __slots__ = ("_buffer", "_elsewhere", "cache", "part_of", "parts")
+    __slots__ = ("_buffer", "_elsewhere", "cache", "part_of")
 
     _buffer: Any
 
@@ -89,17 +89,13 @@ class OnTorch(OnDevice):
         self.layout, self.size, self._buffer = layout, size, buffer
         found: list[Any] = [x.device for x in (*leaves.values(), buffer) if x is not None]
         self.device = found[0]
-        self._leaves, self.cache, self.part_of, self.parts = leaves, {}, None, parts
-        self._addresses = self._found()
+        self.homes, self.cache, self.part_of, self.parts = leaves, {}, None, parts
+        self._addresses = {path: tensor.data_ptr() for path, tensor in leaves.items() if tensor.numel()}
         self._elsewhere = partial(_elsewhere, leaves, self._addresses, moved)
         if memory is None:
             memory = Spans(map(bytes_of, leaves.values()), self._elsewhere) if buffer is None else _memory_of(buffer)
         self.memory = memory
         return self
-
-    def _found(self, *paths: str) -> dict[str, int]:
-        leaves: dict[str, Any] = {path: self._leaves[path] for path in paths} or self._leaves
-        return {path: tensor.data_ptr() for path, tensor in leaves.items() if tensor.numel()}
 
     @property
     def whole(self) -> Layout:
@@ -107,7 +103,7 @@ class OnTorch(OnDevice):
         return self.layout if self.parts is None else self.parts.whole
 
     @property
-    def moves(self) -> Moves | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def moves(self) -> Moves | None:
         """What the verbs do with it; None in host memory, where the host's loops go over its bytes."""
         return None if self.device.type == "cpu" else self.moves_on_card
 
@@ -116,10 +112,6 @@ class OnTorch(OnDevice):
         """All bytes, padding included: a 1-D uint8 tensor, a view. None for a member, and where others own them."""
         return self._buffer
 
-    def __getitem__(self, path: Any) -> Any:
-        """The tensor of a leaf: a view, the same object each time. Raises `KeyError`."""
-        return super().__getitem__(path)
-
     def __setitem__(self, path: Any, value: Any) -> None:
         """Copy a value of the leaf's shape into the leaf."""
         if not is_torch_tensor(value) or value.device.type == "cpu":
@@ -127,12 +119,6 @@ class OnTorch(OnDevice):
         leaf = self.layout.leaf(path)
         with using(reads=memories_of([value])) as own:
             self._put([self._checked_tensor(leaf, value)], own)
-
-    @property
-    def homes(self) -> dict[str, Any]:
-        """The tensors by the path of their home; for this package's own modules."""
-        leaves: dict[str, Any] = self._leaves
-        return leaves
 
     def leaf_matrix(self, leaf: Leaf) -> Array:
         """The numbers of a home, a row for each member, on the host; for this package's own modules.

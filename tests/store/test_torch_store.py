@@ -91,6 +91,9 @@ def test_a_population_is_stacked_leaf_by_leaf_and_its_members_are_views():
     es.snap(pop[1], NOISE)
     es.perturb(pop[1], NOISE, 3)
     assert pop["b"][0].tolist() == [0, 1, 2] and pop["b"][1].tolist() != [4, 5, 6]
+    with pytest.raises(ValueError, match="expected one model, got 3 members, stacked leaf by leaf") as error:
+        _ = pop.flat
+    says(error, "pop.to_vector()")
     with pytest.raises(IndexError, match="expected a member in 0 .. 2, got 3"):
         pop[3]
     with pytest.raises(TypeError, match="expected a member's number or a path, got float"):

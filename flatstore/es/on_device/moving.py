@@ -43,7 +43,7 @@ from flatstore.es.weights import fixed_point, weighted_seeds, words
 from flatstore.layout import Array
 from flatstore.memory import reading, using, write
 from flatstore.noise import Noise, as_keys
-from flatstore.store import JaxPopulation, JaxStore, OnDevice, replace_together
+from flatstore.store import JaxPopulation, JaxStore, OnJax, replace_together
 
 
 class JaxMoves:
@@ -234,4 +234,4 @@ class JaxMoves:
             x.verify()
 
 
-OnDevice.moves = JaxMoves()
+OnJax.moves = JaxMoves()

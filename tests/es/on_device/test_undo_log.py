@@ -8,7 +8,7 @@ import flatstore as fs
 from flatstore import es
 from flatstore.es.on_device import logged_leaves, undo_log
 from flatstore.es.on_device.tiles import TILE, found, spread
-from flatstore.store import OnDevice
+from flatstore.store import OnJax
 from tests.example_trees import says
 
 DEVICE = jax.devices()[0]
@@ -154,7 +154,7 @@ FROM_THE_SIDE = {
 
 def refuses_at(n, monkeypatch):
     """Have the n-th replacement of leaves fail for a lack of memory, before anything is donated to it."""
-    replace, calls = OnDevice.replace, []
+    replace, calls = OnJax.replace, []
 
     def short(self, *arguments):
         calls.append(arguments)
@@ -162,7 +162,7 @@ def refuses_at(n, monkeypatch):
             raise MemoryError("no room")
         return replace(self, *arguments)
 
-    monkeypatch.setattr(OnDevice, "replace", short)
+    monkeypatch.setattr(OnJax, "replace", short)
 
 
 @pytest.mark.parametrize("verb", FROM_THE_SIDE)
