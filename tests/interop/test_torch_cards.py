@@ -1,5 +1,6 @@
 """Modules on a card: one buffer there, or spans; without a card, host memory stands for that of one."""
 
+import ctypes
 import threading
 from collections import OrderedDict
 from importlib.util import module_from_spec, spec_from_file_location
@@ -355,3 +356,13 @@ def test_the_worker_of_the_example_perturbs_an_engine_on_a_card(dtype):
     worker.model.head.weight.data = worker.model.head.weight.data.clone()
     with pytest.raises(fs.StructureError, match="elsewhere"):
         worker.perturb(7)
+
+
+def test_numbers_that_do_not_start_at_a_multiple_of_their_size_are_refused_where_they_are():
+    module = nn.Linear(2, 2)
+    buffer = bytearray(64)
+    shift = (1 - ctypes.addressof(ctypes.c_char.from_buffer(buffer))) % 4
+    module.weight.data = torch.frombuffer(buffer, dtype=torch.float32, count=4, offset=shift).view(2, 2)
+    with pytest.raises(ValueError, match="'weight': expected a start at a multiple of 4 bytes") as error:
+        adopt(module, move=False)
+    says(error, "param.data = param.data.clone()")
