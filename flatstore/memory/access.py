@@ -61,7 +61,7 @@ def memories_of(arrays: Iterable[Any]) -> list[Memory]:
         if is_torch_tensor(array):
             try:
                 array = bytes_of(array)
-            except RuntimeError:  # it has no address, and is refused by who reads it
+            except (RuntimeError, ValueError):  # it has no address, and is refused by who reads it
                 continue
         if not isinstance(array, np.ndarray) or not array.size:
             continue
