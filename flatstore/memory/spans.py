@@ -104,8 +104,8 @@ def bytes_of(tensor: Any) -> Array:
     Addresses of a card are no addresses of the host's, so readers and writers are counted by both; but the bytes of an
     array over a card must not be touched. Raises `RuntimeError` or `ValueError` for a tensor without one address.
     """
-    is_somewhere = tensor.untyped_storage().device.type != "meta"  # torch warns of one that is not, if it is asked where
-    steps, start = zip(tensor.shape, tensor.stride(), strict=True), tensor.data_ptr() if is_somewhere else 0
+    is_nowhere = tensor.untyped_storage().device.type == "meta"  # of which torch warns if it is asked where
+    steps, start = zip(tensor.shape, tensor.stride(), strict=True), 0 if is_nowhere else tensor.data_ptr()
     reach = 1 + sum((n - 1) * stride for n, stride in steps) if start and tensor.numel() else 0
     return _bytes_at(start, reach * tensor.itemsize, tensor)
 
