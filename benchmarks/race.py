@@ -8,7 +8,6 @@ imported and kernels compiled); the population itself counts 1.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -18,21 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from flatstore.bench import tidy
+
 if __package__:  # asv imports this folder as a package
     from .ga_peers import Peer
     from .report import resident, seconds
 else:
     from ga_peers import Peer
     from report import resident, seconds
-
-
-def tidy() -> int:
-    """The bytes that are resident once what is free has gone back to the system; the peak starts again from there."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # else a compiler's freed memory would pass for memory in use
-    with open("/proc/self/clear_refs", "w") as clear:
-        clear.write("5")  # 'VmHWM' is forgotten
-    return resident("VmRSS")
 
 
 class Resident:

@@ -13,11 +13,14 @@ import importlib.metadata
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from flatstore.bench import interleaved as interleaved
+from flatstore.bench import resident as resident
+from flatstore.bench import seconds as seconds
 
 MIB = 1 << 20
 Call = Callable[[], Any]
@@ -52,13 +55,6 @@ def yes_no(reached: bool) -> str:
     return "yes" if reached else "NO"
 
 
-def seconds(call: Call) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def repeated(call: Call, times: int) -> Call:
     """A call that makes another many times: one alone may be too short to be told from the clock."""
 
@@ -69,24 +65,6 @@ def repeated(call: Call, times: int) -> Call:
     return calls
 
 
-def interleaved(calls: dict[Any, Call], rounds: int, *, twice: bool = False) -> dict[Any, Any]:
-    """The seconds of each call in each round; a round makes all calls, one after the other.
-
-    With `twice` each is made once more before it is timed. Otherwise it pays for what the one before leaves behind,
-    such as threads of JAX that wait for work at full speed, or a processor that has gone to sleep.
-    """
-    for call in calls.values():
-        call()
-
-    def timed(call: Call) -> float:
-        if twice:
-            call()
-        return seconds(call)
-
-    taken = np.array([[timed(call) for call in calls.values()] for _ in range(rounds)])
-    return dict(zip(calls, taken.T, strict=True))
-
-
 def ratio(taken: dict[Any, Any], of: Any, to: Any) -> float:
     """The median over the rounds of one call's seconds as a multiple of another's."""
     return float(np.median(taken[of] / taken[to]))
@@ -95,12 +73,6 @@ def ratio(taken: dict[Any, Any], of: Any, to: Any) -> float:
 def slower(taken: dict[Any, Any], one: Any, two: Any) -> float:
     """The slower of two calls as a multiple of the faster."""
     return max(ratio(taken, one, two), ratio(taken, two, one))
-
-
-def resident(field: str) -> int:
-    """Bytes of this process: 'VmRSS' now, 'VmHWM' at the peak. Raises `OSError` where there is no /proc."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) << 10 for line in status if line.startswith(field))
 
 
 def processor() -> str:

@@ -15,6 +15,7 @@ PAGES = [
     "docs/evolving.md",
     "docs/libraries.md",
     "docs/model-surgery.md",
+    "docs/tracking.md",
     "docs/views-and-copies.md",
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -18,7 +19,13 @@ class InFiles(NamedTuple):
     open: Callable[[FilePath, Mapping[str, Any] | None, bool], Any]
 
 
-handed_in: list[InFiles] = []
-"""One, as soon as the package is imported."""
+_handed_in: list[InFiles] = []
 
-hand_in_files = handed_in.append
+hand_in_files = _handed_in.append
+
+
+def in_files() -> InFiles:
+    """The two calls, from the room that has them, which is imported if it is not yet."""
+    if not _handed_in:
+        import_module("flatstore.ga")
+    return _handed_in[0]

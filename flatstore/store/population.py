@@ -29,7 +29,7 @@ from flatstore.checks import whole
 from flatstore.layout import Array, Dims, Layout, Tied, Trainable
 from flatstore.memory import JAX_ALIGN, Memory, reading
 from flatstore.store.assigning import checked_leaves
-from flatstore.store.in_files import FilePath, handed_in
+from flatstore.store.in_files import FilePath, in_files
 from flatstore.store.jax_population import JaxPopulation
 from flatstore.store.placement import (
     aligned_members,
@@ -141,7 +141,7 @@ class Population(Verbs):
         Raises `FileExistsError` for a file that is there, `OSError` for what the disk refuses, `StructureError` for
         leaves that the format cannot hold, and the errors of `zeros`.
         """
-        return handed_in[0].create(path, layout, size)
+        return in_files().create(path, layout, size)
 
     @staticmethod
     def open(path: FilePath, *, operators: Mapping[str, Any] | None = None, after_restart: bool = False) -> Population:
@@ -159,7 +159,7 @@ class Population(Verbs):
         Raises `ValueError` for a file that holds no population, for a log that is damaged or of another file, and for
         operators and a restart as above; `BlockingIOError` if another process is at work on it.
         """
-        return handed_in[0].open(path, operators, after_restart)
+        return in_files().open(path, operators, after_restart)
 
     @classmethod
     def in_segment(cls, memory: Memory, layout: Layout, size: int, order: str) -> Self:

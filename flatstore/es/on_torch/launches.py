@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flatstore.es.on_torch.tables import TILE, Table, addresses_in, on_device
+from flatstore.es.on_torch.tables import Table, addresses_in, are_aligned, on_device
 from flatstore.es.weights import FixedPoint, words
 from flatstore.extras import require
 from flatstore.noise import Noise
@@ -101,8 +101,8 @@ class Launch:
 
     def _common(self, table: Table) -> dict[str, Any]:
         kinds = require("flatstore.kernels.triton.storage", "triton").KINDS
-        constants = {"kind": self.noise.kind, "width": self.noise.width, "dtype": kinds[table.dtype], "tile": TILE}
-        return constants | {"enable_fp_fusion": False}
+        constants = {"kind": self.noise.kind, "width": self.noise.width, "dtype": kinds[table.dtype]}
+        return constants | table.launch
 
     def perturb(self, table: Table, key: Any, times: int, how: int, done: Any) -> Planned:
         """A launch that adds the noise of a seed so many times."""
@@ -131,9 +131,11 @@ class Launch:
 
     def sample(self, table: Table, centre: OnTorch, keys: Any, signs: Any) -> None:
         """Write the centre plus noise into each member."""
-        centres, seeds = self._on(addresses_in(centre, table)), self._on(keys.astype(np.int64))
+        addresses = addresses_in(centre, table)
+        constants = self._common(table) | {"whole": table.is_fast and are_aligned(addresses)}
+        centres, seeds = self._on(addresses), self._on(keys.astype(np.int64))
         signed, settings = self._on(signs.astype(np.float64)), self._settings(self.noise.step, table)
         for since in range(0, len(signs), MEMBERS):
             self._kernels.sample[(len(table.programs), min(MEMBERS, len(signs) - since))](
-                table.rows, table.programs, centres, seeds, signed, settings, since, **self._common(table)
+                table.rows, table.programs, centres, seeds, signed, settings, since, **constants
             )

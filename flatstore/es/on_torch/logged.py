@@ -46,7 +46,7 @@ class CardLog(UndoLog):
         """Add the log of a table."""
         self.parts.append(part)
         for number, array in enumerate((part.done, part.headers, *part.pools)):
-            self.chunks[part.table.dtype, number] = array
+            self.chunks[part.table.name, number] = array
 
     def close(self) -> None:
         """Use it up."""
@@ -93,9 +93,7 @@ class LoggedMoves:
         for part in undo.parts:
             done = part.done.clone()
             table = self._table_of(part)
-            self._kernels.check[(len(table.programs),)](
-                table.rows, table.programs, done, part.headers, tile=self._kernels.LOGGED_TILE
-            )
+            self._kernels.check[(len(table.programs),)](table.rows, table.programs, done, part.headers, **table.launch)
             others = (done == self._kernels.OTHERS).nonzero()
             if len(others):
                 leaf = table.stretches[int(table.programs[others[0, 0]])][0]
@@ -106,7 +104,7 @@ class LoggedMoves:
 
     def _table_of(self, part: _Part) -> Table:
         """The table of this store for the log of one, which may have been made of another store of the same layout."""
-        return next(table for table in self._tables if table.dtype == part.table.dtype)
+        return next(table for table in self._tables if table.name == part.table.name)
 
     def taking_back(self, undo: CardLog) -> Sequence[Planned]:
         """Launches that go back to the centre."""
@@ -171,4 +169,4 @@ class LoggedMoves:
 
     def _constants(self, table: Table) -> dict[str, Any]:
         constants = {"kind": self._noise.kind, "width": self._noise.width, "dtype": self._kinds[table.dtype]}
-        return constants | {"tile": self._kernels.LOGGED_TILE, "enable_fp_fusion": False}
+        return constants | table.launch

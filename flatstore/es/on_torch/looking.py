@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.grid import past_the_bound
-from flatstore.es.on_torch.tables import Table
+from flatstore.es.on_torch.tables import Table, trained_tables
 from flatstore.extras import require
 from flatstore.layout import Array, Leaf
 from flatstore.noise import Noise
@@ -38,10 +38,25 @@ def to_grid(part: Any, noise: Noise, leaf: Leaf) -> Any:
 def refuse_not_finite(
     store: OnTorch, leaves: Sequence[Leaf], name: str = "parameters", fix: str = "go back to the last good ones"
 ) -> None:
-    """Raise `ValueError` if a leaf holds NaN or an infinity."""
-    for leaf in leaves:
-        if not all(bool(part.isfinite().all()) for part in parts(store, leaf)):
-            raise ValueError(f"{leaf.path!r}: expected finite {name}, got others; fix: {fix}")
+    """Raise `ValueError` if one of these leaves, which train, holds NaN or an infinity."""
+    if leaves and (others := {leaf.path for leaf in leaves} & _not_finite(store)):
+        path = next(leaf.path for leaf in leaves if leaf.path in others)
+        raise ValueError(f"{path!r}: expected finite {name}, got others; fix: {fix}")
+
+
+def _not_finite(store: OnTorch) -> set[str]:
+    """The paths of the leaves that train and hold NaN or an infinity: read once, with a number for each tile."""
+    torch, look = require("torch", "torch"), require("flatstore.kernels.triton.moves", "triton").look
+    kinds = require("flatstore.kernels.triton.storage", "triton").KINDS
+    found: set[str] = set()
+    for table in trained_tables(store):
+        real = torch.float64 if table.dtype == "float64" else torch.float32
+        largest = torch.empty(len(table.programs), dtype=real, device=store.device)
+        look[(len(table.programs),)](table.rows, table.programs, largest, dtype=kinds[table.dtype], **table.launch)
+        if not bool(largest.max() < float("inf")):
+            rows: list[int] = table.programs[largest.isinf()].unique().tolist()
+            found |= {table.stretches[row][0].path for row in rows}
+    return found
 
 
 def off_the_grid(store: OnTorch, noise: Noise, tables: Sequence[Table], fix: str) -> ValueError:

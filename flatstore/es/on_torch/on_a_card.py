@@ -142,12 +142,13 @@ class CardMoves:
         gridded = Launch(store, noise, [table for table in tables if table not in logged], exact)
         gridless = Launch(store, noise, logged, exact)
         fix = "pass smaller weights, or a larger bound= of the noise"
+        unchecked = [leaf for leaf in noisy(store, noise) if not exact or leaf.dtype.itemsize == 2]
 
         def move() -> None:
             refuse_used(undo)
             if undo:
                 moves.refuse_others(undo)
-            refuse_not_finite(store, noisy(store, noise))
+            refuse_not_finite(store, unchecked)
             # These tables cannot be taken back, so they come last, when nothing can fail any more.
             last = [*(moves.taking_back(undo) if undo else ()), *gridless.updating(words(keys), fixed, sign)]
             if perturbed:

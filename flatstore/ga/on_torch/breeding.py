@@ -23,6 +23,9 @@ TILE = 1024
 SCRATCH = 32 << 20
 """Bytes of the parents' genes of a block, or 1 % of a population if that is more."""
 
+WARPS = 2
+"""Warps of a program."""
+
 CHILDREN = 65535
 """Children that a launch makes: the second number of a program is no larger."""
 
@@ -150,24 +153,31 @@ class _Generation:
             "width": change.width,
             "outside": change.outside,
             "dtype": self._kinds[leaf.dtype.name],
+            "tile": TILE,
+            "num_warps": WARPS,
+            "enable_fp_fusion": False,
         }
 
-        def replace(begin: int, end: int, tiles: int, numbers: Any) -> None:
+        def replace(begin: int, end: int, numbers: Any) -> None:
             scratch = block[: rows * (end - begin)].view(rows, end - begin)
             self._torch.index_select(members[:, begin:end], 0, self._parents, out=scratch)
-            of_block = *addresses[:1], end - begin, addresses[1], numbers, settings
+            where = addresses[0], end - begin, addresses[1], numbers, settings
             tables = of_mother, self._cuts, places, table, thresholds
+            first, last = leaf.index + begin, leaf.index + end
+            tiles = -(-last // TILE) - first // TILE
+            ends = first * itemsize, (end - begin) * itemsize, leaf.nbytes, block.data_ptr(), members.data_ptr()
+            aligned = not any(x % 16 for x in ends)
             for since in range(0, self._children, CHILDREN):
                 grid = tiles, min(CHILDREN, self._children - since)
-                given = *of_block, *self._family, self._keys, *tables, since
-                self._kernel[grid](*given, **constants, tile=TILE, enable_fp_fusion=False)
+                given = *where, *self._family, self._keys, *tables, since
+                self._kernel[grid](*given, **constants, aligned=aligned)
 
-        for begin in range(0, leaf.size, width):
-            end = min(begin + width, leaf.size)
-            first, last = leaf.index + begin, leaf.index + end
-            numbers = np.array([first, last, first // TILE * TILE, leaf.index, leaf.size])
-            tiles = -(-last // TILE) - first // TILE
-            yield partial(replace, begin, end, tiles, self._on_card(numbers))
+        blocks = [(begin, min(begin + width, leaf.size)) for begin in range(0, leaf.size, width)]
+        ends = leaf.index + np.array(blocks)
+        tiles = ends[:, 0] // TILE * TILE
+        same = np.full((len(blocks), 2), (leaf.index, leaf.size))
+        for block_ends, numbers in zip(blocks, self._on_card(np.column_stack([ends, tiles, same])), strict=True):
+            yield partial(replace, *block_ends, numbers)
 
 
 def _trained(pop: Any) -> list[Leaf]:

@@ -39,7 +39,7 @@ CROSSOVER, SEGMENT = tl.constexpr(_CROSSOVER), tl.constexpr(_SEGMENT)
 
 @triton.jit
 def _crossed(
-    a, b, child, index, start, seed, of_mother, cuts, places, cross: tl.constexpr, points: tl.constexpr,
+    a, b, child, place, start, seed, of_mother, cuts, places, cross: tl.constexpr, points: tl.constexpr,
     real: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
     """The genes of a child, from those of its mother and father."""
@@ -48,13 +48,14 @@ def _crossed(
     elif cross == _POINTS:
         behind = tl.zeros([tile], tl.int32)
         for k in tl.static_range(points):
-            behind += (index >= tl.load(cuts + child * points + k)).to(tl.int32)
+            cut = tl.minimum(tl.maximum(tl.load(cuts + child * points + k) - start, 0), tile).to(tl.int32)
+            behind += (place >= cut).to(tl.int32)
         gene = tl.where(behind % 2 == 0, a, b)
     elif cross == _BLEND:
         low, high = tl.load(seed).to(tl.uint32), tl.load(seed + 1).to(tl.uint32)
         words = random_words(start, low, high, CROSSOVER, tile // 8, 3)
         number = tl.interleave(words & 0xFFFF, words >> 16).to(tl.int32)
-        gene = a + load(places, number, index >= 0, real) * (b - a)
+        gene = a + load(places, number, place >= 0, real) * (b - a)
     elif cross == _UNIT:
         gene = tl.where(tl.load(of_mother + child) != 0, a, b)
     else:
@@ -133,34 +134,38 @@ def _bounded(gene, low, high, outside: tl.constexpr):
 def replace(
     scratch, stride, address, numbers, settings, mothers, fathers, slots, keys, of_mother, cuts, places, table,
     thresholds, since, cross: tl.constexpr, points: tl.constexpr, mutate: tl.constexpr, kind: tl.constexpr,
-    width: tl.constexpr, outside: tl.constexpr, dtype: tl.constexpr, tile: tl.constexpr,
+    width: tl.constexpr, outside: tl.constexpr, dtype: tl.constexpr, aligned: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
     """Write children over the members in `slots`, number `since` and on: a program for each and each tile.
 
     `numbers` are the first index of the block, its end, the index at which its first tile begins, the index of the
     leaf's first gene and the genes of a member; `settings` are the strength of a change, and the bounds: float64.
     `scratch` and `address` are addresses, the rows of scratch are `stride` genes apart; `mothers` and `fathers` are
-    rows of it.
+    rows of it. `aligned` says that all rows begin and end at multiples of 16 bytes.
     """
     child = tl.program_id(1) + since
     real: tl.constexpr = FLOAT64 if dtype == FLOAT64 else FLOAT32
+    itemsize: tl.constexpr = 8 if dtype == FLOAT64 else 4 if dtype == FLOAT32 else 2
     begin, end, leaf = tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 3)
     start = tl.load(numbers + 2) + tl.program_id(0).to(tl.int64) * tile
-    index = start + tl.arange(0, tile)
-    mask = (index >= begin) & (index < end)
-    rows = tl.load(scratch)
-    a = load(rows, tl.load(mothers + child) * stride + index - begin, mask, dtype)
-    b = load(rows, tl.load(fathers + child) * stride + index - begin, mask, dtype)
+    low, high = tl.maximum(begin - start, 0).to(tl.int32), tl.minimum(end - start, tile).to(tl.int32)
+    if aligned:
+        low, high = tl.multiple_of(low, 16 // itemsize), tl.multiple_of(high, 16 // itemsize)
+    place = tl.arange(0, tile)
+    mask = (place >= low) & (place < high)
+    rows = tl.load(scratch) + (start - begin) * itemsize
+    a = load(rows + tl.load(mothers + child) * stride * itemsize, place, mask, dtype, aligned)
+    b = load(rows + tl.load(fathers + child) * stride * itemsize, place, mask, dtype, aligned)
     seed = keys + 2 * child
-    scale, low, high = tl.load(settings), tl.load(settings + 1), tl.load(settings + 2)
+    scale, least, most = tl.load(settings), tl.load(settings + 1), tl.load(settings + 2)
     if real == FLOAT32:
-        scale, low, high = scale.to(tl.float32), low.to(tl.float32), high.to(tl.float32)
-    gene = _crossed(a, b, child, index, start, seed, of_mother, cuts, tl.load(places), cross, points, real, tile)
+        scale, least, most = scale.to(tl.float32), least.to(tl.float32), most.to(tl.float32)
+    gene = _crossed(a, b, child, place, start, seed, of_mother, cuts, tl.load(places), cross, points, real, tile)
     if mutate == _NOISE:
         gene = gene + scale * (whole_numbers(start, seed, kind, width, tile).to(gene.dtype) + 0.5)
     elif mutate == _SOME_NOISE or mutate == _SOME_NEW:
         gene = _some_changed(gene, start, seed, scale, tl.load(table), thresholds, mutate, kind, width, real, tile)
     nothing = tl.zeros([tile], gene.dtype)
-    gene = _bounded(gene, low + nothing, high + nothing, outside)
-    place = tl.load(slots + child) * tl.load(numbers + 4) + index - leaf
-    store(tl.load(address), place, gene, mask, dtype)
+    gene = _bounded(gene, least + nothing, most + nothing, outside)
+    member = tl.load(address) + (tl.load(slots + child) * tl.load(numbers + 4) + start - leaf) * itemsize
+    store(member, place, gene, mask, dtype, aligned)

@@ -7,7 +7,7 @@ digits behind the point than w had. A tile's part of a log lies somewhere in a p
 found room; all of it is in the order of the tile:
 
 ```
-header    address of its words | how many parameters are lost, or all are kept, or one for all, 24 bits; checksum, 40
+header    address of its words | how many parameters are lost, or all are kept, or one for all, 32 bits; checksum, 32
 words     for each that is lost its place, 10 bits, and how far it is, 6 bits | the parameters that are further
 ```
 """
@@ -17,14 +17,11 @@ from __future__ import annotations
 from typing import Any
 
 from flatstore.extras import require
-from flatstore.kernels.triton.moves import _inside, _row, _start, _steps
-from flatstore.kernels.triton.storage import BFLOAT16, nearest, store_bits
+from flatstore.kernels.triton.moves import _before, _inside, _range, _row, _start, _steps
+from flatstore.kernels.triton.storage import BFLOAT16, nearest, pointer, store_bits
 
 triton: Any = require("triton", "triton")
 tl: Any = require("triton.language", "triton")
-
-LOGGED_TILE = 1024
-"""Parameters of a tile: a place in it has ten bits."""
 
 HEADER = 2
 """Numbers in the header of a tile, int64."""
@@ -55,7 +52,7 @@ def _checksum(bits, place, mask):
     """A checksum of a tile: it depends on all of its bits, and on their places."""
     x = (bits.to(tl.uint32) ^ (place.to(tl.uint32) * 0x9E3779B1)) * 0x85EBCA77
     x = (x ^ (x >> 15)) * 0xC2B2AE3D
-    return tl.sum(tl.where(mask, (x ^ (x >> 16)).to(tl.int64), 0), 0) & 0xFFFFFFFFFF
+    return tl.sum(tl.where(mask, (x ^ (x >> 16)).to(tl.int32, bitcast=True), 0), 0)
 
 
 @triton.jit
@@ -74,14 +71,14 @@ def _as_real(bits, dtype: tl.constexpr):
 
 
 @triton.jit
-def _bits_at(address, place, mask):
-    return tl.load(address.to(tl.pointer_type(tl.uint16)) + place, mask=mask, other=0).to(tl.uint32)
+def _bits_at(address, place, mask, whole: tl.constexpr):
+    return tl.load(pointer(address, BFLOAT16, whole) + place, mask=mask, other=0).to(tl.uint32)
 
 
 @triton.jit
 def add(
     rows, programs, done, seed, settings, largest, pool_at, room, headers, counters, kind: tl.constexpr,
-    width: tl.constexpr, dtype: tl.constexpr, tile: tl.constexpr,
+    width: tl.constexpr, dtype: tl.constexpr, whole: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
     """Add the steps of a seed, and write what takes them back to a pool of words, in tiles that were not done.
 
@@ -91,26 +88,29 @@ def add(
     number, pool = tl.program_id(0).to(tl.int64), tl.load(pool_at)
     if tl.load(done + number) == _WAITS:
         row = _row(rows, programs)
-        start, address = _start(row, tile), tl.load(row + 6)
-        index = start + tl.arange(0, tile)
-        first, end = tl.load(row), tl.load(row + 1)
-        mask, place = _inside(index, first, end), (index - start).to(tl.int32)
-        old = _bits_at(address, index - first, mask)
+        start = _start(row, tile)
+        address = tl.load(row + 6) + _before(row, start, dtype)
+        low, high = _range(row, start, whole, tile)
+        place = tl.arange(0, tile)
+        mask = _inside(place, low, high)
+        old = _bits_at(address, place, mask, whole)
         steps = _steps(row, start, seed, kind, width, tile)
         step = tl.load(settings).to(tl.float32)
         moved = _moved(old, steps, step, dtype)
-        new = nearest(moved, dtype) & 0xFFFF
-        back = nearest(_moved(new, steps, -step, dtype), dtype) & 0xFFFF
+        new = nearest(moved, dtype, True) & 0xFFFF
+        back = nearest(_moved(new, steps, -step, dtype), dtype, True) & 0xFFFF
         apart = tl.where(mask, _ordered(old) - _ordered(back), 0)
         code = tl.where(apart > 0, 2 * apart - 1, -2 * apart)
-        lost, far = (code != 0).to(tl.int32), (code > NEAR).to(tl.int32)
-        count, further = tl.sum(lost, 0), tl.sum(far, 0)
-        low_place = tl.maximum(first - start, 0).to(tl.int32)
-        size = tl.minimum(end - start, tile).to(tl.int32) - low_place
-        low, high = tl.min(tl.where(mask, old, 0x10000), 0), tl.max(tl.where(mask, old, 0), 0)
+        lost, far = code != 0, code > NEAR
+        # Three counts in one number, of which the last is below the size of a tile.
+        others = mask & (old != tl.load((address + 2 * low).to(tl.pointer_type(tl.uint16))).to(tl.uint32))
+        each = lost.to(tl.uint32) | (far.to(tl.uint32) << 11)
+        counts = tl.sum(each | (others.to(tl.uint32) << 22), 0)
+        count, further = (counts & 0x7FF).to(tl.int32), ((counts >> 11) & 0x7FF).to(tl.int32)
+        size = high - low
         # Numbers, not truth: which of the three ways the tile is kept in.
         all_ways = tl.where(count + further >= size, 1, 0)
-        one = tl.where(low == high, tl.minimum(count, 1), 0)
+        one = tl.where(counts >> 22 == 0, tl.minimum(count, 1), 0)
         every = all_ways * (1 - one) * tl.minimum(count, 1)
         listed = (1 - one) * (1 - every)
         words = one + every * size + listed * (count + further)
@@ -126,59 +126,63 @@ def add(
             tl.atomic_add(counters + 1, words.to(tl.int64))
         else:
             out = (pool + 2 * at).to(tl.pointer_type(tl.uint16))
-            rank, beyond = tl.cumsum(lost, 0) - 1, tl.cumsum(far, 0) - 1 + count
-            entry = place.to(tl.uint32) | (tl.minimum(code, NEAR + 1).to(tl.uint32) << 10)
-            tl.store(out + rank, entry.to(tl.uint16), mask=lost * listed != 0)
-            tl.store(out + beyond, old.to(tl.uint16), mask=far * listed != 0)
-            kept = tl.where(mask, every + one * (place == low_place).to(tl.int32), 0)
-            tl.store(out + place - low_place, old.to(tl.uint16), mask=kept != 0)
-            store_bits(address, index - first, new, mask)
+            if told >= _ALL:
+                tl.store(out + place - low, old.to(tl.uint16), mask=mask & (place < low + words))
+            elif words != 0:
+                rank = tl.cumsum(each, 0)
+                entry = place.to(tl.uint32) | (tl.minimum(code, NEAR + 1).to(tl.uint32) << 10)
+                tl.store(out + (rank & 0x7FF).to(tl.int32) - 1, entry.to(tl.uint16), mask=lost)
+                if further != 0:
+                    tl.store(out + (rank >> 11).to(tl.int32) + count - 1, old.to(tl.uint16), mask=far)
+            store_bits(address, place, new, mask, whole)
             tl.store(headers + number * _HEADER, pool + 2 * at)
-            tl.store(headers + number * _HEADER + 1, (told.to(tl.int64) << 40) | _checksum(new, place, mask))
+            checksum = _checksum(new, place, mask).to(tl.int64) & 0xFFFFFFFF
+            tl.store(headers + number * _HEADER + 1, (told.to(tl.int64) << 32) | checksum)
             tl.store(done + number, _DONE)
 
 
 @triton.jit
-def check(rows, programs, done, headers, tile: tl.constexpr):
+def check(rows, programs, done, headers, whole: tl.constexpr, tile: tl.constexpr):
     """Look whether tiles that were moved are as their log left them."""
     number = tl.program_id(0).to(tl.int64)
     if tl.load(done + number) == _DONE:
         row = _row(rows, programs)
-        start, address = _start(row, tile), tl.load(row + 6)
-        index = start + tl.arange(0, tile)
-        mask = _inside(index, tl.load(row), tl.load(row + 1))
-        now = _bits_at(address, index - tl.load(row), mask)
-        was = tl.load(headers + number * _HEADER + 1) & 0xFFFFFFFFFF
-        if _checksum(now, (index - start).to(tl.int32), mask) != was:
+        start = _start(row, tile)
+        low, high = _range(row, start, whole, tile)
+        place = tl.arange(0, tile)
+        mask = _inside(place, low, high)
+        now = _bits_at(tl.load(row + 6) + _before(row, start, BFLOAT16), place, mask, whole)
+        was = tl.load(headers + number * _HEADER + 1).to(tl.int32)
+        if _checksum(now, place, mask) != was:
             tl.store(done + number, _OTHERS)
 
 
 @triton.jit
 def take_back(
     rows, programs, done, seed, settings, headers, kind: tl.constexpr, width: tl.constexpr, dtype: tl.constexpr,
-    tile: tl.constexpr,
+    whole: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
     """Take the steps of a seed back, by a log, in tiles that were moved."""
     number = tl.program_id(0).to(tl.int64)
     if tl.load(done + number) == _DONE:
         row = _row(rows, programs)
-        start, address = _start(row, tile), tl.load(row + 6)
-        index = start + tl.arange(0, tile)
-        first, end = tl.load(row), tl.load(row + 1)
-        mask, place = _inside(index, first, end), (index - start).to(tl.int32)
+        start = _start(row, tile)
+        address = tl.load(row + 6) + _before(row, start, dtype)
+        low, high = _range(row, start, whole, tile)
+        place = tl.arange(0, tile)
+        mask = _inside(place, low, high)
         at = tl.load(headers + number * _HEADER)
-        told = (tl.load(headers + number * _HEADER + 1) >> 40).to(tl.int32)
+        told = (tl.load(headers + number * _HEADER + 1) >> 32).to(tl.int32)
         words = at.to(tl.pointer_type(tl.uint16))
         if told >= _ALL:
-            first_place = tl.maximum(first - start, 0).to(tl.int32)
-            from_place = tl.where(told == _ONE, 0, place - first_place)
-            store_bits(address, index - first, tl.load(words + from_place, mask=mask, other=0), mask)
+            from_place = tl.where(told == _ONE, 0, place - low)
+            store_bits(address, place, tl.load(words + from_place, mask=mask, other=0), mask, whole)
         else:
             steps = _steps(row, start, seed, kind, width, tile)
-            now = _bits_at(address, index - first, mask)
+            now = _bits_at(address, place, mask, whole)
             step = tl.load(settings).to(tl.float32)
-            back = nearest(_moved(now, steps, -step, dtype), dtype) & 0xFFFF
-            store_bits(address, index - first, back, mask)
+            back = nearest(_moved(now, steps, -step, dtype), dtype, True) & 0xFFFF
+            store_bits(address, place, back, mask, whole)
             tl.debug_barrier()
             further = tl.full([], 0, tl.int32)
             begin = told * 0
@@ -195,5 +199,5 @@ def take_back(
                 near = _ordered(tl.gather(back, lost_at, 0)) + apart
                 near_bits = ((near ^ ((near >> 15) & 0x7FFF)) & 0xFFFF).to(tl.uint32)
                 value = tl.where(far, told_value, near_bits)
-                store_bits(address, start - first + lost_at, value, is_one)
+                store_bits(address, lost_at, value, is_one)
                 begin += LISTED

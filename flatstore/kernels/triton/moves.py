@@ -22,6 +22,7 @@ from flatstore.kernels.triton.numbers import dither, whole_numbers
 from flatstore.kernels.triton.storage import (
     BFLOAT16,
     FLOAT16,
+    FLOAT32,
     FLOAT64,
     dithered,
     load,
@@ -64,8 +65,26 @@ def _steps(row, start, seed, kind: tl.constexpr, width: tl.constexpr, tile: tl.c
 
 
 @triton.jit
-def _inside(index, first, end):
-    return (index >= first) & (index < end)
+def _range(row, start, whole: tl.constexpr, tile: tl.constexpr):
+    """The first place of a tile that is in a row, and the one behind the last: int32."""
+    if whole:
+        low, high = tl.full([], 0, tl.int32), tl.full([], tile, tl.int32)
+    else:
+        low = tl.maximum(tl.load(row) - start, 0).to(tl.int32)
+        high = tl.minimum(tl.load(row + 1) - start, tile).to(tl.int32)
+    return low, high
+
+
+@triton.jit
+def _inside(place, low, high):
+    return (place >= low) & (place < high)
+
+
+@triton.jit
+def _before(row, start, dtype: tl.constexpr):
+    """The bytes from the first parameter of a row to the first place of a tile, which may be before it."""
+    itemsize: tl.constexpr = 8 if dtype == FLOAT64 else 4 if dtype == FLOAT32 else 2
+    return (start - tl.load(row)) * itemsize
 
 
 @triton.jit
@@ -75,6 +94,15 @@ def _real(x, dtype: tl.constexpr):
     else:
         real = x.to(tl.float32)
     return real
+
+
+@triton.jit
+def _is_good(old, new, change, settings, low, high, place, dtype: tl.constexpr):
+    """Whether all parameters of a tile were on the grid and below the bound, as are what is added and they are now."""
+    size, per_size = _real(tl.load(settings + 1), dtype), _real(tl.load(settings + 2), dtype)
+    bound = _real(tl.load(settings + 3), dtype)
+    good = on_grid(old, size, per_size, bound, dtype) & (tl.abs(change) < bound) & (tl.abs(new) < bound)
+    return tl.min((good | (place < low) | (place >= high)).to(tl.int32), 0) != 0
 
 
 @triton.jit
@@ -88,27 +116,25 @@ def perturb(
     how: tl.constexpr,
     width: tl.constexpr,
     dtype: tl.constexpr,
+    whole: tl.constexpr,
     tile: tl.constexpr,
 ):
     """Add the steps of a seed. `settings` are what a step adds, the grid, its reciprocal and the bound: float64."""
     row = _row(rows, programs)
-    start, address = _start(row, tile), tl.load(row + 6)
-    index = start + tl.arange(0, tile)
-    first, end = tl.load(row), tl.load(row + 1)
-    mask = _inside(index, first, end)
-    step = _real(tl.load(settings), dtype)
-    old = load(address, index - first, mask, dtype)
-    new = old + _real(_steps(row, start, seed, kind, width, tile), dtype) * step
+    start = _start(row, tile)
+    address = tl.load(row + 6) + _before(row, start, dtype)
+    low, high = _range(row, start, whole, tile)
+    place = tl.arange(0, tile)
+    old = load(address, place, _inside(place, low, high), dtype, whole)
+    change = _real(_steps(row, start, seed, kind, width, tile), dtype) * _real(tl.load(settings), dtype)
+    new = old + change
     if how == _CHECKED:
-        size, per_size = _real(tl.load(settings + 1), dtype), _real(tl.load(settings + 2), dtype)
-        bound = _real(tl.load(settings + 3), dtype)
-        good = on_grid(old, size, per_size, bound, dtype) & (tl.abs(new) < bound)
-        is_done = tl.min(tl.where(mask, good.to(tl.int32), 1), 0)
+        is_done = _is_good(old, new, old, settings, low, high, place, dtype)
         tl.store(done + tl.program_id(0), is_done.to(tl.uint8))
-        end = tl.where(is_done != 0, end, first)
+        high = tl.where(is_done, high, low)
     elif how == _WHERE_DONE:
-        end = tl.where(tl.load(done + tl.program_id(0)) != 0, end, first)
-    store(address, index - first, new, _inside(index, first, end), dtype)
+        high = tl.where(tl.load(done + tl.program_id(0)) != 0, high, low)
+    store(address, place, new, _inside(place, low, high), dtype, whole, True)
 
 
 @triton.jit
@@ -123,6 +149,7 @@ def sample(
     kind: tl.constexpr,
     width: tl.constexpr,
     dtype: tl.constexpr,
+    whole: tl.constexpr,
     tile: tl.constexpr,
 ):
     """Write the centre plus the noise of a seed into members, number `since` and on: a program for each and each tile.
@@ -130,14 +157,16 @@ def sample(
     `centre` are addresses by row; `seeds` and `signs` are those of each member.
     """
     row, member = _row(rows, programs), tl.program_id(1) + since
-    start, address = _start(row, tile), tl.load(row + 6) + member * tl.load(row + 7)
-    index = start + tl.arange(0, tile)
-    first, end = tl.load(row), tl.load(row + 1)
-    mask = _inside(index, first, end)
+    start = _start(row, tile)
+    before = _before(row, start, dtype)
+    low, high = _range(row, start, whole, tile)
+    place = tl.arange(0, tile)
+    mask = _inside(place, low, high)
+    old = load(tl.load(centre + tl.load(programs + tl.program_id(0))) + before, place, mask, dtype, whole)
     steps = _steps(row, start, seeds + 2 * member, kind, width, tile)
-    old = load(tl.load(centre + tl.load(programs + tl.program_id(0))), index - first, mask, dtype)
     signed = _real(tl.load(settings) * tl.load(signs + member), dtype)
-    store(address, index - first, old + signed * _real(steps, dtype), mask, dtype)
+    address = tl.load(row + 6) + member * tl.load(row + 7) + before
+    store(address, place, old + signed * _real(steps, dtype), mask, dtype, whole, True)
 
 
 @triton.jit
@@ -155,6 +184,7 @@ def update(
     gridded: tl.constexpr,
     width: tl.constexpr,
     dtype: tl.constexpr,
+    whole: tl.constexpr,
     tile: tl.constexpr,
 ):
     """Add the weighted noise of many seeds, summed in whole numbers and rounded once, to the grid or the dtype.
@@ -163,10 +193,10 @@ def update(
     at random, by the words of `key`. `settings` are what one of the rest adds, the grid, its reciprocal and the bound.
     """
     row = _row(rows, programs)
-    start, address = _start(row, tile), tl.load(row + 6)
-    index = start + tl.arange(0, tile)
-    first, end = tl.load(row), tl.load(row + 1)
-    mask = _inside(index, first, end)
+    start = _start(row, tile)
+    address = tl.load(row + 6) + _before(row, start, dtype)
+    low, high = _range(row, start, whole, tile)
+    place = tl.arange(0, tile)
     count, drop = tl.load(numbers), tl.load(numbers + 1)
     total = tl.zeros([tile], tl.int64)
     number = count * 0
@@ -183,18 +213,27 @@ def update(
             random = (2 * random + 1) << (drop - 33)
         total = (total + random) >> drop
     change = _real(total, dtype) * _real(tl.load(settings), dtype)
-    old = load(address, index - first, mask, dtype)
+    old = load(address, place, _inside(place, low, high), dtype, whole)
     new = old + change
     if how == _CHECKED:
-        size, per_size = _real(tl.load(settings + 1), dtype), _real(tl.load(settings + 2), dtype)
-        bound = _real(tl.load(settings + 3), dtype)
-        good = on_grid(old, size, per_size, bound, dtype) & (tl.abs(change) < bound) & (tl.abs(new) < bound)
-        is_done = tl.min(tl.where(mask, good.to(tl.int32), 1), 0)
+        is_done = _is_good(old, new, change, settings, low, high, place, dtype)
         tl.store(done + tl.program_id(0), is_done.to(tl.uint8))
-        end = tl.where(is_done != 0, end, first)
+        high = tl.where(is_done, high, low)
     elif how == _WHERE_DONE:
-        end = tl.where(tl.load(done + tl.program_id(0)) != 0, end, first)
+        high = tl.where(tl.load(done + tl.program_id(0)) != 0, high, low)
     if dtype == FLOAT16 or dtype == BFLOAT16:
-        store_bits(address, index - first, dithered(new, word, dtype), _inside(index, first, end))
+        store_bits(address, place, dithered(new, word, dtype), _inside(place, low, high), whole)
     else:
-        store(address, index - first, new, _inside(index, first, end), dtype)
+        store(address, place, new, _inside(place, low, high), dtype, whole)
+
+
+@triton.jit
+def look(rows, programs, largest, dtype: tl.constexpr, whole: tl.constexpr, tile: tl.constexpr):
+    """The largest magnitude in each tile, as what is computed with; infinity also where there is NaN."""
+    row = _row(rows, programs)
+    start = _start(row, tile)
+    low, high = _range(row, start, whole, tile)
+    place = tl.arange(0, tile)
+    address = tl.load(row + 6) + _before(row, start, dtype)
+    x = tl.abs(load(address, place, _inside(place, low, high), dtype, whole))
+    tl.store(largest + tl.program_id(0), tl.max(tl.where(x == x, x, float("inf")), 0))

@@ -54,24 +54,26 @@ def random_words(start, low, high, kind: tl.constexpr, blocks: tl.constexpr, bit
 
 
 @triton.jit
-def upper(a, b):
-    """The upper half of the product of two numbers of 16 bits, rounded down."""
-    return (a * b) >> 16
+def upper(a, b, plus: tl.constexpr):
+    """The upper half of the product of two numbers of 16 bits, rounded down, and a constant of 16 bits more."""
+    return (a * b + (plus << 16)) >> 16
 
 
 @triton.jit
 def normals(numbers):
     """The normal numbers of numbers of 16 bits, uint32: whole numbers, int32."""
-    u = numbers.to(tl.int32) - 32768
-    square = ((1 << 30) - u * (u + 1)) & -64
+    number = numbers.to(tl.int32)
+    square = (number * (number ^ 0xFFFF) + 32768) & -64  # 2 ** 30 - u * (u + 1), with u = number - 32768
     t = MIDDLE - (square.to(tl.float32).to(tl.int32, bitcast=True) >> 11)
-    middle = (((t & 4095) ^ 2048) - 2048) << 4
-    t = t - upper(16384 - upper(middle, middle), BEND_0 + upper(middle, BEND_1))
-    rate = RATE_3 + upper(RATE_4, t)
-    rate = RATE_2 + upper(rate, t)
-    rate = RATE_1 + upper(rate, t)
-    rate = RATE_0 + upper(rate, t)
-    return upper(u | 1, rate)
+    middle = (t << 20) >> 16
+    # 16384 less an upper half, which was rounded down, is the upper half of the difference, rounded up.
+    outer = ((1 << 30) + 65535 - middle * middle) >> 16
+    t = t - upper(outer, upper(middle, BEND_1, BEND_0), 0)
+    rate = upper(t, RATE_4, RATE_3)
+    rate = upper(rate, t, RATE_2)
+    rate = upper(rate, t, RATE_1)
+    rate = upper(rate, t, RATE_0)
+    return upper((number | 1) - 32768, rate, 0)
 
 
 @triton.jit

@@ -39,45 +39,58 @@ def bits_of(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def load(address, place, mask, dtype: tl.constexpr):
-    """The parameters at places from an address on, as what is computed with."""
+def pointer(address, dtype: tl.constexpr, aligned: tl.constexpr):
+    """An address as a pointer to parameters; where it is a multiple of 16, they are read and written by the dozen."""
     if dtype == FLOAT32:
-        value = tl.load(address.to(tl.pointer_type(tl.float32)) + place, mask=mask, other=0.0)
+        to = address.to(tl.pointer_type(tl.float32))
     elif dtype == FLOAT64:
-        value = tl.load(address.to(tl.pointer_type(tl.float64)) + place, mask=mask, other=0.0)
+        to = address.to(tl.pointer_type(tl.float64))
     else:
-        stored = tl.load(address.to(tl.pointer_type(tl.uint16)) + place, mask=mask, other=0).to(tl.uint16)
-        if dtype == BFLOAT16:
-            value = (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-        else:
-            value = stored.to(tl.float16, bitcast=True).to(tl.float32)
+        to = address.to(tl.pointer_type(tl.uint16))
+    if aligned:
+        to = tl.multiple_of(to, 16)
+    return to
+
+
+@triton.jit
+def load(address, place, mask, dtype: tl.constexpr, aligned: tl.constexpr = False):
+    """The parameters at places from an address on, as what is computed with."""
+    stored = tl.load(pointer(address, dtype, aligned) + place, mask=mask, other=0)
+    if dtype == BFLOAT16:
+        value = (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif dtype == FLOAT16:
+        value = stored.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        value = stored
     return value
 
 
 @triton.jit
-def store(address, place, value, mask, dtype: tl.constexpr):
+def store(
+    address, place, value, mask, dtype: tl.constexpr, aligned: tl.constexpr = False, finite: tl.constexpr = False
+):  # fmt: skip
     """Write parameters: rounded to the nearest."""
-    if dtype == FLOAT32:
-        tl.store(address.to(tl.pointer_type(tl.float32)) + place, value, mask=mask)
-    elif dtype == FLOAT64:
-        tl.store(address.to(tl.pointer_type(tl.float64)) + place, value, mask=mask)
+    if dtype == FLOAT16 or dtype == BFLOAT16:
+        store_bits(address, place, nearest(value, dtype, finite), mask, aligned)
     else:
-        store_bits(address, place, nearest(value, dtype), mask)
+        tl.store(pointer(address, dtype, aligned) + place, value, mask=mask)
 
 
 @triton.jit
-def store_bits(address, place, bits, mask):
+def store_bits(address, place, bits, mask, aligned: tl.constexpr = False):
     """Write 16 bits each."""
-    tl.store(address.to(tl.pointer_type(tl.uint16)) + place, bits.to(tl.uint16), mask=mask)
+    tl.store(pointer(address, BFLOAT16, aligned) + place, bits.to(tl.uint16), mask=mask)
 
 
 @triton.jit
-def nearest(value, dtype: tl.constexpr):
-    """The bits of a float32 rounded to a dtype of 16 bits, ties to even: uint32."""
+def nearest(value, dtype: tl.constexpr, finite: tl.constexpr = False):
+    """The bits of a float32 rounded to a dtype of 16 bits, ties to even: uint32. `finite` says that it is not NaN."""
     bits = value.to(tl.uint32, bitcast=True)
     x, sign = bits & 0x7FFFFFFF, (bits >> 16) & 0x8000
     if dtype == BFLOAT16:
-        rounded = tl.where(x > 0x7F800000, sign | 0x7FC0, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        if not finite:
+            rounded = tl.where(x > 0x7F800000, sign | 0x7FC0, rounded)
     else:
         normal = (x - REBIAS + 0xFFF + ((x >> 13) & 1)) >> 13
         # Next to a half, a float32's last bit is float16's smallest: the addition itself rounds.

@@ -11,7 +11,7 @@ import torch
 import flatstore as fs
 from flatstore import es
 from flatstore.es.on_torch import launches, logged
-from flatstore.es.on_torch.tables import TILE
+from flatstore.es.on_torch.tables import TILES
 from flatstore.store import OnTorch, TorchPopulation, array_of
 from tests.example_trees import says
 
@@ -174,7 +174,7 @@ def test_what_cannot_be_moved_exactly_is_named_and_nothing_is_moved(kind, spoil,
 
 def test_a_move_that_reaches_the_bound_is_taken_back_wherever_it_was_made(kind):
     noise = fs.Normal(0.4, bound=2.0)
-    tree = {"a": np.full(2 * TILE, 0.1, "f4"), "b": np.zeros(5), "w": np.full(3 * TILE, 1.9, "f4")}
+    tree = {"a": np.full(2 * TILES[4], 0.1, "f4"), "b": np.zeros(5), "w": np.full(3 * TILES[4], 1.9, "f4")}
     _, store = both(noise=noise, tree=tree)
     before = [bits_of(store, path) for path in store]
     with pytest.raises(ValueError, match=r"'w': expected parameters below the bound 2 after the move"):

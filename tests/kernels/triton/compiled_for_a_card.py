@@ -34,6 +34,8 @@ POINTERS = {
 """The types of arguments that are not pointers to int64."""
 
 NOISES = {"normal": {"kind": Normal.kind, "width": 16}, "signs": {"kind": Rademacher.kind, "width": 1}}
+TILE = {"tile": 1024, "whole": True, "aligned": True}
+"""A tile, and that nothing is at its edges; one that is not whole has other code."""
 PLAIN = {"cross": 0, "points": 0, "mutate": 0, "kind": 0, "width": 16, "outside": 0}
 GENERATIONS = {
     "either, noise": {"cross": 1, "mutate": 1},
@@ -52,6 +54,7 @@ def variants():
                 yield f"perturb {dtype} {noise} {how}", moves.perturb, own | {"how": how}
                 yield f"update {dtype} {noise} {how}", moves.update, own | {"how": how, "gridded": how > 0}
             yield f"sample {dtype} {noise}", moves.sample, own
+            yield f"sample {dtype} {noise}, edges", moves.sample, own | {"whole": False}
         if dtype in ("float16", "bfloat16"):
             yield f"check a log {dtype}", logged_moves.check, {}
             yield f"add {dtype} with a log", logged_moves.add, NOISES["normal"] | {"dtype": number}
@@ -64,8 +67,8 @@ def variants():
 
 def machine_code(function, constants):
     """The names of the instructions for a card of compute capability 9.0."""
-    constants = constants | {"tile": 1024}
     names = function.arg_names
+    constants = {name: value for name, value in TILE.items() if name in names} | constants
     signature = {name: "constexpr" if name in constants else POINTERS.get(name, "*i64") for name in names}
     source = ASTSource(fn=function, signature=signature, constexprs=constants)
     options = {"num_warps": 4, "enable_fp_fusion": False}
