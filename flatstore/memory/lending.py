@@ -188,8 +188,9 @@ class Lend:
                 views = {path: held(view, access.holds[:]) for path, view in views.items()}
             exports, arrays = import_views(views, addresses)
             self._arrays = list(arrays.values())
-            access.note([(addresses[path], path, weakref.ref(view)) for path, view in exports.items()])
+            noted = [(addresses[path], path, weakref.ref(view)) for path, view in exports.items()]
             del views, exports  # what is raised from here on holds this frame, which must not hold what is waited for
+            access.note(noted)
             return self._tree(arrays)
         except BaseException:
             access.over = True
