@@ -13,6 +13,7 @@ PAGES = [
     "docs/destructure.md",
     "docs/devices.md",
     "docs/evolving.md",
+    "docs/index.md",
     "docs/libraries.md",
     "docs/model-surgery.md",
     "docs/tracking.md",

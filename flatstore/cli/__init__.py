@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from flatstore.cli import evolve, inspect, plot, replay
 
@@ -13,6 +14,7 @@ from flatstore.cli import evolve, inspect, plot, replay
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for bad input, 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="flatstore", description="Parameters in one buffer; trees are views of it.")
+    parser.add_argument("--version", action="version", version=f"flatstore {version('flatstore')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command, summary in (
         ("evolve", evolve, "evolve a network on a real task, in a folder from which it goes on"),

@@ -21,18 +21,15 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Generator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
+from flatstore.cli.layout_text import as_json, table
 from flatstore.cli.plot_layout import picture
-from flatstore.cli.plot_page import printable, shorten
 from flatstore.files import layout_of
 from flatstore.layout import Layout
 from flatstore.store import Population, Store
-
-_HEADER = ("path", "shape", "dtype", "offset", "bytes", "trainable", "tied")
-_RIGHT_ALIGNED = (3, 4)  # columns
-_SHORTEST = 16  # characters of a path that a narrow terminal still shows
 
 
 class BadInput(ValueError):
@@ -48,7 +45,9 @@ class _UserCodeError(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `flatstore inspect`. `run` takes what they parse to."""
-    parser.usage = "%(prog)s [-h] SOURCE [--plot FILE.png] [--align N] [--trainable GLOB ...]"
+    parser.usage = (
+        "%(prog)s [-h] SOURCE [--json] [--plot FILE.png] [--dark] [--html FILE.html] [--align N] [--trainable GLOB ...]"
+    )
     parser.description = "Show where every leaf lives: offsets and sizes in bytes, shapes in elements."
     parser.epilog = (
         "For ties, dims or a predicate let the function return a layout, like fs.Layout.from_tree(tree, tied=True)."
@@ -58,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="a safetensors file, or module:function that returns a pytree of arrays or shapes, a Layout or a Store",
     )
+    parser.add_argument("--json", action="store_true", help="print JSON in the place of the table")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the memory as a picture, too")
+    parser.add_argument("--dark", action="store_true", help="draw it on a dark ground")
+    parser.add_argument("--html", metavar="FILE.html", help="write the memory map as a page, too")
     parser.add_argument(
         "--align", metavar="N", type=int, help="start every leaf at a multiple of N bytes (default: 64)"
     )
@@ -79,8 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
     """
     try:
         layout = layout_from(arguments.source, arguments.align, arguments.trainable)
+        if arguments.dark and arguments.plot is None:
+            raise BadInput("--dark: expected a picture to draw, got no --plot; fix: add --plot FILE.png")
         if arguments.plot is not None:
-            _plot(layout, arguments.plot, arguments.source)
+            _plot(layout, arguments.plot, arguments.source, arguments.dark)
+        if arguments.html is not None:
+            _write("--html", arguments.html, ".html", _page(layout, arguments.source))
     except _UserCodeError as bug:
         _print_traceback(bug.__cause__)
         print(f"flatstore inspect: {bug}", file=sys.stderr)
@@ -91,45 +97,14 @@ def run(arguments: argparse.Namespace) -> int:
     # A pipe gets whole paths, a terminal gets paths that fit.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     drawn = f"\npicture: {arguments.plot}" if arguments.plot is not None else ""
-    text = table(layout, width) + drawn
+    drawn += f"\npage: {arguments.html}" if arguments.html is not None else ""
+    text = as_json(layout) if arguments.json else table(layout, width) + drawn
     try:
         print(text.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(sys.stdout.encoding or "utf-8"))
         sys.stdout.flush()
     except BrokenPipeError:  # as by `| head`; Python would complain when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def table(layout: Layout, width: int | None = None) -> str:
-    """The rows of a layout in JAX's order under a header, and a line with the totals, as plain text.
-
-    A tied row shows the place of its home, whose path is in the column `tied`, and its bytes count once in the totals.
-    Offsets and bytes are bytes. With `width` (characters) long paths lose their middle where a line would be longer.
-    """
-    rows = [
-        [
-            printable(leaf.path),
-            str(leaf.shape),
-            leaf.dtype.name,
-            f"{leaf.offset:,}",
-            f"{leaf.nbytes:,}",
-            "yes" if leaf.trainable else "no",
-            printable(leaf.tied) if leaf.tied is not None else "",
-        ]
-        for leaf in layout.leaves
-    ]
-    if width is not None:
-        _narrow(rows, width)
-    widths = _widths(rows)
-    lines = [_HEADER, ["-" * wide for wide in widths], *rows]
-    text = [
-        "  ".join(
-            cell.rjust(wide) if i in _RIGHT_ALIGNED else cell.ljust(wide)
-            for i, (cell, wide) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([*text, "", layout.summary])
 
 
 def layout_from(source: str, align: int | None = None, trainable: Sequence[str] | None = None) -> Layout:
@@ -258,35 +233,33 @@ def _print_traceback(error: BaseException | None) -> None:
 _OURS = {__name__.partition(".")[0], "importlib"}
 
 
-def _plot(layout: Layout, target: str, title: str) -> None:
-    if Path(target).suffix.lower() != ".png":
-        raise BadInput(f"--plot: expected a file that ends in .png, got {target!r}; fix: name a .png file")
+def _plot(layout: Layout, target: str, source: str, dark: bool) -> None:
     try:
-        image = picture(layout, os.path.basename(title) if os.path.exists(title) else title)
-        Path(target).write_bytes(image)
+        image = picture(layout, _title(source), dark)
     except ImportError as error:
         raise BadInput(f"--plot: {error}") from error
+    _write("--plot", target, ".png", image)
+
+
+def _page(layout: Layout, source: str) -> bytes:
+    """The memory map with what a page has around it: dark where its reader likes that."""
+    title = escape(_title(source))
+    head = f'<meta charset="utf-8"><meta name="color-scheme" content="light dark"><title>{title}</title>'
+    style = "<style>body { font-family: sans-serif; margin: 2em } td, th { padding-right: 1em }</style>"
+    return f"<!doctype html>{head}{style}<h1>{title}</h1>{layout._repr_html_()}\n".encode()  # pyright: ignore[reportPrivateUsage]
+
+
+def _title(source: str) -> str:
+    return os.path.basename(source) if os.path.exists(source) else source
+
+
+def _write(option: str, target: str, ending: str, content: bytes) -> None:
+    if Path(target).suffix.lower() != ending:
+        raise BadInput(f"{option}: expected a file that ends in {ending}, got {target!r}; fix: name a {ending} file")
+    try:
+        Path(target).write_bytes(content)
     except OSError as error:
         raise BadInput(
-            f"--plot: expected a file that can be written, got {target!r}: {error.strerror or error}; "
+            f"{option}: expected a file that can be written, got {target!r}: {error.strerror or error}; "
             "fix: name a file in a directory that you can write to"
         ) from error
-
-
-def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    return [max(map(len, column)) for column in zip(_HEADER, *rows, strict=True)]
-
-
-def _narrow(rows: list[list[str]], width: int) -> None:
-    """Shorten paths and the names of homes, the longer column first, until a line fits or they are `_SHORTEST`."""
-    widths = _widths(rows)
-    over = sum(widths) + 2 * (len(widths) - 1) - width
-    while over > 0:
-        column = max((0, 6), key=lambda i: widths[i])
-        if widths[column] <= _SHORTEST:
-            break
-        widths[column] -= 1
-        over -= 1
-    for row in rows:
-        for column in (0, 6):
-            row[column] = shorten(row[column], max(widths[column], len(_HEADER[column])))

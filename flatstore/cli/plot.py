@@ -12,7 +12,7 @@ from flatstore.cli.plot_curve import Line, draw
 from flatstore.extras import require
 from flatstore.recording import as_numbers, run_entries, settings_of
 
-_COLOURS = ("#1f5fa8", "#c4572e", "#2e8b57", "#8a4fa8", "#b08a1e", "#4a5568")
+_COLOURS = ("#2f75c4", "#d0633a", "#33965f", "#9a5fb8", "#b08a1e", "#6b7686")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("curves.png"), metavar="FILE", help="where to write (default %(default)s)"
     )
+    parser.add_argument("--dark", action="store_true", help="draw them on a dark ground")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         for i, folder in enumerate(arguments.folders):
             lines += _lines_of(folder, _COLOURS[i % len(_COLOURS)])
-        draw(arguments.out, lines, title="learning curves", axis="fitness")
+        draw(arguments.out, lines, title="learning curves", axis="fitness", dark=arguments.dark)
     except (ValueError, OSError) as error:
         print(f"flatstore plot: {error}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flatstore.cli.plot_page import DARK, INK, PADDING, PAPER
 from flatstore.cli.task import Task
 from flatstore.extras import require
 
@@ -62,11 +63,15 @@ class Curve:
         draw(path, lines, title=title, axis=task.AXIS)
 
 
-def draw(path: Path, lines: Sequence[Line], *, title: str, axis: str) -> None:
-    """Draw lines by generation as a picture. Raises `ImportError` without matplotlib."""
-    figure: Any = require("matplotlib.figure", "demo").Figure(figsize=(7, 4), layout="constrained")
+def draw(path: Path, lines: Sequence[Line], *, title: str, axis: str, dark: bool = False) -> None:
+    """Draw lines by generation as a picture, on white or on dark paper. Raises `ImportError` without matplotlib."""
+    paper, ink, grid = (DARK[PAPER], DARK[INK], DARK[PADDING]) if dark else (PAPER, INK, "#e4e7eb")
+    figure: Any = require("matplotlib.figure", "demo").Figure(figsize=(7, 4), layout="constrained", facecolor=paper)
     require("matplotlib.backends.backend_agg", "demo").FigureCanvasAgg(figure)
     axes = figure.subplots()
+    axes.set_facecolor(paper)
+    axes.tick_params(colors=ink)
+    axes.spines[["left", "bottom"]].set_color(ink)
     named = [line for line in lines if line.label]
     highest = max(named, key=lambda line: (line.values[-1], line.label))
     for line in lines:
@@ -81,7 +86,10 @@ def draw(path: Path, lines: Sequence[Line], *, title: str, axis: str) -> None:
             color=line.colour,
         )
     last = max(line.generations[-1] for line in lines)
-    axes.set(xlabel="generation", ylabel=axis, title=title, xlim=(0, last * 1.24))
+    axes.set(xlim=(0, last * 1.24))
+    axes.set_xlabel("generation", color=ink)
+    axes.set_ylabel(axis, color=ink)
+    axes.set_title(title, color=ink)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
+    axes.grid(axis="y", color=grid, linewidth=0.8)
     figure.savefig(path, dpi=150)

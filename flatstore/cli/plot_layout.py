@@ -22,6 +22,7 @@ from flatstore.cli.plot_page import (
     BODY,
     DPI,
     MARGIN,
+    ON_BOX,
     PADDING,
     QUIET,
     SMALL,
@@ -43,12 +44,12 @@ _STRIP = WIDTH - 2 * MARGIN
 _COLOURS = "#8db4d9 #eab07f #96c99a #d3a4cd #e3d27d #8fd0cf #dd9a9a #b5a7dd #c2b59b #b3c97f".split()
 
 
-def picture(layout: Layout, title: str) -> bytes:
+def picture(layout: Layout, title: str, dark: bool = False) -> bytes:
     """The memory of one model as a PNG, in bytes of the file; `title` stands above it. Writes nothing.
 
     Each leaf that owns bytes has a block, as wide as their number. Raises `ImportError` without matplotlib.
     """
-    page = Page()
+    page = Page(dark)
     names: dict[str, list[str]] = {}
     for leaf in layout.leaves:
         if leaf.tied is not None:
@@ -217,9 +218,9 @@ def _label_inside(page: Page, piece: _Piece, y: float, height: float) -> bool:
     middle = (piece.left + piece.right) / 2
     frozen = not block.leaf.trainable
     back: Any = {"bbox": {"facecolor": block.colour, "edgecolor": "none", "pad": 1.0}} if frozen else {}
-    page.text(middle, y + (0.18 if below else height / 2 + 0.04), block.name, BODY, ha="center", **back)
+    page.text(middle, y + (0.18 if below else height / 2 + 0.04), block.name, BODY, ON_BOX, ha="center", **back)
     if below:
-        page.text(middle, y + 0.33, below, SMALL, ha="center", **back)
+        page.text(middle, y + 0.33, below, SMALL, ON_BOX, ha="center", **back)
     return True
 
 

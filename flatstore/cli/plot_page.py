@@ -13,7 +13,9 @@ WIDTH, MARGIN, DPI = 12.0, 0.35, 150
 THIN = 0.03  # inches; narrower than that, a box cannot be told from the next
 TIER = 0.17  # inches between the lines of labels below a strip
 TITLE, BODY, SMALL = 12.0, 8.0, 6.5  # points
-INK, QUIET, PADDING = "#222222", "#777777", "#d4d4d4"
+INK, QUIET, PADDING, PAPER = "#222222", "#777777", "#d4d4d4", "#ffffff"
+ON_BOX = "#202020"  # what stands on a coloured box, on any paper
+DARK = {INK: "#e6e6e6", QUIET: "#a0a0a0", PADDING: "#3c3f44", PAPER: "#1c1e21"}
 
 
 def shorten(text: str, most: int) -> str:
@@ -59,12 +61,16 @@ class PlacedFlag(NamedTuple):
 class Page:
     """A sheet `WIDTH` inches wide whose height is known only at the end.
 
-    Lengths are inches, y grows downwards, sizes of type are points. Raises `ImportError` without matplotlib.
+    Lengths are inches, y grows downwards, sizes of type are points. Colours are those of white paper, also on a `dark`
+    one. Raises `ImportError` without matplotlib.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dark: bool = False) -> None:
+        self._shades = DARK if dark else {}
         self._collections = require("matplotlib.collections", "demo")
-        self._figure = require("matplotlib.figure", "demo").Figure(figsize=(WIDTH, 1), dpi=DPI, facecolor="white")
+        self._figure = require("matplotlib.figure", "demo").Figure(
+            figsize=(WIDTH, 1), dpi=DPI, facecolor=self._shade(PAPER)
+        )
         self._canvas = require("matplotlib.backends.backend_agg", "demo").FigureCanvasAgg(self._figure)
         self._font = require("matplotlib.font_manager", "demo").FontProperties
         self._axes: Any = self._figure.add_axes((0, 0, 1, 1))
@@ -73,6 +79,9 @@ class Page:
         self._widths: dict[tuple[str, float], float] = {}
         self._lines: list[tuple[list[tuple[float, float]], float]] = []
         self._boxes: dict[tuple[Any, ...], list[Any]] = {}
+
+    def _shade(self, colour: str) -> str:
+        return self._shades.get(colour, colour)
 
     def width(self, text: str, points: float) -> float:
         """The width of a text in inches, summed over its characters, which is close and quick."""
@@ -88,7 +97,7 @@ class Page:
     def text(self, x: float, y: float, text: str, points: float, colour: str = INK, **more: Any) -> None:
         """Text that starts at `x`, or as matplotlib's `ha=` says, on the line `y`."""
         style = {"va": "baseline", "parse_math": False, "family": "DejaVu Sans"} | more
-        self._axes.text(x, y, text, fontsize=points, color=colour, **style)
+        self._axes.text(x, y, text, fontsize=points, color=self._shade(colour), **style)
 
     def line(self, xs: Sequence[float], ys: Sequence[float], points: float) -> None:
         """A line through points, as thick as `points`."""
@@ -113,11 +122,16 @@ class Page:
     def png(self, height: float) -> bytes:
         """All that was drawn, as the bytes of a PNG file `height` inches high."""
         for (colour, edge, hatched), corners in self._boxes.items():
-            style = {"facecolors": colour, "edgecolors": "white", "linewidths": edge, "zorder": colour != PADDING}
+            style = {
+                "facecolors": self._shade(colour),
+                "edgecolors": self._shade(PAPER),
+                "linewidths": edge,
+                "zorder": colour != PADDING,
+            }
             hatch = {"hatch": "////"} if hatched else {}
             self._axes.add_collection(self._collections.PolyCollection(corners, **style, **hatch), autolim=False)
         paths, widths = [path for path, _ in self._lines], [points for _, points in self._lines]
-        lines = self._collections.LineCollection(paths, colors=QUIET, linewidths=widths)
+        lines = self._collections.LineCollection(paths, colors=self._shade(QUIET), linewidths=widths)
         self._axes.add_collection(lines, autolim=False)
         self._figure.set_size_inches(WIDTH, height)
         self._axes.set_xlim(0, WIDTH)

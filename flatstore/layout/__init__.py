@@ -6,8 +6,8 @@ from flatstore.layout.dtypes import is_numeric as is_numeric
 from flatstore.layout.dtypes import is_torch_tensor as is_torch_tensor
 from flatstore.layout.dtypes import is_trainable_dtype as is_trainable_dtype
 from flatstore.layout.dtypes import torch_dtype as torch_dtype
+from flatstore.layout.html import memory_map as memory_map
 from flatstore.layout.layout import Layout as Layout
-from flatstore.layout.layout import check_layout as check_layout
 from flatstore.layout.leaf import Leaf as Leaf
 from flatstore.layout.leaf import describe as describe
 from flatstore.layout.leaf import place as place
@@ -24,6 +24,7 @@ from flatstore.layout.options import Dims as Dims
 from flatstore.layout.options import Trainable as Trainable
 from flatstore.layout.placeholders import stand_ins as stand_ins
 from flatstore.layout.planning import rows_of as rows_of
+from flatstore.layout.template import check_layout as check_layout
 from flatstore.layout.template import from_template as from_template
 from flatstore.layout.template import to_template as to_template
 from flatstore.layout.ties import Tied as Tied

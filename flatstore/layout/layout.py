@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.checks import whole
+from flatstore.layout.html import memory_map
 from flatstore.layout.leaf import Leaf, describe, place, validate
 from flatstore.layout.numeric_values import Spec, spec_of
 from flatstore.layout.options import Dims, Trainable
@@ -289,11 +290,9 @@ class Layout(Subtree):
         """The leaves with their places."""
         return f"Layout: {self.summary}\n{describe(self.leaves, lambda leaf: leaf.offset)}"
 
-
-def check_layout(layout: Any) -> None:
-    """Raise `TypeError` unless `layout` is a `Layout`."""
-    if not isinstance(layout, Layout):
-        raise TypeError(f"expected a Layout, got {type(layout).__name__}; fix: store.layout, or Layout.from_tree(tree)")
+    def _repr_html_(self) -> str:
+        """The memory map, in a notebook."""
+        return memory_map(f"Layout: {self.summary}", self.leaves, self.nbytes)
 
 
 def _unpickled(tree: Any, leaves: tuple[Leaf, ...], align: int, riders: tuple[tuple[int, Any], ...]) -> Layout:

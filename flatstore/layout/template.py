@@ -18,13 +18,19 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from flatstore.layout.dtypes import is_numeric, is_trainable_dtype
-from flatstore.layout.layout import Layout, Trainable, check_layout
+from flatstore.layout.layout import Layout, Trainable
 from flatstore.layout.leaf import Leaf
 from flatstore.layout.numeric_values import spec_of
 from flatstore.trees import Difference, StructureError, by_path, unflatten_dict
 
 Order = Literal["sorted", "numeric", "given"]
 _FIELDS = ("shape", "dtype", "dims", "trainable", "tied")
+
+
+def check_layout(layout: Any) -> None:
+    """Raise `TypeError` unless `layout` is a `Layout`."""
+    if not isinstance(layout, Layout):
+        raise TypeError(f"expected a Layout, got {type(layout).__name__}; fix: store.layout, or Layout.from_tree(tree)")
 
 
 def to_template(layout: Layout) -> dict[str, dict[str, Any]]:

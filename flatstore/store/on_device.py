@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flatstore.layout import Layout, describe
+from flatstore.layout import Layout, describe, memory_map
 from flatstore.memory import Memory, using
 from flatstore.store.assigning import Pairs, checked_leaf, checked_leaves, is_pairs
 from flatstore.store.parts import Parts
@@ -116,3 +116,7 @@ class OnDevice(Mapping[str, Any]):
         return (
             f"{title}\n{describe(self.layout.leaves, lambda leaf: hex(self._addresses.get(leaf.tied or leaf.path, 0)))}"
         )
+
+    def _repr_html_(self) -> str:
+        """The memory map of the layout, in a notebook."""
+        return memory_map(repr(self).partition("\n")[0], self.layout.leaves, self.layout.nbytes)

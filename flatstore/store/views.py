@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Self
 import jax
 import numpy as np
 
-from flatstore.layout import Array, Layout, Leaf, describe
+from flatstore.layout import Array, Layout, Leaf, describe, memory_map
 from flatstore.memory import GuardedView, Memory, settle
 from flatstore.store.addresses import Placed
 from flatstore.store.placement import Placement
@@ -224,6 +224,10 @@ class Views(Placed, Subtree):
                 self.layout.leaves, lambda leaf: hex(first + self.start_of(leaf))
             )
         return title + lent + "\n" + describe(self.layout.leaves, self.start_of)
+
+    def _repr_html_(self) -> str:
+        """The memory map of the layout, in a notebook."""
+        return memory_map(repr(self).partition("\n")[0], self.layout.leaves, self.layout.nbytes)
 
     def copy(self) -> Any:
         """A copy in memory of its own."""

@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import safetensors.numpy
 from matplotlib.image import imread
 
 import flatstore as fs
-from flatstore.cli import inspect
+from flatstore.cli import inspect, main
 
 MODEL = """
 import jax, jax.numpy as jnp, numpy as np
@@ -137,6 +138,31 @@ def test_a_saved_file_gives_the_table_of_the_tree_that_it_was_saved_from(tmp_pat
     assert capsys.readouterr().out == inspect.table(store.layout) + "\n"
 
 
+def test_json_says_what_the_table_says(model, capsys):
+    assert inspected(f"{model}:params", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert inspected(f"{model}:params") == 0
+    header, *lines = rows(capsys.readouterr().out)
+    assert list(shown["leaves"][0]) == header
+    for leaf, line in zip(shown["leaves"], lines, strict=True):
+        words = {True: "yes", False: "no", None: ""}
+        told = [leaf["path"], str(tuple(leaf["shape"])), leaf["dtype"], f"{leaf['offset']:,}", f"{leaf['bytes']:,}"]
+        assert [*told, words[leaf["trainable"]], words[leaf["tied"]]] == line
+    assert {name: shown[name] for name in ("parameters", "bytes", "padding", "align")} == {
+        "parameters": 5011,
+        "bytes": shown["bytes"],
+        "padding": shown["bytes"] - 4 * 5003 - 2 * 7 - 4,
+        "align": 64,
+    }
+
+
+def test_a_page_has_the_memory_map(model, capsys):
+    assert inspected(f"{model}:params", "--html", "map.html") == 0
+    assert capsys.readouterr().out.endswith("\npage: map.html\n")
+    page = Path("map.html").read_text()
+    assert page.startswith("<!doctype html>") and f"<title>{model}:params</title>" in page and page.count("<rect") == 5
+
+
 def test_a_narrow_terminal_gets_shorter_paths_and_a_pipe_gets_all_of_them():
     paths = [f"encoder/block_{i}/attention/query/projection/kernel" for i in range(3)]
     layout = fs.Layout.from_tree({path: np.zeros(2, np.float32) for path in paths})
@@ -170,6 +196,9 @@ def test_a_path_cannot_break_the_table_or_the_terminal():
         (["MODULE:repeated"], "expected each jax.Array once"),
         (["MODULE:params", "--align", "3"], "align: expected a power of two in bytes, got 3"),
         (["MODULE:params", "--trainable", "x*"], "trainable: expected globs that match a leaf, got 'x*'"),
+        (["MODULE:params", "--dark"], "--dark: expected a picture to draw, got no --plot; fix: add --plot FILE.png"),
+        (["MODULE:params", "--html", "x.png"], "--html: expected a file that ends in .html, got 'x.png'; fix: name a"),
+        (["MODULE:params", "--html", "no/x.html"], "--html: expected a file that can be written, got 'no/x.html': No"),
         (["MODULE:store", "--align", "1"], "expected --align with a function that returns a tree, got a Store"),
         (["MODULE.py", "--trainable", "*"], "expected --trainable with module:function, got the file 'MODULE.py'"),
         (["MODULE:params", "--plot", "none/x.png"], "--plot: expected a file that can be written, got 'none/x.png'"),
@@ -248,3 +277,19 @@ def test_the_picture_has_a_colour_per_dtype_and_one_for_padding(model, capsys):
     height, width, _ = image.shape
     assert width == 1800 and 200 < height < 1800
     assert {"#ffffff", "#8db4d9", "#eab07f", "#96c99a", "#d4d4d4"} <= colours(image)
+
+
+def test_a_dark_picture_is_dark_where_the_paper_is_and_has_the_same_boxes(model, capsys):
+    for options in ((), ("--dark",)):
+        assert inspected(f"{model}:params", "--plot", f"x{len(options)}.png", *options) == 0
+    light, dark = (imread(f"x{i}.png")[..., :3] for i in (0, 1))
+    assert light.shape == dark.shape and light[3, 3].min() == 1 and dark[3, 3].max() < 0.2
+    blue = np.array([0x8D, 0xB4, 0xD9]) / 255
+    boxes = [(abs(image - blue) < 0.01).all(2) for image in (light, dark)]
+    assert boxes[0].sum() > 1000 and (boxes[0] == boxes[1]).all()
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"flatstore {version('flatstore')}\n"
