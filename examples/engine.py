@@ -6,9 +6,9 @@ whole model. So every worker makes the noise of a seed for its own parts, in pla
 the trainer, who has the whole model under its own names, moves by the same seeds and weights to the same bits.
 
 `InPlace` is all that an engine's workers need. vLLM, for one, mixes such a class into its worker if it is named as
-`worker_extension_cls`, and `llm.collective_rpc("perturb", args=(seed,))` calls it in every process; the parameters must
-be in host memory. Here the engine is a stand-in: torch modules, a cache of what was asked before, and "captured graphs"
-that read raw addresses.
+`worker_extension_cls`, and `llm.collective_rpc("perturb", args=(seed,))` calls it in every process. On a card the
+kernels are Triton's, and the bits the same. Here the engine is a stand-in in host memory: torch modules, a cache of
+what was asked before, and "captured graphs" that read raw addresses.
 
     python examples/engine.py [--processes 2] [--generations 60]
 
@@ -59,8 +59,9 @@ class InPlace:
         self.cache.clear()
 
     def digest(self):
-        """A hash of the parameters, by path."""
-        return {path: hashlib.sha256(view.tobytes()).hexdigest() for path, view in self.store.items()}
+        """A hash of each parameter, by its name in the engine."""
+        bits = {name: weight.detach().cpu().view(torch.uint8) for name, weight in self.model.named_parameters()}
+        return {name: hashlib.sha256(x.numpy().tobytes()).hexdigest() for name, x in bits.items()}
 
 
 class Worker(InPlace):

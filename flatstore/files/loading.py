@@ -36,7 +36,8 @@ def load(
 ) -> Any:
     """A store, or a population, with what a safetensors file holds: a copy, read straight into its memory.
 
-    With a `device` of JAX it is a `JaxStore` or a `JaxPopulation`: each leaf is read, sent there and forgotten here.
+    With a `device` of JAX it is a `JaxStore` or a `JaxPopulation`, with one of torch a `TorchStore` or a
+    `TorchPopulation`: each leaf is read, sent there and forgotten here.
 
     Without `like` the tree is made of ordered dicts, and what `save` wrote has the same layout again; a file of others
     gives one dict of its tensors' names. The file's metadata are not kept: `metadata_of` reads them, and `save` takes
@@ -50,13 +51,13 @@ def load(
             model that has others, too: `store.assign(load(path, only="backbone/*").items())`.
         rename: new names for leaves and nodes, {'model/*': '*'}, as for `replan`; before they are compared with `like`.
         verify: whether the checksums of what is read are compared with those that `save` wrote.
-        device: a device of JAX, such as `jax.devices()[0]`; None for memory on the host.
+        device: one of JAX, such as `jax.devices()[0]`, or of torch, such as "cuda"; None for NumPy memory on the host.
 
     Raises:
         StructureError: every leaf that differs from `like`; dtypes and shapes that NumPy and JAX do not have.
         ValueError: what is no safetensors file, holds no tensors, or is damaged; globs that match nothing.
         OSError: a file that is not there, or cannot be read.
-        TypeError: another device.
+        TypeError, ValueError: a device that is neither of JAX nor of torch, or is not there.
     """
     refuse_half_way(path)
     with contents_of(path) as contents:

@@ -77,9 +77,10 @@ def adopt(module: Any, store: Any = None, *, align: int = 64, move: bool = True)
     Returns a `Store`, or a `TorchStore` for a module on a card.
 
     Raises `ValueError` that names every tensor that cannot be a view (on another device than the first, sparse,
-    quantised, lazy, not contiguous, memory shared in part), `StructureError` for a module unlike `store`, `LentError`
-    if that one is lent, `TypeError` if it is not a module, and whatever a tensor that refuses other data raises. In all
-    these cases the module and the store are left as they were.
+    quantised, lazy, not contiguous, memory shared in part), or for a store on another device, `StructureError` for a
+    module unlike `store`, or for leaves of a member that all members share, `LentError` if that one is lent,
+    `TypeError` if it is not a module, and whatever a tensor that refuses other data raises. In all these cases the
+    module and the store are left as they were.
     """
     tree = tree_of(module)
     layout = _layout(tree, align if store is None else _checked(store).layout.align)
@@ -90,9 +91,9 @@ def adopt(module: Any, store: Any = None, *, align: int = 64, move: bool = True)
                 "fix: adopt(module, move=False) makes a new store"
             )
         return in_place(module, by_path(tree), layout, by_path(tree))
-    elsewhere = torch_cards.is_on_card(torch_cards.device_of(by_path(tree)))
+    device = torch_cards.device_of(by_path(tree))
     if store is None:
-        if elsewhere:
+        if torch_cards.is_on_card(device):
             return torch_cards.adopted(tree, layout)
         made = Store.zeros(layout)
         with reading(*memories_of(by_path(tree).values())):  # it may have been adopted before
@@ -103,6 +104,11 @@ def adopt(module: Any, store: Any = None, *, align: int = 64, move: bool = True)
         unlike = [Difference(*pair, "adopt(module) makes a new store") for pair in pairs if pair[1] != pair[2]]
         if unlike:
             raise StructureError(unlike, UNLIKE)
+        if str(device) != (wanted := _device(store)):
+            raise ValueError(
+                f"expected a module on {wanted}, as the store, got one on {device}; fix: module.to({wanted!r}) "
+                "first, or adopt(module) makes a new store"
+            )
         if isinstance(store, TorchStore):
             torch_cards.moved_into(tree, store)
             return store
@@ -140,13 +146,7 @@ def _move_one_by_one(tree: OrderedDict[str, Any], layout: Layout, store: Store) 
 def _move_in(tree: OrderedDict[str, Any], layout: Layout, store: Store) -> None:
     """Make the tensors views of the store, with their values; all of them, or none."""
     views = {path: store.leaf_view(path) for path in layout.by_path}
-    shared = [path for path, view in views.items() if not view.flags.writeable]
-    if shared:
-        fix = "adopt(module, member.copy())"
-        raise StructureError(
-            [Difference(path, "a leaf of its own", "one that all members share", fix) for path in shared],
-            "that torch must not write",
-        )
+    torch_cards.refuse_shared([path for path, view in views.items() if not view.flags.writeable])
     tensors = by_path(tree)
     arrays = {leaf.path: as_numpy(tensors[leaf.path], leaf.path) for leaf in layout.homes}
     with ExitStack() as back:  # if one refuses, those before it go back; the store comes last
@@ -177,14 +177,15 @@ def verify(module: Any, store: Store | TorchStore) -> None:
     layout = _checked(store).layout
     obstacles, tied = read_tensors(tensors)
     in_store = _leaves_in_words(layout)
-    in_module = {path: _in_words(_kind(x), x.requires_grad, tied.get(path)) for path, x in tensors.items()}
+    device = _device(store)
+    in_module = {path: _in_words(_kind(x, device), x.requires_grad, tied.get(path)) for path, x in tensors.items()}
     fix = "adopt(module, store) brings it back" if in_module == in_store else "adopt(module) makes a new store"
     differences = {difference.path: difference for difference in obstacles}
     for path, was, now in _pairs(in_store, in_module):
         if path in differences:
             continue
         if path in in_store and path in in_module and not _is_at(tensors[path], path, store):
-            now = _in_words(f"{_kind(tensors[path])} elsewhere", tensors[path].requires_grad, tied.get(path))
+            now = _in_words(f"{_kind(tensors[path], device)} elsewhere", tensors[path].requires_grad, tied.get(path))
         if was != now:
             differences[path] = Difference(path, f"a view of {was}" if path in in_store else was, now, fix)
     if differences:
@@ -273,9 +274,14 @@ def _is_at(tensor: Any, path: str, store: Store | TorchStore) -> bool:
     return not view.size or tensor.data_ptr() == view.__array_interface__["data"][0]
 
 
-def _kind(tensor: Any) -> str:
+def _device(store: Store | TorchStore) -> str:
+    return str(store.device) if isinstance(store, TorchStore) else "cpu"
+
+
+def _kind(tensor: Any, device: str) -> str:
+    """The dtype and shape of a tensor in words, and its device where that is another than a store's."""
     torch = require("torch", "torch")
     if torch.nn.parameter.is_lazy(tensor):
         return "a lazy tensor"
     kind = f"{str(tensor.dtype).removeprefix('torch.')}[{','.join(map(str, tensor.shape))}]"
-    return kind if tensor.device.type == "cpu" else f"{kind} on {tensor.device}"
+    return kind if str(tensor.device) == device else f"{kind} on {tensor.device}"

@@ -54,17 +54,17 @@ def in_place(
     """
     own = {leaf.path: leaves[leaf.path] for leaf in layout.homes}
     moved = _watch(module, tensors)
-    if own and torch_cards.is_on_card(torch_cards.device_of(own)):
-        return TorchStore.over(layout, {path: x.detach() for path, x in own.items()}, parts=parts, moved=moved)
-    arrays = {leaf.path: as_numpy(leaves[leaf.path], leaf.path) for leaf in layout.homes}
     fix = "replace its memory first: param.data = param.data.clone()"
     crooked = [
-        Difference(path, f"a start at a multiple of {x.itemsize} bytes", f"address {_start(x):#x}", fix)
-        for path, x in arrays.items()
-        if x.size and _start(x) % x.itemsize
+        Difference(path, f"a start at a multiple of {x.itemsize} bytes", f"address {x.data_ptr():#x}", fix)
+        for path, x in own.items()
+        if x.nbytes and x.data_ptr() % x.itemsize
     ]
     if crooked:
         raise ValueError(listing(crooked, "of the module that cannot be a view of a store"))
+    if own and torch_cards.is_on_card(torch_cards.device_of(own)):
+        return TorchStore.over(layout, {path: x.detach() for path, x in own.items()}, parts=parts, moved=moved)
+    arrays = {path: as_numpy(x, path) for path, x in own.items()}
     memory = Spans((array.reshape(-1).view(np.uint8) for array in arrays.values()), moved)
     starts = {path: _start(array) - memory.start if array.size else 0 for path, array in arrays.items()}
     return Store.in_place(memory, layout, starts, parts)

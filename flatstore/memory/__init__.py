@@ -23,5 +23,6 @@ from flatstore.memory.readers_and_writers import settle as settle
 from flatstore.memory.segments import PAGE as PAGE
 from flatstore.memory.segments import sweep as sweep
 from flatstore.memory.spans import Spans as Spans
+from flatstore.memory.spans import bytes_of as bytes_of
 from flatstore.memory.waits import patience as patience
 from flatstore.memory.waits import waiting as waiting

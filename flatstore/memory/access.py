@@ -10,10 +10,11 @@ from typing import Any, Self, TypeVar, cast
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from flatstore.layout import Array, as_numpy, is_torch_tensor
+from flatstore.layout import Array, is_torch_tensor
 from flatstore.memory.host import Memory
 from flatstore.memory.overlaps import members_at
 from flatstore.memory.readers_and_writers import Access
+from flatstore.memory.spans import bytes_of
 from flatstore.memory.waits import persist
 from flatstore.threads import Closing, is_interrupted, uninterrupted
 
@@ -50,14 +51,17 @@ def reading(*memories: Memory) -> using:
 
 
 def memories_of(arrays: Iterable[Any]) -> list[Memory]:
-    """The memories, each once, in which any of these arrays lies: of NumPy and torch, and nothing else lies in any."""
+    """The memories, each once, in which any of these arrays lies: of NumPy and torch, and nothing else lies in any.
+
+    Tensors on a card lie in those of the stores there.
+    """
     found: dict[int, Memory] = {}
     last: Memory | None = None
     for array in arrays:
         if is_torch_tensor(array):
             try:
-                array = as_numpy(array, "")
-            except ValueError:  # it is elsewhere, or refused by who reads it
+                array = bytes_of(array)
+            except (RuntimeError, ValueError):  # it has no address, and is refused by who reads it
                 continue
         if not isinstance(array, np.ndarray) or not array.size:
             continue

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import sys
 import weakref
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -189,14 +188,9 @@ class Lend:
                 views = {path: held(view, access.holds[:]) for path, view in views.items()}
             exports, arrays = import_views(views, addresses)
             self._arrays = list(arrays.values())
-            starts = [use.start for use in access.uses]
-            noted: list[list[Any]] = [[] for _ in starts]
-            for path, view in exports.items():
-                noted[bisect_right(starts, addresses[path]) - 1].append((path, weakref.ref(view)))
-            view = None
+            noted = [(addresses[path], path, weakref.ref(view)) for path, view in exports.items()]
             del views, exports  # what is raised from here on holds this frame, which must not hold what is waited for
-            for use, references in zip(access.uses, noted, strict=True):
-                use.exports = references
+            access.note(noted)
             return self._tree(arrays)
         except BaseException:
             access.over = True

@@ -18,6 +18,7 @@ import gc
 import threading
 import time
 import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
 from flatstore.memory.guarded_views import LentError
@@ -104,6 +105,15 @@ class Access:
                     "fix: read it afterwards, or wait: with fs.waiting(seconds)"
                 )
             raise BusyError(message) from None
+
+    def note(self, exports: Iterable[tuple[int, str, Callable[[], object]]]) -> None:
+        """Note exports, (address, path, what tells whether it is held), each with the use of the memory it is from."""
+        starts = [use.start for use in self.uses]
+        noted: list[list[tuple[str, Callable[[], object]]]] = [[] for _ in starts]
+        for address, path, view in exports:
+            noted[bisect_right(starts, address) - 1].append((path, view))
+        for use, those in zip(self.uses, noted, strict=True):
+            use.exports = those
 
     def end(self) -> None:
         """End all uses: the lent as soon as nobody holds what was exported."""

@@ -46,7 +46,7 @@ class Spans(Memory):
             ranges.append((begin, stop))
         low, high = (ranges[0][0], ranges[-1][1]) if ranges else (0, 0)
         low -= low % _WIDEST  # numbers of any dtype are whole elements from there
-        self.bytes = np.asarray(_Window(low, high - low, [array for *_, array in owners]))
+        self.bytes = _bytes_at(low, high - low, [array for *_, array in owners])
         self.is_read_only = False
         self._segment = self.segment = None
         self.start, self.stop = low, high
@@ -98,14 +98,30 @@ class Spans(Memory):
             part.thaw()
 
 
-class _Window:
-    """Addresses as NumPy takes them, with those who own what is there."""
+def bytes_of(tensor: Any) -> Array:
+    """The addresses of a torch tensor, which may be a card's, as an array of bytes that keeps it alive.
 
-    def __init__(self, start: int, nbytes: int, owners: Sequence[Array]) -> None:
-        self.owners = owners
+    Addresses of a card are no addresses of the host's, so readers and writers are counted by both; but the bytes of an
+    array over a card must not be touched. Raises `RuntimeError` or `ValueError` for a tensor without one address.
+    """
+    is_nowhere = tensor.untyped_storage().device.type == "meta"  # of which torch warns if it is asked where
+    steps, start = zip(tensor.shape, tensor.stride(), strict=True), 0 if is_nowhere else tensor.data_ptr()
+    reach = 1 + sum((n - 1) * stride for n, stride in steps) if start and tensor.numel() else 0
+    return _bytes_at(start, reach * tensor.itemsize, tensor)
+
+
+class _Window:
+    """Addresses as NumPy takes them, with whoever owns what is there."""
+
+    def __init__(self, start: int, nbytes: int, owner: Any) -> None:
+        self.owner = owner
         self.__array_interface__ = {
             "version": 3,
             "data": (start, False),
             "shape": (nbytes,),
             "typestr": "|u1",
         }
+
+
+def _bytes_at(start: int, nbytes: int, owner: Any) -> Array:
+    return np.asarray(_Window(start, nbytes, owner))

@@ -9,12 +9,13 @@ from flatstore.store.in_files import hand_in_files as hand_in_files
 from flatstore.store.in_host_memory import host_of as host_of
 from flatstore.store.jax_population import JaxPopulation as JaxPopulation
 from flatstore.store.jax_store import JaxStore as JaxStore
-from flatstore.store.jax_store import OnDevice as OnDevice
+from flatstore.store.jax_store import OnJax as OnJax
 from flatstore.store.moves import Breeding as Breeding
 from flatstore.store.moves import Moves as Moves
 from flatstore.store.moves import Step as Step
 from flatstore.store.moves import breeding_of as breeding_of
 from flatstore.store.moves import moves_of as moves_of
+from flatstore.store.on_device import OnDevice as OnDevice
 from flatstore.store.parts import Parts as Parts
 from flatstore.store.parts import whole_leaf as whole_leaf
 from flatstore.store.placement import placement_of_population as placement_of_population

@@ -22,10 +22,15 @@ def replace_together(stores: Sequence[Any], function: Callable[..., Any], *argum
         raise
 
 
-@_jax.jit
-def _same(old: Any, new: Any) -> Any:
-    return {path: _jax.lax.dynamic_update_slice(x, new[path], (0,) * x.ndim) for path, x in old.items()}
+def _new(old: Any, new: Any) -> Any:
+    return {
+        path: _jax.lax.dynamic_update_slice(x, _jax.numpy.broadcast_to(new[path], x.shape), (0,) * x.ndim)
+        for path, x in old.items()
+    }
 
 
-written: Any = _jax.jit(_same, donate_argnums=0)
-"""Takes old arrays, which are donated, and new ones, by path: the new values in the places of the old ones."""
+written: Any = _jax.jit(_new, donate_argnums=0)
+"""Takes old arrays, which are donated, and new ones, by path: the new values in the places of the old ones.
+
+An array of one model is written to all members of a population.
+"""

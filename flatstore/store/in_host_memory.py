@@ -18,7 +18,11 @@ def host_of(store: Any) -> Any:
         return host_of(pop)[member]
     if "host" not in store.cache:
         nbytes = store.memory.bytes
-        if store.size is None:
+        if store.buffer is None:
+            homes = {path: x.data_ptr() for path, x in store.homes.items() if x.numel()}
+            starts = dict.fromkeys(store.homes, 0) | {path: at - store.memory.start for path, at in homes.items()}
+            store.cache["host"] = Store.in_place(store.memory, store.layout, starts, store.parts)
+        elif store.size is None:
             store.cache["host"] = Store.wrap(nbytes, store.layout)
         else:
             store.cache["host"] = Population.wrap(nbytes, store.layout, store.size)

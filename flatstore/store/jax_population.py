@@ -6,20 +6,21 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import jax
-import numpy as np
 
 from flatstore.checks import whole
 from flatstore.layout import Layout
+from flatstore.memory import using
 from flatstore.store.assigning import checked_leaves
-from flatstore.store.jax_store import JaxStore, OnDevice
+from flatstore.store.jax_store import JaxStore, OnJax
 from flatstore.store.lent_trees import LentTree
 from flatstore.store.moves import Breeding
 from flatstore.store.placement import members_at_once
+from flatstore.store.verbs import memories_in
 
 _lax: Any = jax.lax
 
 
-class JaxPopulation(OnDevice):
+class JaxPopulation(OnJax):
     """Many models on a device of JAX, stacked leaf by leaf: what `Population.from_tree(tree, n, device=...)` makes."""
 
     __slots__ = ()
@@ -33,6 +34,11 @@ class JaxPopulation(OnDevice):
     def __len__(self) -> int:
         """The number of members."""
         return self.size or 0
+
+    def fill(self, tree: Any) -> None:
+        """Make every member a copy of a model; for this package's own modules."""
+        with using(reads=memories_in(tree)) as own:
+            self._put(checked_leaves(self.layout, tree), own)
 
     def chunks(self, at_most: int | None = None) -> Iterator[Chunk]:
         """Consecutive members, at most so many, to be lent and evaluated: a copy of them, unless they are all.
@@ -82,6 +88,5 @@ def on_device(layout: Layout, tree: Any, device: Any, size: int | None = None) -
     if not whole(size) >= 1:
         raise ValueError(f"expected at least one member, got size {size!r}; fix: pass a size of 1 or more")
     pop = JaxPopulation.zeros(layout, device, size)
-    for leaf, array in checked_leaves(layout, tree):
-        pop[leaf.path] = np.broadcast_to(array, (size, *leaf.shape)) if leaf.trainable else array
+    pop.fill(tree)
     return pop

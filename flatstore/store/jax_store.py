@@ -13,21 +13,19 @@ elsewhere afterwards, which is an error that names it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 
-from flatstore.layout import Array, Layout, Leaf, describe, memory_map
+from flatstore.layout import Array, Layout, Leaf
 from flatstore.memory import Memory, using, write
-from flatstore.store.assigning import Pairs, checked_leaf, checked_leaves, is_pairs
+from flatstore.store.assigning import Pairs
 from flatstore.store.donation import replace_together, written
 from flatstore.store.lent_trees import LentTree
 from flatstore.store.moves import Moves
-from flatstore.store.parts import Parts
-from flatstore.store.verbs import memories_in
-from flatstore.store.views import Views
+from flatstore.store.on_device import OnDevice
 from flatstore.trees import Difference, StructureError
 
 jnp: Any = jax.numpy
@@ -36,16 +34,10 @@ _jax: Any = jax
 MOVED = "elsewhere than before, since something holds a view of what was there; their numbers are as they should be"
 
 
-class OnDevice(Mapping[str, jax.Array]):
+class OnJax(OnDevice):
     """What `JaxStore` and `JaxPopulation` have in common."""
 
-    __slots__ = ("_addresses", "_leaves", "device", "known", "layout", "memory", "size")
-
-    _addresses: dict[str, int]
-    _leaves: dict[str, jax.Array]
-
-    device: Any
-    """Where the leaves are."""
+    __slots__ = ("known",)
 
     known: dict[str, Any]
     """What verbs know of the arrays that they have made; for this package's own modules."""
@@ -53,30 +45,12 @@ class OnDevice(Mapping[str, jax.Array]):
     moves: ClassVar[Moves]
     """What the verbs do; set by the room that knows them."""
 
-    layout: Layout
-    """Where every parameter stands in the index."""
-
-    parts: Parts | None = None
-    """Where the leaves stand in a whole model, if they are parts of one."""
-
-    memory: Memory
-    """A byte that stands for the leaves: readers and writers are counted by it. For this package's own modules."""
-
-    size: int | None
-    """The number of members of a population."""
-
-    def __init__(self) -> None:
-        name = type(self).__name__
-        raise TypeError(f"expected a named constructor, got {name}(); fix: call Store.from_tree(tree, device=...)")
-
     @classmethod
     def zeros(cls, layout: Layout, device: Any, size: int | None = None) -> Self:
         """New leaves of zeros on a device; of `size` members where they train."""
-        if not isinstance(device, _jax.Device):
-            raise TypeError(f"expected a device of JAX, got {device!r}; fix: pass one, such as jax.devices()[0]")
         self = object.__new__(cls)
-        self.layout, self.device, self.size = layout, device, size
-        self.memory, self.known = Memory.heap(1), {}
+        self.layout, self.device, self.size, self.parts = layout, device, size, None
+        self.memory, self.known = Memory.heap(1), {}  # a byte that stands for the leaves
         for leaf in layout.homes:
             if _jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
                 raise ValueError(
@@ -87,10 +61,10 @@ class OnDevice(Mapping[str, jax.Array]):
         return self
 
     def _make(self) -> None:
-        self._leaves = {}  # the old ones go before there are new ones
+        self.homes = {}  # the old ones go before there are new ones
         for leaf in self.layout.homes:
-            self._leaves[leaf.path] = jnp.zeros(self._shape(leaf), leaf.dtype, device=self.device)
-        _jax.block_until_ready(self._leaves)
+            self.homes[leaf.path] = jnp.zeros(self._shape(leaf), leaf.dtype, device=self.device)
+        _jax.block_until_ready(self.homes)
         self._addresses = self._found()
 
     def _shape(self, leaf: Leaf) -> tuple[int, ...]:
@@ -98,36 +72,10 @@ class OnDevice(Mapping[str, jax.Array]):
 
     def _found(self, *paths: str) -> dict[str, int]:
         """The addresses of homes, or of all of them."""
-        leaves: dict[str, Any] = {path: self._leaves[path] for path in paths} or self._leaves
+        leaves: dict[str, Any] = {path: self.homes[path] for path in paths} or self.homes
         return {path: array.unsafe_buffer_pointer() for path, array in leaves.items() if array.size}
 
     # -- reading
-
-    @property
-    def tree(self) -> Any:
-        """The tree, with the arrays that are the leaves now: after the next verb, they can no longer be used."""
-        return self.layout.unflatten([self._leaves[leaf.tied or leaf.path] for leaf in self.layout.leaves])
-
-    def __getitem__(self, path: str | tuple[Any, ...]) -> jax.Array:
-        """The array that is a leaf now. Raises `KeyError`."""
-        leaf = self.layout.leaf(path)
-        return self._leaves[leaf.tied or leaf.path]
-
-    def __iter__(self) -> Iterator[str]:
-        """The paths, in JAX's order."""
-        return iter(self.layout.by_path)
-
-    def __len__(self) -> int:
-        """The number of paths."""
-        return len(self.layout.by_path)
-
-    def __eq__(self, other: object) -> bool:
-        """Whether this is the same object; compare values with `to_vector()`."""
-        return self is other
-
-    def __hash__(self) -> int:
-        """A hash of the object, not of its values."""
-        return id(self)
 
     @property
     def flat(self) -> Any:
@@ -140,7 +88,7 @@ class OnDevice(Mapping[str, jax.Array]):
     def to_vector(self) -> Array:
         """A packed copy of the parameters on the host, in index order; a population has a row per member."""
         with using(reads=[self.memory]):
-            parts = [np.array(self._leaves[leaf.path]) for leaf in self.layout.homes]
+            parts = [np.array(self.homes[leaf.path]) for leaf in self.layout.homes]
         leading = () if self.size is None else (self.size,)
         rows = [
             np.broadcast_to(x.reshape((*x.shape[: x.ndim - len(leaf.shape)], leaf.size)), (*leading, leaf.size))
@@ -148,25 +96,13 @@ class OnDevice(Mapping[str, jax.Array]):
         ]
         return np.concatenate(rows, -1)
 
-    @property
-    def segment(self) -> None:
-        """Raises `BufferError`: other processes cannot attach to it."""
-        raise BufferError(
-            f"expected memory that other processes can attach to, got arrays on {self.device}; "
-            "fix: leave workers= out, or use a store on the host"
-        )
-
-    def share(self, name: str | None = None) -> None:
-        """Raises `BufferError`, as `segment`."""
-        return self.segment
-
     def leaf_matrix(self, leaf: Leaf) -> Array:
         """The numbers of a home, a row for each member, on the host; for this package's own modules.
 
         On a CPU it is a view, and while it is held the leaf cannot be written in its place.
         """
         # An array keeps what it was copied to, as long as it lives: this one does not live long.
-        values = np.asarray(self._leaves[leaf.path].addressable_data(0))
+        values = np.asarray(self.homes[leaf.path].addressable_data(0))
         return values.reshape(self.size if self.size is not None and leaf.trainable else 1, leaf.size)
 
     def lend(self, library: str = "jax", *, patience: float = 10.0) -> LentTree:
@@ -195,31 +131,9 @@ class OnDevice(Mapping[str, jax.Array]):
 
     # -- writing
 
-    def assign(self, values: Any) -> None:
-        """Copy `values` in, leaf by leaf: a tree, a vector, a mapping or an iterable of pairs, as on the host."""
-        if isinstance(values, OnDevice):
-            values = values.tree
-        elif isinstance(values, Views):
-            values = {path: values.leaf_view(path) for path in values.layout.by_path}
-        if is_pairs(self.layout, values):
-            for path, value in values:
-                self[path] = value
-            return
-        with using(reads=memories_in(values)) as own:
-            self._put(checked_leaves(self.layout, values, self._leading), own)
-
-    def __setitem__(self, path: Any, value: Any) -> None:
-        """Copy a value of the leaf's shape into the leaf."""
-        with using(reads=memories_in(value)) as own:
-            self._put([checked_leaf(self.layout, path, value, self._leading)], own)
-
     def clear(self) -> None:
         """Make all parameters zero, in new memory; for this package's own modules."""
         self.write(self._make)
-
-    @property
-    def _leading(self) -> tuple[int, ...]:
-        return () if self.size is None else (self.size,)
 
     def _put(self, pairs: Pairs, reads: using | None = None) -> None:
         own = set(self._addresses.values())  # a leaf that is given as a value would be held
@@ -227,14 +141,14 @@ class OnDevice(Mapping[str, jax.Array]):
 
         def put() -> None:
             for leaf, array in pairs:
-                old = self._leaves[leaf.path]
+                old = self.homes[leaf.path]
                 given = _jax.device_put(np.asarray(array, leaf.dtype), self.device)
                 if old.is_deleted():  # to a verb that failed
-                    self._leaves[leaf.path] = jnp.array(given, copy=True)
+                    self.homes[leaf.path] = jnp.array(jnp.broadcast_to(given, self._shape(leaf)), copy=True)
                     self._addresses |= self._found(leaf.path)
                 else:
-                    self._leaves |= written({leaf.path: old}, {leaf.path: given})
-                _jax.block_until_ready(self._leaves[leaf.path])
+                    self.homes |= written({leaf.path: old}, {leaf.path: given})
+                _jax.block_until_ready(self.homes[leaf.path])
 
         self.write(put, reads)
 
@@ -257,35 +171,18 @@ class OnDevice(Mapping[str, jax.Array]):
 
     def put_in_place(self, homes: Mapping[str, Any]) -> None:
         """Take arrays as homes, by their paths; for this package's own modules."""
-        self._leaves = {**self._leaves, **homes}
-
-    @property
-    def homes(self) -> dict[str, jax.Array]:
-        """The arrays by the path of their home; for this package's own modules."""
-        return self._leaves
+        self.homes = {**self.homes, **homes}
 
     def copy(self) -> Self:
         """A copy, in memory of its own on the same device."""
         other = self.zeros(self.layout, self.device, self.size)
         with using(reads=[self.memory]):
-            other.replace(written, dict(self._leaves))
+            other.replace(written, dict(self.homes))
         other.verify()
         return other
 
-    def __repr__(self) -> str:
-        """The leaves with their addresses."""
-        what = f"{self.size:,} members of " if self.size is not None else ""
-        title = f"{type(self).__name__} on {self.device}: {what}{self.layout.summary}"
-        return (
-            f"{title}\n{describe(self.layout.leaves, lambda leaf: hex(self._addresses.get(leaf.tied or leaf.path, 0)))}"
-        )
 
-    def _repr_html_(self) -> str:
-        """The memory map of the layout, in a notebook."""
-        return memory_map(repr(self).partition("\n")[0], self.layout.leaves, self.layout.nbytes)
-
-
-class JaxStore(OnDevice):
+class JaxStore(OnJax):
     """One model on a device of JAX: what `Store.from_tree(tree, device=...)` makes."""
 
     __slots__ = ()

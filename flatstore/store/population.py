@@ -80,7 +80,7 @@ class Population(Verbs):
     @classmethod
     def from_tree(
         cls, tree: Any, size: int, *, trainable: Trainable = None, dims: Dims = None, tied: Tied = None, device: Any
-    ) -> JaxPopulation: ...
+    ) -> JaxPopulation | TorchPopulation: ...
     @classmethod
     def from_tree(
         cls,
@@ -96,7 +96,9 @@ class Population(Verbs):
     ) -> Any:
         """`size` copies of one model, a pytree of arrays. The keywords are those of `Layout.from_tree`.
 
-        With a `device` of JAX it is a `JaxPopulation`: stacked `jax.Array`s there, one per leaf.
+        With a `device` of JAX, such as `jax.devices()[0]`, it is a `JaxPopulation`: stacked `jax.Array`s there, one per
+        leaf. With one of torch, such as "cuda", it is a `TorchPopulation`: one buffer there, with stacked torch views.
+        Raises `TypeError` or `ValueError` for a device that is neither, or is not there.
         """
         layout = Layout.from_tree(tree, align=align, trainable=trainable, dims=dims, tied=tied)
         if device is not None:

@@ -51,7 +51,7 @@ class Store(Verbs, Mapping[str, Array]):
         dims: Dims = None,
         tied: Tied = None,
         device: Any,
-    ) -> JaxStore: ...
+    ) -> JaxStore | TorchStore: ...
     @classmethod
     def from_tree(
         cls,
@@ -65,7 +65,9 @@ class Store(Verbs, Mapping[str, Array]):
     ) -> Any:
         """A store with the values of a pytree of arrays: copies them, once. Arguments as for `Layout.from_tree`.
 
-        With a `device` of JAX it is a `JaxStore`: a tree of `jax.Array`s there, one per leaf.
+        With a `device` of JAX, such as `jax.devices()[0]`, it is a `JaxStore`: a tree of `jax.Array`s there, one per
+        leaf. With one of torch, such as "cuda", it is a `TorchStore`: one buffer there, and leaves that are torch views
+        of it. Raises `TypeError` or `ValueError` for a device that is neither, or is not there.
         """
         layout = Layout.from_tree(tree, align=align, trainable=trainable, dims=dims, tied=tied)
         if device is not None:

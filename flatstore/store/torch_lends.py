@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
 import jax
 
 from flatstore.extras import require
 from flatstore.memory import Access, LentError, refuse_jax_at_the_end, released
+from flatstore.store.torch_streams import finish
 from flatstore.store.torch_tensors import numpy_dtype_of
 from flatstore.threads import Leaving, add_notes, moment, uninterrupted
 from flatstore.trees import Difference, first_of, listing
@@ -37,7 +39,6 @@ class LentTensors:
         if self._access is not None:
             raise RuntimeError("expected a lend that was not entered before; fix: call lend() again")
         store = self._store
-        store.verify()
         self._access = access = Access(lends=[store.memory])
         self._since = moment()
         try:
@@ -46,8 +47,8 @@ class LentTensors:
                 return store.tree
             refuse_jax_at_the_end()
             exported, self._arrays = _imported(store.homes)
-            for use in access.uses:
-                use.exports = list(exported.items())
+            homes = store.homes
+            access.note([(homes[path].data_ptr(), path, export) for path, export in exported.items()])
             leaves = store.layout.leaves
             return store.layout.unflatten([self._arrays[leaf.tied or leaf.path] for leaf in leaves])
         except BaseException:
@@ -67,8 +68,6 @@ class LentTensors:
     def left(self, error: BaseException | None) -> None:
         """Wait until the last computation that reads the arrays has finished, on the device, too."""
         held = released(self._access, self._patience) if self._access else []
-        if self._to_jax and self._store.device.type == "cuda":
-            require("torch", "torch").cuda.synchronize(self._store.device)
         if not held:
             return
         message = (
@@ -82,12 +81,16 @@ class LentTensors:
 
 
 class _Exported:
-    """The bytes of a leaf as a storage of their own. It tells, as a weak reference does, whether somebody holds them.
+    """The bytes of a leaf as a storage of their own. It tells, as a weak reference does, whether somebody reads them.
 
     The storage of the store's own tensors would not do: whoever makes or drops views of them changes its use count.
+    JAX lets go of them when it has asked a card for the last computation. So the card is waited for, once for all of
+    a lend that were let go of by then.
     """
 
-    def __init__(self, tensor: Any) -> None:
+    def __init__(self, tensor: Any, of_lend: WeakSet[_Exported]) -> None:
+        self._is_read, self._of_lend = True, of_lend
+        of_lend.add(self)
         torch = require("torch", "torch")
         dlpack: Any = torch.utils.dlpack
         self._torch, self._like = torch, tensor
@@ -103,21 +106,27 @@ class _Exported:
         return self._torch._C._storage_Use_Count(self._storage._cdata)
 
     def __call__(self) -> _Exported | None:
-        """Return something as long as an export is held."""
-        return self if self._count() > self._before else None
+        """Return something as long as an export is read."""
+        if self._is_read and self._count() <= self._before:
+            free = [export for export in self._of_lend if export._count() <= export._before]
+            finish(self._like.device)
+            for export in free:
+                export._is_read = False
+        return self if self._is_read else None
 
 
 def _imported(leaves: Mapping[str, Any]) -> tuple[dict[str, _Exported], dict[str, jax.Array]]:
     """JAX arrays over the bytes of tensors. Raises `BufferError` that names every leaf that JAX would have to copy."""
     exported: dict[str, _Exported] = {}
     arrays: dict[str, jax.Array] = {}
+    of_lend: WeakSet[_Exported] = WeakSet()
     obstacles: list[Difference] = []
     jnp: Any = jax.numpy
     for path, tensor in leaves.items():
         if not tensor.numel():
             arrays[path] = jnp.zeros(tuple(tensor.shape), numpy_dtype_of(tensor))
             continue
-        exported[path] = _Exported(tensor)
+        exported[path] = _Exported(tensor, of_lend)
         try:
             arrays[path] = _dlpack.from_dlpack(exported[path].fresh_view(), copy=False)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:  # what either library raises

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import jax
+
 from flatstore.checks import whole
 from flatstore.layout import Layout, Leaf
 from flatstore.store.jax_population import JaxPopulation
@@ -14,6 +16,9 @@ from flatstore.store.lent_trees import LentTree
 from flatstore.store.moves import Breeding
 from flatstore.store.placement import members_at_once
 from flatstore.store.torch_store import OnTorch, TorchStore
+from flatstore.store.torch_tensors import check_device
+
+_jax: Any = jax
 
 
 class TorchPopulation(OnTorch):
@@ -32,6 +37,14 @@ class TorchPopulation(OnTorch):
         """What `ga.step` does with it; None in host memory, where the host's loops go over its bytes."""
         return None if self.device.type == "cpu" else self.breeding_on_card
 
+    @property
+    def flat(self) -> Any:
+        """Raises `ValueError`: the members are stacked leaf by leaf."""
+        raise ValueError(
+            f"expected one model, got {self.size} members, stacked leaf by leaf; fix: use pop.to_vector(), or "
+            "pop[i].copy().flat, which copy"
+        )
+
     def __len__(self) -> int:
         """The number of members."""
         return self.size or 0
@@ -47,13 +60,13 @@ class TorchPopulation(OnTorch):
         size = len(self)
         if not -size <= i < size:
             raise IndexError(f"expected a member in 0 .. {size - 1}, got {i}; fix: index below len(pop)")
-        leaves: dict[str, Any] = self._leaves
+        leaves: dict[str, Any] = self.homes
         of_member = {
             leaf.path: leaves[leaf.path][i % size] if leaf.trainable else leaves[leaf.path]
             for leaf in self.layout.homes
         }
-        member = TorchStore.over(self.layout, of_member)
-        member.memory, member.part_of = self.memory, (self, i % size)
+        member = TorchStore.over(self.layout, of_member, memory=self.memory)
+        member.part_of = self, i % size
         return member
 
     def chunks(self, at_most: int | None = None) -> Iterator[Chunk]:
@@ -104,7 +117,15 @@ def zeros_on_device(layout: Layout, device: Any, size: int | None = None) -> Any
 
 
 def _is_of_torch(device: Any) -> bool:
-    return isinstance(device, str) or type(device).__module__ == "torch"
+    """Whether a device is one of torch. Raises `TypeError` or `ValueError` for one that is not there."""
+    if isinstance(device, str) or type(device).__module__ == "torch":
+        check_device(device)
+        return True
+    if not isinstance(device, _jax.Device):
+        raise TypeError(
+            f"expected a device of JAX or torch, got {device!r}; fix: pass one, such as jax.devices()[0] or 'cuda'"
+        )
+    return False
 
 
 def _on_torch(layout: Layout, tree: Any, device: Any, size: int | None = None) -> Any:
@@ -113,8 +134,7 @@ def _on_torch(layout: Layout, tree: Any, device: Any, size: int | None = None) -
         store.assign(tree)
         return store
     pop = TorchPopulation.zeros(layout, device, size)
-    model = TorchStore.over(layout, {leaf.path: _one(pop, leaf) for leaf in layout.homes})
-    model.memory = pop.memory
+    model = TorchStore.over(layout, {leaf.path: _one(pop, leaf) for leaf in layout.homes}, memory=pop.memory)
     model.assign(tree)
     for leaf in layout.homes:
         if leaf.trainable:

@@ -13,21 +13,23 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from flatstore.extras import require
 from flatstore.layout import Array, Layout, Leaf, is_torch_tensor, spec_of
-from flatstore.memory import MOVED, Memory, using
+from flatstore.memory import MOVED, Memory, Spans, bytes_of, memories_of, using
 from flatstore.store.assigning import Pairs, is_pairs
-from flatstore.store.jax_store import OnDevice
 from flatstore.store.moves import Moves
+from flatstore.store.on_device import OnDevice
 from flatstore.store.parts import Parts
 from flatstore.store.placement import placement_of_population, placement_of_store
 from flatstore.store.torch_lends import LentTensors
 from flatstore.store.torch_streams import write_in_order
-from flatstore.store.torch_tensors import array_of, leaves_in, tensor_of, torch_dtype_of
+from flatstore.store.torch_tensors import array_of, leaves_in, tensor_of, torch_dtype_of, writable
+from flatstore.store.verbs import memories_in
 from flatstore.trees import Difference, StructureError, by_path
 
 ALIGN = 256
@@ -37,7 +39,7 @@ ALIGN = 256
 class OnTorch(OnDevice):
     """What `TorchStore` and `TorchPopulation` have in common."""
 
-    __slots__ = ("_buffer", "_moved", "cache", "part_of", "parts")
+    __slots__ = ("_buffer", "_elsewhere", "cache", "part_of")
 
     _buffer: Any
 
@@ -64,7 +66,7 @@ class OnTorch(OnDevice):
                 f"expected {placement.nbytes:,} bytes on {device}, got {error}; fix: plan a smaller model"
             ) from error
         start = -raw.data_ptr() % ALIGN
-        buffer = raw[start : start + placement.nbytes]
+        buffer = writable(raw)[start : start + placement.nbytes]
         return cls.over(layout, leaves_in(buffer, layout, placement, size), buffer, size)
 
     @classmethod
@@ -76,25 +78,24 @@ class OnTorch(OnDevice):
         size: int | None = None,
         parts: Parts | None = None,
         moved: Callable[[], list[Difference]] = list,
+        memory: Memory | None = None,
     ) -> Self:
         """A store over tensors: the homes by path, and the bytes in which all of them lie, if there are such.
 
-        `moved` tells what lies elsewhere by now, of leaves that others own.
+        `moved` tells what lies elsewhere by now, of leaves that others own; `memory` is that of which they are a part.
         """
         self = object.__new__(cls)
+        leaves = {path: writable(x) for path, x in leaves.items()}
         self.layout, self.size, self._buffer = layout, size, buffer
         found: list[Any] = [x.device for x in (*leaves.values(), buffer) if x is not None]
         self.device = found[0]
-        self._leaves, self.cache, self.part_of, self.parts, self._moved = leaves, {}, None, parts, moved
-        on_host = self.device.type == "cpu" and buffer is not None and len(buffer) > 0
-        own: Any = buffer
-        self.memory = Memory(own.numpy()) if on_host else Memory.heap(1)
-        self._addresses = self._found()
+        self.homes, self.cache, self.part_of, self.parts = leaves, {}, None, parts
+        self._addresses = {path: tensor.data_ptr() for path, tensor in leaves.items() if tensor.numel()}
+        self._elsewhere = partial(_elsewhere, leaves, self._addresses, moved)
+        if memory is None:
+            memory = Spans(map(bytes_of, leaves.values()), self._elsewhere) if buffer is None else _memory_of(buffer)
+        self.memory = memory
         return self
-
-    def _found(self, *paths: str) -> dict[str, int]:
-        leaves: dict[str, Any] = {path: self._leaves[path] for path in paths} or self._leaves
-        return {path: tensor.data_ptr() for path, tensor in leaves.items() if tensor.numel()}
 
     @property
     def whole(self) -> Layout:
@@ -102,7 +103,7 @@ class OnTorch(OnDevice):
         return self.layout if self.parts is None else self.parts.whole
 
     @property
-    def moves(self) -> Moves | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def moves(self) -> Moves | None:
         """What the verbs do with it; None in host memory, where the host's loops go over its bytes."""
         return None if self.device.type == "cpu" else self.moves_on_card
 
@@ -111,22 +112,13 @@ class OnTorch(OnDevice):
         """All bytes, padding included: a 1-D uint8 tensor, a view. None for a member, and where others own them."""
         return self._buffer
 
-    def __getitem__(self, path: Any) -> Any:
-        """The tensor of a leaf: a view, the same object each time. Raises `KeyError`."""
-        return super().__getitem__(path)
-
     def __setitem__(self, path: Any, value: Any) -> None:
         """Copy a value of the leaf's shape into the leaf."""
         if not is_torch_tensor(value) or value.device.type == "cpu":
             return super().__setitem__(path, value)
         leaf = self.layout.leaf(path)
-        self._put([self._checked_tensor(leaf, value)])
-
-    @property
-    def homes(self) -> dict[str, Any]:
-        """The tensors by the path of their home; for this package's own modules."""
-        leaves: dict[str, Any] = self._leaves
-        return leaves
+        with using(reads=memories_of([value])) as own:
+            self._put([self._checked_tensor(leaf, value)], own)
 
     def leaf_matrix(self, leaf: Leaf) -> Array:
         """The numbers of a home, a row for each member, on the host; for this package's own modules.
@@ -162,12 +154,12 @@ class OnTorch(OnDevice):
 
         Torch tensors on the same kind of device are copied there, leaf by leaf.
         """
-        if isinstance(values, OnDevice):
-            values = values.tree
-        if not is_pairs(self.layout, values) and (not hasattr(values, "shape") or is_torch_tensor(values)):
-            named = by_path(values)
+        tree = values.tree if isinstance(values, OnDevice) else values
+        if not is_pairs(self.layout, tree) and (not hasattr(tree, "shape") or is_torch_tensor(tree)):
+            named = by_path(tree)
             if named and all(is_torch_tensor(x) and x.device.type != "cpu" for x in named.values()):
-                self._put(self._checked_tensors(named))
+                with using(reads=[values.memory] if isinstance(values, OnDevice) else memories_in(tree)) as own:
+                    self._put(self._checked_tensors(named), own)
                 return
         super().assign(values)
 
@@ -201,12 +193,19 @@ class OnTorch(OnDevice):
         torch = require("torch", "torch")
 
         def put() -> None:
+            own = [(leaf, self._apart(leaf, array)) for leaf, array in pairs]
             with torch.no_grad():
-                for leaf, array in pairs:
-                    given = array if is_torch_tensor(array) else tensor_of(array, leaf.dtype)
-                    self.homes[leaf.path].copy_(given)
+                for leaf, array in own:
+                    self.homes[leaf.path].copy_(array if is_torch_tensor(array) else tensor_of(array, leaf.dtype))
 
         self.write(put, reads)
+
+    def _apart(self, leaf: Leaf, array: Any) -> Any:
+        """An array for a leaf, copied if it lies in this memory, where it could be overwritten before its turn."""
+        shown = bytes_of(array) if is_torch_tensor(array) else array
+        if shown.ctypes.data == self._addresses.get(leaf.path) or not self.memory.may_show(shown):
+            return array
+        return array.clone() if is_torch_tensor(array) else array.copy()
 
     def clear(self) -> None:
         """Make all parameters zero; for this package's own modules."""
@@ -222,33 +221,36 @@ class OnTorch(OnDevice):
 
         Raises `StructureError` as `verify` does, if the leaves are not this store's own.
         """
-        self.refuse_moved()
         write_in_order(self.device, [self.memory], work, reads)
-
-    def refuse_moved(self) -> None:
-        """Raise `StructureError` as `verify` does, if the leaves are not this store's own."""
-        if self._buffer is None:
-            self.verify()
 
     def verify(self) -> None:
         """Raise `StructureError` unless every leaf lies where it lay when the store was made."""
-        now = self._found()
-        moved = [
-            Difference(path, f"address {was:#x}", f"address {now.get(path, 0):#x}", "make a new store of it")
-            for path, was in self._addresses.items()
-            if was != now.get(path)
-        ]
-        moved += self._moved()
-        if moved:
+        if moved := self._elsewhere():
             raise StructureError(moved, MOVED)
 
     def copy(self) -> Self:
         """A copy, in memory of its own on the same device."""
         other = self.zeros(self.layout, self.device, self.size)
         other.parts = self.parts
-        with using(reads=[self.memory]):
-            other._put([(leaf, self.homes[leaf.path]) for leaf in self.layout.homes])
+        with using(reads=[self.memory]) as own:
+            other._put([(leaf, self.homes[leaf.path]) for leaf in self.layout.homes], own)
         return other
+
+
+def _memory_of(buffer: Any) -> Memory:
+    return Memory(bytes_of(buffer)) if len(buffer) else Memory.heap(0)
+
+
+def _elsewhere(
+    leaves: Mapping[str, Any], addresses: Mapping[str, int], moved: Callable[[], list[Difference]]
+) -> list[Difference]:
+    """What lies elsewhere than when a store was made."""
+    fix = "make a new store of it"
+    return [
+        Difference(path, f"address {was:#x}", f"address {leaves[path].data_ptr():#x}", fix)
+        for path, was in addresses.items()
+        if was != leaves[path].data_ptr()
+    ] + moved()
 
 
 class TorchStore(OnTorch):

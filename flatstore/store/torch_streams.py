@@ -37,3 +37,9 @@ def write_in_order(
     finally:
         if after is not None:
             torch.cuda.current_stream(device).wait_event(after)
+
+
+def finish(device: Any) -> None:
+    """Wait until a card has done all that it was asked for, on any stream."""
+    if device.type == "cuda":
+        require("torch", "torch").cuda.synchronize(device)

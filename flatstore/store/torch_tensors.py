@@ -12,6 +12,24 @@ from flatstore.layout import Array, Layout, Leaf, spec_of
 from flatstore.store.placement import Placement
 
 
+def check_device(device: Any) -> None:
+    """Raise `ValueError` for a device of torch that has no kernels here, or is not there."""
+    torch = require("torch", "torch")
+    fix = "pass 'cpu', 'cuda' or 'cuda:1' for torch, or jax.devices()[0]"
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"expected a device of torch, got {device!r}; fix: {fix}") from error
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"expected host memory or a card that Triton's kernels run on, got {device!r}; fix: {fix}")
+    cards = torch.cuda.device_count() if found.type == "cuda" else 1
+    if (found.index or 0) >= cards:
+        raise ValueError(
+            f"expected a device that is there, got {device!r}, where torch finds {cards} of the kind; "
+            "fix: pass another, or install the torch that is built for the card"
+        )
+
+
 def leaves_in(buffer: Any, layout: Layout, placement: Placement, size: int | None) -> dict[str, Any]:
     """The homes of a layout as views of a buffer."""
     leaves: dict[str, Any] = {}
@@ -21,6 +39,16 @@ def leaves_in(buffer: Any, layout: Layout, placement: Placement, size: int | Non
         flat = buffer[start : start + math.prod(shape) * leaf.dtype.itemsize]
         leaves[leaf.path] = flat.view(torch_dtype_of(leaf)).view(shape)
     return leaves
+
+
+def writable(tensor: Any) -> Any:
+    """A tensor that can be written whether or not torch is in inference mode, over the same bytes: a view."""
+    if not tensor.is_inference():
+        return tensor
+    torch = require("torch", "torch")
+    with torch.inference_mode(False):
+        place = tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
+        return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(*place)
 
 
 def torch_dtype_of(leaf: Leaf) -> Any:

@@ -47,12 +47,13 @@ class Verbs(Views):
 
         Raises `StructureError` with every leaf that differs, `LentError` while the buffer is lent.
         """
+        given = values
         if isinstance(values, Views):
             values = {path: values.leaf_view(path) for path in values.layout.by_path}
         if is_pairs(self.layout, values):
             self._assign_each(values)
             return
-        with self._written_from(values):
+        with self._written_from(given):
             self._write(checked_leaves(self.layout, values, self._leading))
 
     def _assign_each(self, values: Any) -> None:

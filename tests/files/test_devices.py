@@ -52,7 +52,7 @@ def test_damage_and_other_devices_are_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     fs.save(path, fs.Store.from_tree({"w": np.arange(64, dtype="f4"), "x": np.zeros(2)}))
     for how, kind, words in (
-        ({"device": 3}, TypeError, "expected a device of JAX, got 3; fix"),
+        ({"device": 3}, TypeError, "expected a device of JAX or torch, got 3; fix"),
         ({"device": DEVICE}, ValueError, "'x': expected a dtype that JAX has, got float64"),
     ):
         with pytest.raises(kind, match=words):

@@ -175,6 +175,7 @@ def test_a_tensor_that_lies_elsewhere_is_named_and_nothing_is_written_or_read(ho
         store.to_vector,
         lambda: es.perturb(store, NOISE, 1),
         lambda: store.assign(np.zeros(store.layout.size)),
+        lambda: fs.Store.zeros(store.layout).assign(store),
         lambda: fs.save("/nowhere/x.safetensors", store),
     ):
         with pytest.raises(fs.StructureError, match="elsewhere than where the store was made") as error:

@@ -1,6 +1,9 @@
 """A store whose leaves JAX keeps on a device: arrays that verbs donate and replace where they are."""
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -163,3 +166,30 @@ def test_what_needs_host_memory_says_so():
         with pytest.raises(kind, match="expected") as error:
             call()
         says(error, words)
+
+
+FILLED = """
+import sys, jax, numpy as np, flatstore as fs
+device, size, members = jax.devices()[0], int(sys.argv[1]), int(sys.argv[2])
+def memory(what):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(what))
+def a_tree(size):
+    half = np.linspace(0, 1, size // 4).astype("bfloat16")
+    return {"b": np.arange(7, dtype="f4"), "h": half, "w": np.ones(size, "f4")}
+fs.Population.from_tree(a_tree(8), 2, device=device)
+tree = a_tree(size)
+open("/proc/self/clear_refs", "w").write("5")  # the peak is measured from here on
+before = memory("VmRSS")
+pop = fs.Population.from_tree(tree, members, device=device)
+print((memory("VmHWM") - before) / sum(pop[path].nbytes for path in tree))
+assert all((np.array(pop[path][i]) == tree[path]).all() for path in tree for i in (0, members - 1))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory cannot be reset here")
+@pytest.mark.parametrize(("size", "members"), [(1 << 20, 32), (1 << 17, 256)])
+def test_a_population_is_made_in_its_own_memory(size, members):
+    command = [sys.executable, "-c", FILLED, str(size), str(members)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert 0.9 < float(done.stdout) < 1.25  # a model, and what is compiled

@@ -1,5 +1,7 @@
 """A store on a device of torch: one buffer, whose leaves are torch views, lent to JAX by DLPack."""
 
+import gc
+import re
 import threading
 
 import jax
@@ -9,8 +11,8 @@ import pytest
 import torch
 
 import flatstore as fs
-from flatstore import es
-from flatstore.store import TorchPopulation, TorchStore, array_of, host_of
+from flatstore import es, ga
+from flatstore.store import OnTorch, TorchPopulation, TorchStore, array_of, host_of, torch_lends
 from flatstore.store.torch_store import ALIGN
 from tests.example_trees import Pair, says
 
@@ -89,6 +91,9 @@ def test_a_population_is_stacked_leaf_by_leaf_and_its_members_are_views():
     es.snap(pop[1], NOISE)
     es.perturb(pop[1], NOISE, 3)
     assert pop["b"][0].tolist() == [0, 1, 2] and pop["b"][1].tolist() != [4, 5, 6]
+    with pytest.raises(ValueError, match="expected one model, got 3 members, stacked leaf by leaf") as error:
+        _ = pop.flat
+    says(error, "pop.to_vector()")
     with pytest.raises(IndexError, match="expected a member in 0 .. 2, got 3"):
         pop[3]
     with pytest.raises(TypeError, match="expected a member's number or a path, got float"):
@@ -127,6 +132,29 @@ def test_a_view_that_is_held_keeps_the_store_lent():
     assert held.sum() == 64
     del held, params, error
     store["w"] = np.zeros(64)
+
+
+def test_a_card_has_finished_before_what_jax_has_let_go_of_is_no_longer_lent(monkeypatch):
+    """JAX lets go when it has asked the card for the last computation, not when that is done."""
+    store, finished = fs.Store.from_tree({"w": np.ones(64, "f4"), "v": np.ones(64, "f4")}, device="cpu"), []
+
+    def finish(device):
+        finished.append((device, len(store.memory.lends)))
+
+    monkeypatch.setattr(torch_lends, "finish", finish)
+    with store.lend("jax"):
+        assert not finished
+    assert finished == [(store.device, 1)]  # once for all leaves
+    with pytest.raises(fs.LentError, match="still read"), store.lend("jax", patience=0.05) as params:
+        held = np.asarray(params["w"])
+    assert finished[1:] == [(store.device, 1)]  # of what was not held
+    del held, params
+    gc.collect()
+    store["w"] = np.zeros(64)
+    assert finished[2:] == [(store.device, 1)]  # by who writes next
+    with store.lend():
+        pass
+    assert len(finished) == 3
 
 
 def test_views_of_torch_that_come_and_go_meanwhile_make_no_difference():
@@ -196,7 +224,73 @@ def test_a_dtype_that_torch_does_not_have_is_named():
         fs.Store.from_tree({"w": np.zeros(4, "float8_e3m4")}, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("device", "kind", "words"),
+    [
+        (0, TypeError, "expected a device of JAX or torch, got 0; fix: pass one, such as jax.devices()[0] or 'cuda'"),
+        ("gpu", ValueError, "expected a device of torch, got 'gpu'; fix: pass 'cpu', 'cuda' or 'cuda:1' for torch"),
+        ("meta", ValueError, "expected host memory or a card that Triton's kernels run on, got 'meta'; fix: pass"),
+        ("cuda:99", ValueError, "expected a device that is there, got 'cuda:99', where torch finds"),
+        (torch.device("cuda", 99), ValueError, "expected a device that is there"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_by_all_that_make_stores(device, kind, words, tmp_path):
+    fs.save(tmp_path / "x.safetensors", fs.Store.from_tree({"w": np.zeros(4, "f4")}))
+    for make in (
+        lambda: fs.Store.from_tree({"w": np.zeros(4, "f4")}, device=device),
+        lambda: fs.Population.from_tree({"w": np.zeros(4, "f4")}, 2, device=device),
+        lambda: fs.load(tmp_path / "x.safetensors", device=device),
+    ):
+        with pytest.raises(kind, match=re.escape(words)) as error:
+            make()
+        says(error)
+
+
 def test_it_costs_its_own_bytes_and_little_more():
     tree = {f"w{i}": np.ones(1 << 18, "f4") for i in range(16)}
     store = fs.Store.from_tree(tree, device="cpu")
     assert store.buffer.untyped_storage().nbytes() <= store.layout.nbytes + ALIGN
+
+
+MADE = {
+    "from_tree": lambda: fs.Store.from_tree({"h": np.ones(64, "f2"), "w": np.ones((16, 8), "f4")}, device="cpu"),
+    "a copy": lambda: MADE["from_tree"]().copy(),
+    "a member": lambda: fs.Population.from_tree(MADE["from_tree"]().tree, 3, device="cpu")[1],
+    "spans": lambda: TorchStore.over((x := MADE["from_tree"]()).layout, {p: y.clone() for p, y in x.homes.items()}),
+}
+
+
+@pytest.mark.parametrize("on_card", [False, True])
+@pytest.mark.parametrize("make", MADE)
+def test_inference_mode_makes_no_difference(make, on_card, monkeypatch):
+    if on_card:
+        monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
+    expected = None
+    for made, used in ((False, False), (False, True), (True, False), (True, True)):
+        with torch.inference_mode(made):
+            store = MADE[make]()
+        with torch.inference_mode(used):
+            es.snap(store, NOISE)
+            es.perturb(store, NOISE, 1, sign=-1, undo=es.perturb(store, NOISE, 1))
+            es.update(store, NOISE, [1, 2], [0.5, 0.5])
+            store["h"] = torch.full((64,), 0.5, dtype=torch.float16)
+            beside = store.copy()
+            es.sample(beside, store, NOISE, [3])
+            es.Adam(store).step(beside, 0.01)
+            store["w"][0] += 1
+            with store.lend("jax") as params:
+                assert params["w"].shape == (16, 8)
+        expected = store.to_vector() if expected is None else expected
+        assert np.array_equal(store.to_vector(), expected)
+
+
+def test_a_generation_of_a_population_of_inference_mode_is_the_same():
+    stepped = []
+    for made, used in ((False, False), (False, True), (True, False)):
+        with torch.inference_mode(made):
+            pop = fs.Population.from_tree({"w": np.ones((16, 8), "f4")}, 4, device="cpu")
+        with torch.inference_mode(used):
+            ga.step(pop, np.arange(4), seed=1, mutate=NOISE)
+            es.sample(pop[0], pop[1].copy(), NOISE, [1])
+        stepped.append(pop.to_vector())
+    assert all(np.array_equal(x, stepped[0]) for x in stepped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -60,10 +61,12 @@ class LoggedLeaves:
                 )
 
     def take_back(self, change: Change, undo: UndoLog) -> None:
-        """Give them back by a log."""
-        for leaf in self._leaves:
-            log = undo.chunks[leaf.path, leaf.size]
-            self._replace(leaf, partial(restored, log=log), change)
+        """Give all of them back by a log, or none."""
+        with ExitStack() as back:
+            for leaf in self._leaves:
+                self._replace(leaf, partial(restored, log=undo.chunks[leaf.path, leaf.size]), change)
+                back.callback(self._replace, leaf, added_again, change)
+            back.pop_all()
 
     def add(self, change: Change, log: UndoLog) -> None:
         """Move them, and fill a log. Raises `ValueError`, with nothing written, unless they stay finite."""

@@ -21,7 +21,7 @@ from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.kernels.xla import jitted
 from flatstore.layout import Layout, Leaf
 from flatstore.noise import Noise
-from flatstore.store import OnDevice
+from flatstore.store import OnJax
 
 jnp: Any = jax.numpy
 _lax: Any = jax.lax
@@ -57,9 +57,7 @@ def check_dtypes(layout: Layout, noise: Noise) -> None:
 LAST_GOOD = "go back to the last good ones"
 
 
-def refuse_not_finite(
-    store: OnDevice, noise: Noise | None = None, name: str = "parameters", fix: str = LAST_GOOD
-) -> None:
+def refuse_not_finite(store: OnJax, noise: Noise | None = None, name: str = "parameters", fix: str = LAST_GOOD) -> None:
     """Raise `ValueError` for leaves that hold NaN or an infinity: those that noise is added to, or all that train."""
     leaves = trainable_leaves(store) if noise is None else noisy(store.layout, noise)
     for leaf, (_, largest) in zip(leaves, _look(store, leaves, None), strict=True):
@@ -78,7 +76,7 @@ class Known(NamedTuple):
     """Their magnitudes are not larger."""
 
 
-def largest_on_grid(store: OnDevice, noise: Noise, fix: str = LARGER_BOUND, *, again: bool = False) -> dict[str, float]:
+def largest_on_grid(store: OnJax, noise: Noise, fix: str = LARGER_BOUND, *, again: bool = False) -> dict[str, float]:
     """The largest magnitude of each leaf with a grid, or what it is not above, unless it is to be looked at `again`.
 
     Raises `ValueError` for leaves off the grid, or that reach the bound.
@@ -101,20 +99,20 @@ def largest_on_grid(store: OnDevice, noise: Noise, fix: str = LARGER_BOUND, *, a
     return found
 
 
-def _known(store: OnDevice, noise: Noise, leaf: Leaf) -> Known | None:
+def _known(store: OnJax, noise: Noise, leaf: Leaf) -> Known | None:
     known: Known | None = store.known.get(leaf.path)
     is_good = known and known.array() is store.homes[leaf.path] and known.grid == noise.grid(leaf.dtype)
     return known if known and is_good and known.most < noise.bound else None
 
 
-def remember(store: OnDevice, noise: Noise, most: Mapping[str, float]) -> None:
+def remember(store: OnJax, noise: Noise, most: Mapping[str, float]) -> None:
     """Keep in mind that leaves are on the grid, and not above these magnitudes."""
     for path, x in most.items():
         array = store.homes[path]
         store.known[path] = Known(weakref.ref(array), noise.grid(array.dtype), x)
 
 
-def largest_to_snap(store: OnDevice, noise: Noise) -> list[tuple[Leaf, float]]:
+def largest_to_snap(store: OnJax, noise: Noise) -> list[tuple[Leaf, float]]:
     """The leaves with a grid, and the largest magnitude of each. Raises `ValueError` for those that are not finite."""
     leaves = on_a_grid(store.layout, noise)
     found = [(leaf, largest) for leaf, (_, largest) in zip(leaves, _look(store, leaves, None), strict=True)]
@@ -125,7 +123,7 @@ def largest_to_snap(store: OnDevice, noise: Noise) -> list[tuple[Leaf, float]]:
 
 
 def refuse_past_the_bound(
-    store: OnDevice,
+    store: OnJax,
     noise: Noise,
     largest: Mapping[str, float],
     times: float,
@@ -159,7 +157,7 @@ def largest_of(x: Any) -> Any:
     return _seen(x, None)[1]
 
 
-def _look(store: OnDevice, leaves: list[Leaf], noise: Noise | None) -> list[tuple[bool, float]]:
+def _look(store: OnJax, leaves: list[Leaf], noise: Noise | None) -> list[tuple[bool, float]]:
     """Of each leaf whether it is off the grid, if there is noise, and its largest magnitude."""
     if not leaves:
         return []
@@ -216,7 +214,7 @@ def bits_of(x: Any) -> Any:
     return _lax.bitcast_convert_type(x, np.dtype(f"u{x.dtype.itemsize}"))
 
 
-def _not_finite(store: OnDevice, leaf: Leaf, name: str = "parameters", fix: str = LAST_GOOD) -> ValueError:
+def _not_finite(store: OnJax, leaf: Leaf, name: str = "parameters", fix: str = LAST_GOOD) -> ValueError:
     values = np.array(store[leaf.path]).reshape(-1)
     at = int(np.isfinite(values).argmin())
     return ValueError(f"{leaf.path!r}: expected finite {name}, got {values[at]} at {at} of {leaf.size:,}; fix: {fix}")

@@ -7,6 +7,7 @@ of the parameters first, whether they are on the grid and below the bound, is co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -42,7 +43,7 @@ from flatstore.es.weights import fixed_point, weighted_seeds, words
 from flatstore.layout import Array
 from flatstore.memory import reading, using, write
 from flatstore.noise import Noise, as_keys
-from flatstore.store import JaxPopulation, JaxStore, OnDevice, replace_together
+from flatstore.store import JaxPopulation, JaxStore, OnJax, replace_together
 
 
 class JaxMoves:
@@ -105,19 +106,18 @@ class JaxMoves:
             most = refuse_past_the_bound(
                 store, noise, found, abs(sign), lambda paths: near(paths)(store.homes, *arguments)
             )
+            on_grid = perturbing(store.layout, noise, True)
             if undo:
                 logged.refuse_changed(undo)
-                logged.take_back(change(at), undo)
-            on_grid = perturbing(store.layout, noise, True)
-            store.replace(on_grid, *arguments)
-            try:
+            with ExitStack() as back:  # if a step fails, those before it are taken back
+                if undo:
+                    logged.take_back(change(at), undo)
+                    back.callback(logged.add_again, change(at))
+                store.replace(on_grid, *arguments)
+                back.callback(store.replace, on_grid, arguments[0], np.float32(-sign))
                 if log.at:
                     logged.add(change(log.at), log)
-            except BaseException:
-                store.replace(on_grid, arguments[0], np.float32(-sign))
-                if undo:
-                    logged.add_again(change(at))
-                raise
+                back.pop_all()
             remember(store, noise, most)
             if undo:
                 undo.close()
@@ -158,26 +158,21 @@ class JaxMoves:
             refuse_not_finite(store, noise)
             if undo:
                 logged.refuse_changed(undo)
-            if perturbed:
-                perturb(-perturbed)
-                try:
-                    most = refuse_at_the_centre()
-                except BaseException:
-                    perturb(perturbed)
-                    raise
-                if undo:
-                    logged.take_back(Seeded(weighted.seeds[0], np.float32(perturbed)), undo)
-            else:
+            on_grid = keep or sign < 0
+            with ExitStack() as back:
+                if perturbed:
+                    perturb(-perturbed)
+                    back.callback(perturb, perturbed)
                 most = refuse_at_the_centre()
-                if sign < 0 and undo:
-                    logged.take_back(weighted, undo)
-            store.replace(updating(layout, noise, sign, exact, keep or sign < 0), weighted)
-            try:
+                if undo:
+                    change = Seeded(weighted.seeds[0], np.float32(perturbed)) if perturbed else weighted
+                    logged.take_back(change, undo)
+                    back.callback(logged.add_again, change)
+                store.replace(updating(layout, noise, sign, exact, on_grid), weighted)
                 if keep:
+                    back.callback(store.replace, updating(layout, noise, -sign, exact, on_grid), weighted)
                     logged.add(weighted, log)
-            except BaseException:
-                store.replace(updating(layout, noise, -sign, exact, True), weighted)
-                raise
+                back.pop_all()
             remember(store, noise, most)
             if undo:
                 undo.close()
@@ -239,4 +234,4 @@ class JaxMoves:
             x.verify()
 
 
-OnDevice.moves = JaxMoves()
+OnJax.moves = JaxMoves()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,24 @@ MEMBERS = 65535
 """Members that a launch goes over: the second number of a program is no larger."""
 
 
+class Planned(NamedTuple):
+    """A launch of a kernel, with all that it needs on the device."""
+
+    kernel: Any
+    programs: int
+    given: tuple[Any, ...]
+    constants: Mapping[str, Any]
+
+    def __call__(self) -> None:
+        """Launch it."""
+        self.kernel[(self.programs,)](*self.given, **self.constants)
+
+    def compiled(self) -> Planned:
+        """Compile it, by a launch of no program: after that, nothing can fail for a lack of memory."""
+        self._replace(programs=0)()
+        return self
+
+
 class Launch:
     """Launches of kernels over the tables of a store. What fails is taken back, in all tables."""
 
@@ -28,29 +46,32 @@ class Launch:
         self._torch = require("torch", "torch")
         self._kernels = require("flatstore.kernels.triton.moves", "triton")
 
-    def _all(self, kernel: Callable[[Table, int, int, Any], None]) -> None:
-        """Launch `kernel(table, times, how, done)` for each table; if one fails, take all back."""
+    def _all(self, plan: Callable[[Table, int, int, Any], Planned]) -> None:
+        """Launch `plan(table, times, how, done)` for each table; if one fails, take all back."""
         checked = [table for table in self.tables if self.exact and table.is_gridded]
-        unchecked = [table for table in self.tables if table not in checked]
+        unchecked = self._unchecked(plan, [table for table in self.tables if table not in checked])
         like = {"dtype": self._torch.uint8, "device": self.store.device}
         flags = [(table, self._torch.zeros(len(table.programs), **like)) for table in checked]
         try:
             for table, done in flags:
-                kernel(table, 1, self._kernels.CHECKED, done)
+                plan(table, 1, self._kernels.CHECKED, done)()
         except BaseException:
-            self._take_back(kernel, flags)
+            self._take_back(plan, flags)
             raise
         self.failed = [table for table, done in flags if not bool(done.all())]
         if self.failed:
-            self._take_back(kernel, flags)
+            self._take_back(plan, flags)
             return
-        for table in unchecked:  # they have no way back, so they come last
-            kernel(table, 1, self._kernels.AT_ALL, table.programs)
+        for launch in unchecked:  # they have no way back, so they come last
+            launch()
 
-    def _take_back(self, kernel: Callable[[Table, int, int, Any], None], flags: Sequence[tuple[Table, Any]]) -> None:
+    def _unchecked(self, plan: Callable[[Table, int, int, Any], Planned], tables: Sequence[Table]) -> Sequence[Planned]:
+        return [plan(table, 1, self._kernels.AT_ALL, table.programs).compiled() for table in tables]
+
+    def _take_back(self, plan: Callable[[Table, int, int, Any], Planned], flags: Sequence[tuple[Table, Any]]) -> None:
         for table, done in flags:
             if bool(done.any()):
-                kernel(table, -1, self._kernels.WHERE_DONE, done)
+                plan(table, -1, self._kernels.WHERE_DONE, done)()
 
     def perturb_all(self, key: Any, times: int) -> None:
         """Add the noise of a seed so many times; what fails is taken back, and noted."""
@@ -59,6 +80,16 @@ class Launch:
     def update_all(self, keys: Any, fixed: FixedPoint, times: int) -> None:
         """Add the weighted noise of some seeds; what fails is taken back, and noted."""
         self._all(lambda table, sign, how, done: self.update(table, keys, fixed, times * sign, how, done))
+
+    def perturbing(self, key: Any, times: int) -> Sequence[Planned]:
+        """Launches that add the noise of a seed so many times, unchecked."""
+        return self._unchecked(lambda table, _, how, done: self.perturb(table, key, times, how, done), self.tables)
+
+    def updating(self, keys: Any, fixed: FixedPoint, times: int) -> Sequence[Planned]:
+        """Launches that add the weighted noise of some seeds, unchecked."""
+        return self._unchecked(
+            lambda table, _, how, done: self.update(table, keys, fixed, times, how, done), self.tables
+        )
 
     def _on(self, array: Any) -> Any:
         return on_device(self.store, array)
@@ -73,25 +104,19 @@ class Launch:
         constants = {"kind": self.noise.kind, "width": self.noise.width, "dtype": kinds[table.dtype]}
         return constants | table.launch
 
-    def perturb(self, table: Table, key: Any, times: int, how: int, done: Any) -> None:
-        """Add the noise of a seed so many times."""
-        self._kernels.perturb[(len(table.programs),)](
-            table.rows,
-            table.programs,
-            done,
-            self._on(key.astype(np.int64)),
-            self._settings(times * self.noise.step, table),
-            how=how,
-            **self._common(table),
-        )
+    def perturb(self, table: Table, key: Any, times: int, how: int, done: Any) -> Planned:
+        """A launch that adds the noise of a seed so many times."""
+        seed, settings = self._on(key.astype(np.int64)), self._settings(times * self.noise.step, table)
+        given = table.rows, table.programs, done, seed, settings
+        return Planned(self._kernels.perturb, len(table.programs), given, {"how": how} | self._common(table))
 
-    def update(self, table: Table, keys: Any, fixed: FixedPoint, times: int, how: int, done: Any) -> None:
-        """Add the weighted noise of some seeds."""
+    def update(self, table: Table, keys: Any, fixed: FixedPoint, times: int, how: int, done: Any) -> Planned:
+        """A launch that adds the weighted noise of some seeds."""
         dtype = table.leaves[0].dtype
         gridded = self.exact and table.is_gridded
         finer = round(math.log2(self.noise.step / self.noise.grid(dtype))) if gridded else 0
         drop = max(0, fixed.point - finer) if gridded else 0
-        self._kernels.update[(len(table.programs),)](
+        given = (
             table.rows,
             table.programs,
             done,
@@ -100,10 +125,9 @@ class Launch:
             self._on(np.array([len(fixed.whole), drop])),
             self._on(words(fixed.key).astype(np.int64)),
             self._settings(times * self.noise.step * 2.0 ** (drop - fixed.point), table),
-            how=how,
-            gridded=gridded,
-            **self._common(table),
         )
+        constants = {"how": how, "gridded": gridded} | self._common(table)
+        return Planned(self._kernels.update, len(table.programs), given, constants)
 
     def sample(self, table: Table, centre: OnTorch, keys: Any, signs: Any) -> None:
         """Write the centre plus noise into each member."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flatstore.es.on_torch.launches import Launch
+from flatstore.es.on_torch.launches import Launch, Planned
 from flatstore.es.on_torch.looking import not_finite_after
 from flatstore.es.on_torch.tables import Table, on_device
 from flatstore.es.undo_log import UndoLog
@@ -69,16 +69,17 @@ class LoggedMoves:
 
         Raises `ValueError` for parameters that would not be finite.
         """
-        if undo:
-            self._take_back(undo)
+        key, at = words(self._key), undo.at if undo else 0
+        again = Launch(self._store, self._noise, self._tables, False).perturbing(key, at) if undo else ()
+        for launch in self.taking_back(undo) if undo else ():
+            launch()
         try:
             too_large = self._add(made) if made.at else []
             if too_large:
                 raise not_finite_after(self._store, self._noise, self._key, made.at, too_large)
         except BaseException:
-            self._take_back(made)
-            if undo:  # the same bits as before, for which its log is right: there may be no memory for another one
-                Launch(self._store, self._noise, self._tables, False).perturb_all(words(self._key), undo.at)
+            for launch in (*self.taking_back(made), *again):  # the same bits as before, for which its log is right
+                launch()
             raise
         if undo:
             undo.close()
@@ -105,19 +106,16 @@ class LoggedMoves:
         """The table of this store for the log of one, which may have been made of another store of the same layout."""
         return next(table for table in self._tables if table.name == part.table.name)
 
-    def _take_back(self, undo: CardLog) -> None:
-        """Go back to the centre."""
+    def taking_back(self, undo: CardLog) -> Sequence[Planned]:
+        """Launches that go back to the centre."""
+        planned: list[Planned] = []
         for part in undo.parts:
             table = self._table_of(part)
-            self._kernels.take_back[(len(table.programs),)](
-                table.rows,
-                table.programs,
-                part.done,
-                self._seed,
-                self._step(undo.at),
-                part.headers,
-                **self._constants(table),
+            given = table.rows, table.programs, part.done, self._seed, self._step(undo.at), part.headers
+            planned.append(
+                Planned(self._kernels.take_back, len(table.programs), given, self._constants(table)).compiled()
             )
+        return planned
 
     def _add(self, made: CardLog) -> list[Table]:
         """Add the noise `made.at` times to the centre, and keep the log. Returns the tables that would not be finite.

@@ -149,6 +149,8 @@ class CardMoves:
             if undo:
                 moves.refuse_others(undo)
             refuse_not_finite(store, unchecked)
+            # These tables cannot be taken back, so they come last, when nothing can fail any more.
+            last = [*(moves.taking_back(undo) if undo else ()), *gridless.updating(words(keys), fixed, sign)]
             if perturbed:
                 gridded.perturb_all(first, -perturbed)
             if not gridded.failed:
@@ -164,10 +166,10 @@ class CardMoves:
                     gridded.failed = failed
             if gridded.failed:
                 raise off_the_grid(store, noise, gridded.failed, fix)
-            # These tables cannot be taken back, so they come last, when nothing can fail any more.
+            for launch in last:
+                launch()
             if undo:
-                moves.go(undo, CardLog(store, noise, keys[:1], 0))
-            gridless.update_all(words(keys), fixed, sign)
+                undo.close()
 
         store.write(_without_gradients(move))
 
@@ -178,7 +180,6 @@ class CardMoves:
             raise TypeError(f"expected to sample into a device, got {type(out).__name__}; fix: zeros of the same kind")
         refuse_other_layouts("out", out, store)
         _refuse_elsewhere(out, store)
-        store.refuse_moved()
         check_sign(sign, IN_NOISE)
         members = 1 if out.size is None else out.size
         keys = as_keys(seeds if np.ndim(seeds) else [seeds])
@@ -217,10 +218,7 @@ class CardMoves:
                 f"expected a gradient on the card, got a {type(gradient).__name__}; "
                 "fix: Store.from_tree(tree, device=store.device)"
             )
-
         _refuse_elsewhere(gradient, store)
-        for x in stores:
-            x.refuse_moved()
 
         def move() -> None:
             leaves, fix = trained(store), "correct the computation that makes it"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flatstore.es.on_torch.launches import Planned
 from flatstore.es.on_torch.tables import Table, addresses_in, are_aligned, on_device, trained_tables
 from flatstore.es.weights import words
 from flatstore.extras import require
@@ -22,19 +23,19 @@ def move_by_rule(rule: Any, stores: Sequence[TorchStore], settings: Sequence[flo
     store, gradient, *states = stores
     rounding = on_device(store, words(keys).astype(np.int64))
 
-    def launch(table: Table) -> None:
+    def plan(table: Table) -> Planned:
         real = STORAGE[table.dtype][1]
         columns = np.stack([addresses_in(x, table) for x in (gradient, states[0], states[-1])], 1)
-        kernels.step[(len(table.programs),)](
+        given = (
             table.rows,
             table.programs,
             on_device(store, columns),
             on_device(store, np.array(settings, real).astype(np.float64)),
             rounding,
-            rule=kernels.ADAM if rule is adam else kernels.MOMENTUM,
-            dtype=kinds[table.dtype],
-            **table.launch | {"whole": table.is_fast and are_aligned(columns)},
         )
+        constants = {"rule": kernels.ADAM if rule is adam else kernels.MOMENTUM, "dtype": kinds[table.dtype]}
+        constants |= table.launch | {"whole": table.is_fast and are_aligned(columns)}
+        return Planned(kernels.step, len(table.programs), given, constants).compiled()
 
-    for table in trained_tables(store):
-        launch(table)
+    for launch in [plan(table) for table in trained_tables(store)]:
+        launch()

@@ -8,6 +8,7 @@ import flatstore as fs
 from flatstore import es
 from flatstore.es.on_device import logged_leaves, undo_log
 from flatstore.es.on_device.tiles import TILE, found, spread
+from flatstore.store import OnJax
 from tests.example_trees import says
 
 DEVICE = jax.devices()[0]
@@ -141,6 +142,63 @@ def test_a_lack_of_memory_half_way_leaves_everything_as_it_was(monkeypatch):
         with pytest.raises(MemoryError, match="no room"):
             move()
         assert len(calls) == 2 and bits(store) == before
+
+
+SEEDS, WEIGHTS = [7, 2, 3], [0.5, 0.25, 1.0]
+FROM_THE_SIDE = {
+    "back": lambda x, log: es.perturb(x, NOISE, 7, sign=-1, undo=log),
+    "across": lambda x, log: es.perturb(x, NOISE, 7, sign=-2, undo=log),
+    "update": lambda x, log: es.update(x, NOISE, SEEDS, WEIGHTS, perturbed=1, undo=log),
+}
+
+
+def refuses_at(n, monkeypatch):
+    """Have the n-th replacement of leaves fail for a lack of memory, before anything is donated to it."""
+    replace, calls = OnJax.replace, []
+
+    def short(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == n:
+            raise MemoryError("no room")
+        return replace(self, *arguments)
+
+    monkeypatch.setattr(OnJax, "replace", short)
+
+
+@pytest.mark.parametrize("verb", FROM_THE_SIDE)
+def test_a_lack_of_memory_at_any_step_leaves_the_store_at_its_side_and_its_log_good(verb, monkeypatch):
+    _, store = both("bfloat16")
+    centre = bits(store)
+    log = es.perturb(store, NOISE, 7)
+    beside, n = bits(store), 0
+    while True:
+        n += 1
+        with monkeypatch.context() as patch:
+            refuses_at(n, patch)
+            try:
+                FROM_THE_SIDE[verb](store, log)
+                break
+            except MemoryError:
+                pass
+        assert bits(store) == beside and log.at == 1, n
+        es.perturb(store, NOISE, 7, sign=-1, undo=log)
+        assert bits(store) == centre, n
+        log = es.perturb(store, NOISE, 7)
+    assert n > 3 and bits(store) != beside
+
+
+def test_a_lack_of_memory_as_an_update_is_taken_back_leaves_it_there_and_its_log_good(monkeypatch):
+    _, store = both("bfloat16")
+    centre = bits(store)
+    log = es.update(store, NOISE, SEEDS, WEIGHTS, keep=True)
+    there = bits(store)
+    for n in range(1, 4):
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            refuses_at(n, patch)
+            es.update(store, NOISE, SEEDS, WEIGHTS, sign=-1, undo=log)
+        assert bits(store) == there
+    es.update(store, NOISE, SEEDS, WEIGHTS, sign=-1, undo=log)
+    assert bits(store) == centre
 
 
 def test_places_are_found_in_tiles_and_values_are_put_there():

@@ -281,7 +281,7 @@ def test_a_launch_that_fails_takes_those_before_it_back(monkeypatch, verb):
     def failing(self, table, *arguments):
         if table.dtype == "float64":
             raise MemoryError
-        real(self, table, *arguments)
+        return real(self, table, *arguments)
 
     move = {
         "perturb": lambda: es.perturb(store, NOISE, 1),
@@ -291,6 +291,54 @@ def test_a_launch_that_fails_takes_those_before_it_back(monkeypatch, verb):
         patch.setattr(launches.Launch, verb, failing)
         move[verb]()
     assert [bits_of(store, path) for path in store] == before
+
+
+def a_step_that_fails(n, patch):
+    """Have the n-th of what the card is asked for fail: to hold an array, or to compile a kernel and launch it."""
+    calls = []
+
+    def failing(real):
+        def step(*arguments):
+            calls.append(real)
+            if len(calls) == n:
+                raise MemoryError
+            return real(*arguments)
+
+        return step
+
+    patch.setattr(launches, "on_device", failing(launches.on_device))
+    patch.setattr(logged, "on_device", failing(logged.on_device))
+    patch.setattr(launches.Planned, "compiled", failing(launches.Planned.compiled))
+
+
+@pytest.mark.parametrize("verb", ["back", "across", "update"])
+def test_what_fails_at_any_step_leaves_the_store_at_its_side_and_its_log_good(monkeypatch, verb):
+    monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
+    tree = {"a": np.linspace(-1, 1, 300, dtype="f4"), "g": np.ones(90, "f2"), "h": np.linspace(-1, 1, 1500)}
+    host, store = both(tree=tree | {"h": tree["h"].astype("bfloat16")})
+    centre = [bits_of(store, path) for path in store]
+    move = {
+        "back": lambda x, log: es.perturb(x, NOISE, 1, sign=-1, undo=log),
+        "across": lambda x, log: es.perturb(x, NOISE, 1, sign=-2, undo=log),
+        "update": lambda x, log: es.update(x, NOISE, [1, 2], [0.5, -0.25], perturbed=1, undo=log),
+    }[verb]
+    log, n = es.perturb(store, NOISE, 1), 0
+    beside = [bits_of(store, path) for path in store]
+    while True:
+        n += 1
+        with monkeypatch.context() as patch:
+            a_step_that_fails(n, patch)
+            try:
+                move(store, log)
+                break
+            except MemoryError:
+                pass
+        assert [bits_of(store, path) for path in store] == beside and log.at == 1, n
+        es.perturb(store, NOISE, 1, sign=-1, undo=log)
+        assert [bits_of(store, path) for path in store] == centre, n
+        log = es.perturb(store, NOISE, 1)
+    move(host, es.perturb(host, NOISE, 1))
+    assert n > 10 and same(store, host)
 
 
 def test_what_a_card_cannot_do_says_so(monkeypatch):
