@@ -28,6 +28,8 @@ from flatstore.bench.timing import ratio
 
 
 class _Benchmark:
+    """What all have in common."""
+
     timeout = 300
 
     @staticmethod

@@ -72,6 +72,11 @@ class EvolutionStrategy:
     """
 
     _counts: scale.ray.Counts | None = None
+    centre: Store
+    task: Task
+    settings: Settings
+    sigma: float
+    rate: float
 
     def __init__(self, task: Task, settings: Settings, *, sigma: float, rate: float) -> None:
         """Draw the first centre."""
@@ -80,7 +85,7 @@ class EvolutionStrategy:
         if isinstance(settings.workers, str):
             connect(settings.workers)
         self.evolved = self.centre if settings.on_ray else new_population(task, settings)
-        self.state_bytes = (3 if settings.on_ray else 4) * task.layout.nbytes
+        self.state_bytes: int = (3 if settings.on_ray else 4) * task.layout.nbytes
 
     def run(self, folder: Path) -> Iterator[Record]:
         """Sample around the centre, evaluate, and move the centre up."""
@@ -120,12 +125,18 @@ class EvolutionStrategy:
 class Mezo:
     """MeZO: one network, perturbed in place to both sides, at a rate that fades."""
 
-    state_bytes, status = 0, ""
+    task: Task
+    settings: Settings
+    sigma: float
+    rate: float
+
+    state_bytes: int = 0
+    status: str = ""
 
     def __init__(self, task: Task, settings: Settings, *, sigma: float, rate: float) -> None:
         """Draw the first network."""
         self.task, self.settings, self.sigma, self.rate = task, settings, sigma, rate
-        self.evolved = new_network(task, settings)
+        self.evolved: Store = new_network(task, settings)
         self._stacked = Program(stacked)
 
     def run(self, folder: Path) -> Iterator[Record]:
@@ -204,13 +215,20 @@ def stacked(params: Any) -> Any:
 class GeneticAlgorithm:
     """Truncation selection, uniform crossover, a mutation that fades, one elite."""
 
-    state_bytes, status = 0, ""
+    task: Task
+    settings: Settings
+    share: float
+    sigma: float
+    last_sigma: float
+
+    state_bytes: int = 0
+    status: str = ""
 
     def __init__(self, task: Task, settings: Settings, *, share: float, sigma: float, last_sigma: float) -> None:
         """Draw the first population."""
         self.task, self.settings, self.share = task, settings, share
         self.sigma, self.last_sigma = sigma, last_sigma
-        self.evolved = new_population(task, settings)
+        self.evolved: Population = new_population(task, settings)
         es.sample(self.evolved, Store.zeros(task.layout), task.initial, seeds(settings.seed, settings.population))
 
     def mutation(self, number: int) -> Normal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ import numpy as np
 from flatstore.cli.network import Program, initial_noise, layout_of_network, logits
 from flatstore.cli.task import Settings, Task
 from flatstore.extras import require
-from flatstore.layout import Array
-from flatstore.noise import seeds
+from flatstore.layout import Array, Layout
+from flatstore.noise import Normal, seeds
 from flatstore.store import Population, Store
 
 _jax: Any = jax
@@ -27,12 +27,19 @@ _EVALUATE, _CHOOSE, _MEASURE, _REPORT = range(4)
 class CartPole(Task):
     """Balance a pole: 4 observations, 2 actions, a reward of 1 per step; solved is a mean return of 475."""
 
-    TITLE, NEEDS, AXIS, UNIT, FITNESS = "CartPole-v1", "gymnasium", "mean return", "", "population"
+    layout: Layout
+    initial: Normal
+
+    TITLE: ClassVar[str] = "CartPole-v1"
+    NEEDS: ClassVar[str] = "gymnasium"
+    AXIS: ClassVar[str] = "mean return"
+    UNIT: ClassVar[str] = ""
+    FITNESS: ClassVar[str | None] = "population"
     EPISODES, TO_CHOOSE, TO_REPORT = 4, 20, 100
 
     def __init__(self, settings: Settings) -> None:
         """Start the environments."""
-        self.seed = settings.seed
+        self.seed: int = settings.seed
         self.layout, self.initial = layout_of_network(4, settings.hidden, 2), initial_noise(4, settings.hidden)
         self._to_evaluate = None if settings.workers else Episodes(settings.population, self.EPISODES)
         self._to_choose = Episodes(settings.population, self.TO_CHOOSE)

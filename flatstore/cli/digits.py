@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ import numpy as np
 from flatstore.cli.network import Program, initial_noise, layout_of_network, logits
 from flatstore.cli.task import Settings, Task
 from flatstore.extras import require
-from flatstore.layout import Array
+from flatstore.layout import Array, Layout
+from flatstore.noise import Normal
 from flatstore.store import Population, Store
 
 _jax: Any = jax
@@ -25,12 +26,23 @@ SHIFT, NOISE = 0.3, 0.4
 class Digits(Task):
     """Classify images, given as columns of 64 numbers. The training and the test set share none."""
 
-    TITLE, NEEDS, AXIS, UNIT, FITNESS = "digits", "sklearn", "accuracy, %", " %", None
+    layout: Layout
+    initial: Normal
+    train_x: Array
+    test_x: Array
+    train_y: Any
+    test_y: Any
+
+    TITLE: ClassVar[str] = "digits"
+    NEEDS: ClassVar[str] = "sklearn"
+    AXIS: ClassVar[str] = "accuracy, %"
+    UNIT: ClassVar[str] = " %"
+    FITNESS: ClassVar[str | None] = None
     BATCH = 128
 
     def __init__(self, settings: Settings) -> None:
         """Load the data, four fifths for training, classes in proportion."""
-        self.seed = settings.seed
+        self.seed: int = settings.seed
         self.layout, self.initial = layout_of_network(64, settings.hidden, 10), initial_noise(64, settings.hidden)
         images, labels = require("sklearn.datasets", "demo").load_digits(return_X_y=True)
         split = require("sklearn.model_selection", "demo").train_test_split

@@ -55,5 +55,5 @@ class Program:
         if self._compiled is None:
             self._compiled = self._function.lower(*arguments).compile()
             analysis: Any = self._compiled.memory_analysis()
-            self.temporaries = int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)
+            self.temporaries: int = int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes)
         return self._compiled(*arguments)

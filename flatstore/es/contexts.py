@@ -22,6 +22,10 @@ from flatstore.trees import StructureError
 class Perturbation:
     """A context in which the noise of a seed may be added to a store; at its end, whatever is there is taken back."""
 
+    store: AnyStore
+    noise: Noise
+    seed: Seed
+
     def __init__(self, store: AnyStore, noise: Noise, seed: Seed) -> None:
         self.store, self.noise, self.seed = store, noise, seed
         self._since = moment()
@@ -53,7 +57,7 @@ class Perturbation:
     def __enter__(self) -> Any:
         return self
 
-    __exit__ = Leaving(lambda context: context.at == 0)
+    __exit__: Leaving = Leaving(lambda context: context.at == 0)
 
     def leave(self, error: BaseException | None) -> None:
         """Go back to the centre. If the store is lent, an exception is given a note that says how to go back.

@@ -72,7 +72,8 @@ class KeptRun(KeptOpen):
             return None
         layout = self._parts[""].layout.digest
         given = described(self._settings) | {"layout": layout, "optimiser": _described(self._optimiser)}
-        self.folder = folder = RunFolder(self._path, given)
+        folder = RunFolder(self._path, given)
+        self.folder: RunFolder | None = folder
         if most is not None and len(folder) > most:
             raise ValueError(
                 f"expected at least the {len(folder)} generations that the run has, got {most}; "

@@ -102,6 +102,8 @@ def evolve_by(
 class Loop:
     """A run of `evolve` that is about to begin: its arguments, checked."""
 
+    members: int
+
     def __init__(
         self,
         centre: AnyStore,
@@ -118,9 +120,9 @@ class Loop:
         run: RunPath | None,
         chunk: int | None = None,
     ) -> None:
-        self.start = resume.number + 1 if isinstance(resume, Move) else resumed_number(resume)
+        self.start: int = resume.number + 1 if isinstance(resume, Move) else resumed_number(resume)
         refuse_two_starts(run, resume)
-        self.seed = check_run(evaluate, seed, self.start, generations, "generations")
+        self.seed: tuple[int, ...] = check_run(evaluate, seed, self.start, generations, "generations")
         rate_at(rate, self.start)
         if not callable(shape):
             raise TypeError(f"expected a function of fitness to shape with, got {shape!r}; fix: pass es.centred_ranks")

@@ -56,9 +56,9 @@ class Compiled:
         """The store that it moves."""
         self.count = 0
         """The number of steps so far."""
-        self.states = {name: zeros_beside(store) for name in states}
+        self.states: dict[str, Any] = {name: zeros_beside(store) for name in states}
         """The stores that it keeps beside it, by name."""
-        self.settings = {name: real(value) for name, value in settings.items()}
+        self.settings: dict[str, float] = {name: real(value) for name, value in settings.items()}
         """The numbers that it was made with, by name."""
         self._states = list(self.states.values())
         trainable_leaves(store, "optimise", "leave it out of trainable=")
@@ -118,6 +118,10 @@ class Adam(Compiled):
     range, and for trainable leaves of a dtype that cannot be computed with.
     """
 
+    beta1: float
+    beta2: float
+    epsilon: float
+
     def __init__(self, store: AnyStore, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
         super().__init__(store, ("mean", "square"), beta1=beta1, beta2=beta2, epsilon=epsilon)
         self.beta1, self.beta2, self.epsilon = map(real, (beta1, beta2, epsilon))
@@ -161,7 +165,7 @@ class Momentum(Compiled):
 
     def __init__(self, store: AnyStore, *, beta: float = 0.9) -> None:
         super().__init__(store, ("velocity",), beta=beta)
-        self.beta = real(beta)
+        self.beta: float = real(beta)
 
     @property
     def velocity(self) -> Any:

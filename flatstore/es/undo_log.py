@@ -32,9 +32,9 @@ from flatstore.kernels.cpu import (
     log_bytes,
     logged_loop,
 )
-from flatstore.layout import Array, Leaf
+from flatstore.layout import Array, Layout, Leaf
 from flatstore.noise import Noise
-from flatstore.store import AnyStore, Store, moves_of
+from flatstore.store import AnyStore, Moves, Store, moves_of
 from flatstore.threads import REACHED, Task, run_tasks
 
 LOGGED_TASK = 1 << 18
@@ -73,6 +73,11 @@ class UndoLog:
     True
     """
 
+    layout: Layout
+    kind: Moves | None
+    noise: Noise
+    key: Array
+
     def __init__(self, store: AnyStore, noise: Noise, key: Array, at: int, of_update: bool) -> None:
         self.layout, self.kind, self.noise, self.key = store.layout, moves_of(store), noise, key
         self.at = at
@@ -89,7 +94,7 @@ class UndoLog:
 
     def close(self) -> None:
         """Use it up."""
-        self.at = 0
+        self.at: int = 0
         self.chunks.clear()
 
     def __repr__(self) -> str:
@@ -185,8 +190,8 @@ class LoggedMove:
     def __init__(
         self, store: Store, groups: Sequence[Group], noise: Noise, key: Array, sign: int, undo: UndoLog | None
     ) -> None:
-        self.at = undo.at if undo else 0
-        self.target = self.at + sign
+        self.at: int = undo.at if undo else 0
+        self.target: int = self.at + sign
         self._store, self._groups, self._noise, self._key, self._undo = store, groups, noise, key, undo
         self._rows = factors_of(store.whole, noise).rows
         # Made before anything is moved: when all is, there may be no memory to make it.

@@ -99,7 +99,7 @@ class replacing:
         self._is_entered = True  # nothing interrupts from here to the block
         return writer
 
-    __exit__ = Leaving()
+    __exit__: Leaving = Leaving()
 
     def _begin(self) -> None:
         self._number = _begun(self._folder, 0o666 if self._old is None else 0o600, self._names)

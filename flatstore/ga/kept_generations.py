@@ -34,7 +34,8 @@ class KeptGenerations(KeptOpen):
         if self._path is None:
             return None
         given = described(self._settings) | {"members": self._pop.size, "layout": self._pop.layout.digest}
-        self.folder = folder = RunFolder(self._path, given)
+        folder = RunFolder(self._path, given)
+        self.folder: RunFolder | None = folder
         if most is not None and len(folder) > most:
             raise ValueError(
                 f"expected at least the {len(folder)} generations that the run has, got {most}; "

@@ -36,7 +36,7 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for a pipe
 _told: set[str] = set()
 
-log = logging.getLogger("flatstore.kernels")
+log: logging.Logger = logging.getLogger("flatstore.kernels")
 
 
 def cache_folder() -> Path | None:

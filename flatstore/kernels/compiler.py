@@ -58,7 +58,7 @@ def compiled(function: F) -> F:
     refuse_waiting_at_the_end()
     made: Any = _numba.njit(**_OPTIONS)(function)
     if isinstance(made, _core.dispatcher.Dispatcher):  # not under NUMBA_DISABLE_JIT
-        made._cache = KernelCache(made.py_func)
+        made._cache = _KernelCache(made.py_func)
     return made
 
 
@@ -77,7 +77,7 @@ class _Compilations(_core.event.Listener):
 
     def on_start(self, event: Any) -> None:
         function = event.data["dispatcher"]
-        if self.depth == 0 and isinstance(function._cache, KernelCache):
+        if self.depth == 0 and isinstance(function._cache, _KernelCache):
             types = event.data["args"]
             arrays = [f"{x.dtype}" for x in types if isinstance(x, _numba.types.Array)]  # the first tells the dtype
             log.info("compiling %s (%s)", function.__name__, ", ".join(arrays[:1] or map(str, types)))
@@ -116,7 +116,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_number_functions_at_random)
 
 
-class KernelCache(_core.caching._Cache):
+class _KernelCache(_core.caching._Cache):
     """The cache of one function, with the methods that Numba calls. Only outermost functions are kept."""
 
     def __init__(self, function: FunctionType):

@@ -28,13 +28,13 @@ class using:  # noqa: N801 (used as a function)
     """
 
     def __init__(self, *, reads: Sequence[Memory] = (), writes: Sequence[Memory] = ()) -> None:
-        self.access = Access(reads=reads, writes=writes)
+        self.access: Access = Access(reads=reads, writes=writes)
 
     def __enter__(self) -> Self:
         self.access.begin()
         return self
 
-    __exit__ = Closing()
+    __exit__: Closing = Closing()
 
     def closing(self) -> Generator[None]:
         """When resumed, end the access."""

@@ -36,6 +36,9 @@ ALIVE, USED, IS_WRITTEN = 0, 1, 63
 class Segment:
     """A segment that this process has made or attached to, and its open file, to be closed with it."""
 
+    name: str
+    number: int
+
     def __init__(self, name: str, number: int, *, is_own: bool) -> None:
         self.name, self.number = name, number
         self._creator = os.getpid() if is_own else None
@@ -86,6 +89,9 @@ class Hold(Ended):
     Raises `BlockingIOError` if another process is in the way, and `BufferError` for a reader if the last writer was
     killed as it wrote.
     """
+
+    writes: bool
+    segment: Segment
 
     writes = False
     _base: Hold | None = None

@@ -44,13 +44,13 @@ class Memory:
     """A weak reference to the segment, if this is the whole of one."""
 
     def __init__(self, array: Array, *, is_read_only: bool = False, segment: Segment | None = None) -> None:
-        self.bytes = array
+        self.bytes: Array = array
         self.is_read_only = is_read_only
         self._segment = segment  # it is closed with this
         self.segment = None if segment is None else weakref.ref(segment)
         self.start: int = array.__array_interface__["data"][0]
         self.stop: int = self.start + array.nbytes
-        self.views = WatchedViews()
+        self.views: WatchedViews = WatchedViews()
         join(self)
 
     @property

@@ -171,7 +171,7 @@ class Lend:
         self._access: Access | None = None
         self._arrays: list[jax.Array] = []
 
-    __exit__ = Leaving(lambda lend: lend._access is None)
+    __exit__: Leaving = Leaving(lambda lend: lend._access is None)
 
     def __enter__(self) -> Any:
         """Begin the lend and return the tree: until the exit, nothing writes the buffer through the store."""

@@ -30,10 +30,13 @@ class Watched:
 
     __slots__ = ("size", "start", "stop", "view")
 
+    start: int
+    stop: int
+
     def __init__(self, view: Array, start: int, stop: int) -> None:
         self.start, self.stop = start, stop
-        self.size = (stop - start).bit_length()
-        self.view = weakref.ref(view)
+        self.size: int = (stop - start).bit_length()
+        self.view: weakref.ReferenceType[Array] = weakref.ref(view)
 
 
 @unparted

@@ -39,6 +39,8 @@ class Access:
 
     __slots__ = ("__weakref__", "beside", "holds", "over", "uses")
 
+    uses: list[Use]
+
     def __init__(
         self,
         *,
@@ -50,7 +52,7 @@ class Access:
     ) -> None:
         self.over = True
         """Whether it has ended, or not begun. To end it is one step: those who find it so remove its uses."""
-        self.beside = beside
+        self.beside: Access | None = beside
         """Another access of the same work: it may write what that one reads."""
         self.holds: list[Hold] = []
         """The locks of the segments among the memories: other processes know of it by these."""
@@ -117,7 +119,7 @@ class Access:
 
     def end(self) -> None:
         """End all uses: the lent as soon as nobody holds what was exported."""
-        self.over = True
+        self.over: bool = True
         self.forget()
 
     def forget(self) -> None:
@@ -142,13 +144,18 @@ class Use:
 
     __slots__ = ("_access", "caller", "exports", "kind", "memory", "runner", "start", "stop")
 
+    caller: int
+    runner: int
+    start: int
+    stop: int
+
     def __init__(
         self, access: Callable[[], Access | None], memory: Memory, kind: int, runner: int, caller: int
     ) -> None:
         self._access = access
-        self.memory = memory  # kept alive: its addresses must not become another's while they are used
+        self.memory: Memory = memory  # kept alive: its addresses must not become another's while they are used
         self.start, self.stop = memory.start, memory.stop
-        self.kind = kind
+        self.kind: int = kind
         self.runner, self.caller = runner, caller
         self.exports: list[tuple[str, Callable[[], object]]] = []
 

@@ -13,6 +13,7 @@ the parts belongs to others, or is not there at all, and is never touched: reade
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from flatstore.layout import Array
+from flatstore.memory.holds import Segment
 from flatstore.memory.host import Memory
 from flatstore.memory.overlaps import lends
 from flatstore.trees import Difference
@@ -34,6 +36,9 @@ class Spans(Memory):
 
     __slots__ = ("_ends", "_moved", "_parts")
 
+    start: int
+    stop: int
+
     def __init__(self, arrays: Iterable[Array], moved: Callable[[], list[Difference]]) -> None:
         """Use the bytes of `arrays`, which are writable, dense and share none, and are kept alive.
 
@@ -46,9 +51,10 @@ class Spans(Memory):
             ranges.append((begin, stop))
         low, high = (ranges[0][0], ranges[-1][1]) if ranges else (0, 0)
         low -= low % _WIDEST  # numbers of any dtype are whole elements from there
-        self.bytes = _bytes_at(low, high - low, [array for *_, array in owners])
+        self.bytes: Array = _bytes_at(low, high - low, [array for *_, array in owners])
         self.is_read_only = False
-        self._segment = self.segment = None
+        self._segment = None
+        self.segment: weakref.ref[Segment] | None = None
         self.start, self.stop = low, high
         self._parts = tuple(Memory(self.bytes[start - low : stop - low]) for start, stop in ranges)
         self._ends = [stop for _, stop in ranges]

@@ -47,7 +47,7 @@ class waiting:  # noqa: N801 (used as a function)
     def __enter__(self) -> None:
         _patience.set(self._seconds)
 
-    __exit__ = Closing()
+    __exit__: Closing = Closing()
 
     def closing(self) -> Generator[None]:
         """When resumed, wait as long as before. Of a generator around the block an interrupt could skip the end."""
@@ -70,7 +70,7 @@ class BusyError(LentError):
 
     def __init__(self, message: str, threads: Iterable[int] = ()) -> None:
         super().__init__(message)
-        self.threads = {*threads}
+        self.threads: set[int] = {*threads}
 
 
 def persist(action: Callable[[], T], begun: Callable[[], bool] = bool) -> T:

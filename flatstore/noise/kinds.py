@@ -214,7 +214,9 @@ class Normal(Noise):
     (0.0, 0.02)
     """
 
-    kind, width, parts = NORMAL, 16, DEVIATION
+    kind: ClassVar[int] = NORMAL
+    width: ClassVar[int] = 16
+    parts: ClassVar[float] = DEVIATION
 
     @property
     def whole(self) -> Array:
@@ -230,7 +232,9 @@ class Rademacher(Noise):
     [-1.0, 1.0]
     """
 
-    kind, width, parts = RADEMACHER, 1, 0.5
+    kind: ClassVar[int] = RADEMACHER
+    width: ClassVar[int] = 1
+    parts: ClassVar[float] = 0.5
 
     @property
     def whole(self) -> Array:

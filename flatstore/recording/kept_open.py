@@ -16,7 +16,7 @@ class KeptOpen:
     def __enter__(self) -> None:
         pass
 
-    __exit__ = Leaving(idle=True)
+    __exit__: Leaving = Leaving(idle=True)
 
     def leave(self, error: BaseException | None) -> None:
         """Let others go on with the run, after an error."""

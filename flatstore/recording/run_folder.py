@@ -54,7 +54,7 @@ class RunFolder:
     """
 
     def __init__(self, path: RunPath, settings: Mapping[str, Any]) -> None:
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         self.settings: Settings = json.loads(json.dumps(settings))
         try:
             if not os.path.isdir(self.path):
@@ -70,7 +70,7 @@ class RunFolder:
         journal: Journal | None = None
         try:
             self._journal = journal = Journal(os.path.join(self.path, "journal.jsonl"))
-            self.is_new = not self._has_begun()
+            self.is_new: bool = not self._has_begun()
             sweep(self.path)
         except BlockingIOError as error:
             raise BlockingIOError(

@@ -93,7 +93,7 @@ class Pool:
         self._job, self._held, self._wanted, self._batch = job, held, workers, batch
         self._min_fraction, self._verify, self._generations = min_fraction, verify, generations
         self._options = {"num_cpus": 1, **options, "max_restarts": 0, "max_task_retries": 0}
-        self.counts = Counts()
+        self.counts: Counts = Counts()
         self._workers: list[_Handle] = []
         self._tally = Tally(-1, 0, self.counts)
         self._moves: deque[Told] = deque(maxlen=KEPT)

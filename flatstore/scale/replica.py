@@ -59,7 +59,7 @@ class Held:
             raise TypeError(f"expected a Store and a function from make(), got {got}; fix: return centre, evaluate")
         self.centre: Store = pair[0]
         self.evaluate: Evaluate = pair[1]
-        self.optimiser = None if job.optimiser is None else job.optimiser(self.centre)
+        self.optimiser: Any | None = None if job.optimiser is None else job.optimiser(self.centre)
         if type(self.optimiser) not in (es.Adam, es.Momentum, type(None)):
             raise TypeError(
                 f"expected es.Adam, es.Momentum or None as optimiser, got {job.optimiser!r}; "
@@ -95,6 +95,8 @@ class Held:
 
 class Replica(Held):
     """A centre in a worker, at the generation `number`, from 0 on."""
+
+    number: int
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)

@@ -48,10 +48,13 @@ class Tally:
     (None, None, 1, 1)
     """
 
+    number: int
+    counts: Counts
+
     def __init__(self, number: int, members: int, counts: Counts) -> None:
         self.number, self.counts = number, counts
-        self.fitness = np.full(members, np.nan)
-        self.has_come = np.zeros(members, bool)
+        self.fitness: Array = np.full(members, np.nan)
+        self.has_come: Array = np.zeros(members, bool)
         self._queue = range(members)
         self._again: list[int] = []
 

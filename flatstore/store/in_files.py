@@ -21,7 +21,7 @@ class InFiles(NamedTuple):
 
 _handed_in: list[InFiles] = []
 
-hand_in_files = _handed_in.append
+hand_in_files: Callable[[InFiles], None] = _handed_in.append
 
 
 def in_files() -> InFiles:

@@ -171,7 +171,7 @@ class OnJax(OnDevice):
 
     def put_in_place(self, homes: Mapping[str, Any]) -> None:
         """Take arrays as homes, by their paths; for this package's own modules."""
-        self.homes = {**self.homes, **homes}
+        self.homes: dict[str, Any] = {**self.homes, **homes}
 
     def copy(self) -> Self:
         """A copy, in memory of its own on the same device."""

@@ -21,7 +21,7 @@ class LentTree:
         access.begin()
         return self._tree()
 
-    __exit__ = Leaving(lambda lent: lent._access is None or lent._access.over)
+    __exit__: Leaving = Leaving(lambda lent: lent._access is None or lent._access.over)
 
     def leave(self, error: BaseException | None) -> None:
         """End the access."""

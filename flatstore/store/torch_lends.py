@@ -32,7 +32,7 @@ class LentTensors:
         self._access: Access | None = None
         self._arrays: dict[str, jax.Array] = {}
 
-    __exit__ = Leaving(lambda lent: lent._access is None)
+    __exit__: Leaving = Leaving(lambda lent: lent._access is None)
 
     def __enter__(self) -> Any:
         """Begin the lend and return the tree: until the exit, nothing writes the leaves through the store."""

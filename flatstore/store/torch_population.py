@@ -93,7 +93,7 @@ class Chunk:
 
     def __init__(self, pop: TorchPopulation, start: int, stop: int) -> None:
         self._pop, self._start = pop, start
-        self.size = stop - start
+        self.size: int = stop - start
 
     def lend(self) -> LentTree:
         """A context that gives the tree of these members."""

@@ -41,7 +41,7 @@ release.restype, release.argtypes = None, [ctypes.c_void_p]
 _round: Any = (ctypes.CDLL("ucrtbase") if os.name == "nt" else ctypes.CDLL(None)).fesetround
 _TO_NEAREST = 0
 
-process = object()  # another one in a forked child, where the helpers of its parent do not exist
+process: object = object()  # another one in a forked child, where the helpers of its parent do not exist
 
 
 class _Lock:
@@ -62,14 +62,22 @@ class Mail:
 
     __slots__ = ("busy", "caller", "context", "done", "ends", "error", "over", "process", "ready", "wake", "work")
 
+    busy: bool
+    done: Any
+    ends: bool
+    ready: bool
+    wake: Any
+
+    over: bool
+
     def __init__(self, caller: int) -> None:
         self.done, self.wake = _Lock(), _Lock()
         self.work: Callable[[], Any] | None = None
         self.context: Context | None = None
-        self.caller = caller
+        self.caller: int = caller
         self.error: BaseException | None = None
         self.over = self.busy = self.ready = self.ends = False
-        self.process = process
+        self.process: object = process
 
 
 class _Beacon:
@@ -80,7 +88,7 @@ class Helper:
     """A thread that does one thing at a time for another thread. It ends when nothing refers to this object."""
 
     def __init__(self) -> None:
-        self.mail = Mail(caller())
+        self.mail: Mail = Mail(caller())
 
     def start(self) -> None:
         """Start the thread, unless it is ready."""

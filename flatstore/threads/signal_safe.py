@@ -232,7 +232,7 @@ class noted:
     def __enter__(self) -> None:
         pass
 
-    __exit__ = Leaving(idle=True)
+    __exit__: Leaving = Leaving(idle=True)
 
     def leave(self, error: BaseException | None) -> None:
         """Add the notes."""

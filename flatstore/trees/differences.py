@@ -68,5 +68,5 @@ class StructureError(ValueError):
     __module__ = "flatstore"
 
     def __init__(self, differences: Sequence[Difference], what: str = "unlike the layout") -> None:
-        self.differences = tuple(differences)
+        self.differences: tuple[Difference, ...] = tuple(differences)
         super().__init__(listing(self.differences, what))

@@ -39,6 +39,11 @@ class Planned(NamedTuple):
 class Launch:
     """Launches of kernels over the tables of a store. What fails is taken back, in all tables."""
 
+    store: OnTorch
+    noise: Noise
+    tables: Sequence[Table]
+    exact: bool
+
     def __init__(self, store: OnTorch, noise: Noise, tables: Sequence[Table], exact: bool) -> None:
         self.store, self.noise, self.tables, self.exact = store, noise, tables, exact
         self.failed: list[Table] = []

@@ -16,7 +16,7 @@ from flatstore.extras import require
 from flatstore.kernels.cpu import TOO_LARGE_FOR
 from flatstore.layout import Array
 from flatstore.noise import Noise
-from flatstore.store import TorchStore
+from flatstore.store import Parts, TorchStore
 
 SHARE = 16
 """The part of the leaves' words that the first pool has: most logs are smaller."""
@@ -39,7 +39,7 @@ class CardLog(UndoLog):
 
     def __init__(self, store: TorchStore, noise: Noise, key: Array, at: int) -> None:
         super().__init__(store, noise, key, at, False)
-        self.indices = store.parts
+        self.indices: Parts | None = store.parts
         self.parts: list[_Part] = []
 
     def keep(self, part: _Part) -> None:

@@ -97,6 +97,11 @@ def _put_word_in_python(data: Any, place: Any, word: Any) -> None:
     data[int(place) : int(place) + 8].view(np.uint64)[0] = word
 
 
+not_zero: Any
+trailing_zeros: Any
+bit_length: Any
+word_at: Any
+put_word: Any
 if _numba.config.DISABLE_JIT:
     not_zero, trailing_zeros, bit_length = _not_zero_in_python, _trailing_zeros_in_python, _bit_length_in_python
     word_at, put_word = _word_at_in_python, _put_word_in_python

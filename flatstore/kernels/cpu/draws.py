@@ -156,7 +156,7 @@ def whole_signs(words: Any, row: int, first: int, count: int, out: Any, ahead: A
     return column
 
 
-WHOLE_NUMBERS = {16: (whole_normals, np.int16), 1: (whole_signs, np.int8)}
+WHOLE_NUMBERS: dict[int, Any] = {16: (whole_normals, np.int16), 1: (whole_signs, np.int8)}
 """For the width of a noise in bits: what writes the whole numbers of its draws, and their dtype."""
 
 

@@ -27,7 +27,7 @@ from flatstore.kernels.cpu.storage import BITS, STORAGE
 def grid_check(dtype: str) -> Any:
     """The compiled check of one parameter, before and after a move: whether it is on the grid and below the bound."""
     real = STORAGE[dtype][1]
-    bits = BITS[real]
+    bits: Any = BITS[real]
     magnitude, top = bits(np.iinfo(bits).max), bits(np.iinfo(bits).bits - 1)
 
     @compiled

@@ -125,7 +125,7 @@ def _normal_block_in_python(words: Any, row: int, first: Any, out: Any, place: A
     out[place : place + AT_ONCE] = normals(numbers)
 
 
-normal_block = _normal_block_in_python if _numba.config.DISABLE_JIT else _normal_block
+normal_block: Any = _normal_block_in_python if _numba.config.DISABLE_JIT else _normal_block
 
 
 @_numba.extending.intrinsic
@@ -151,7 +151,7 @@ def _sign_block_in_python(word: Any, out: Any, place: Any) -> None:
     out[int(place) : int(place) + 32] = -bits.view(np.int8)
 
 
-sign_block = _sign_block_in_python if _numba.config.DISABLE_JIT else _sign_block
+sign_block: Any = _sign_block_in_python if _numba.config.DISABLE_JIT else _sign_block
 
 
 @_numba.extending.intrinsic
@@ -171,4 +171,4 @@ def _steps_in_python(whole: Any, multiplier: Any, offset: Any, shift: Any) -> An
     return np.int32((int(whole) * int(multiplier) + int(offset)) >> int(shift))
 
 
-steps_of = _steps_in_python if _numba.config.DISABLE_JIT else _steps_of
+steps_of: Any = _steps_in_python if _numba.config.DISABLE_JIT else _steps_of

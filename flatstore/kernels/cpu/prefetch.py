@@ -35,4 +35,4 @@ def _do_nothing(array: Any, place: Any) -> None:
     """Stand in for `_prefetch` where Numba does not compile."""
 
 
-fetch = _do_nothing if _numba.config.DISABLE_JIT else _prefetch
+fetch: Any = _do_nothing if _numba.config.DISABLE_JIT else _prefetch

@@ -103,6 +103,8 @@ def _store_float16(_: Any, gene: Any) -> Any:
     return _types.uint16(_types.float32), convert
 
 
+from_float16: Any
+to_float16: Any
 from_float16, to_float16 = (_load_float16, _store_float16) if COMPILES else (_from_float16, _to_float16)
 
 
@@ -113,13 +115,13 @@ def finite_to_bfloat16(gene: Any) -> Any:
     return np.uint16(_U(x + _U(0x7FFF) + ((x >> _U(16)) & _U(1))) >> _U(16))
 
 
-FINITE = {"float16": to_float16, "bfloat16": finite_to_bfloat16}
+FINITE: dict[str, Any] = {"float16": to_float16, "bfloat16": finite_to_bfloat16}
 """For each 16-bit dtype's name a store for numbers that are known to be finite, and to stay so."""
 
 TOO_LARGE_FOR = {"float16": _U(0x477FF000), "bfloat16": _U(0x7F7F8000)}
 """The bits of the least float32 that is rounded to infinity; those of infinity and NaN are larger."""
 
-STORAGE = {
+STORAGE: dict[str, tuple[Any, Any, Any, Any]] = {
     "float32": (np.float32, np.float32, same, same),
     "float64": (np.float64, np.float64, same, same),
     "float16": (np.uint16, np.float32, from_float16, to_float16),
@@ -153,7 +155,7 @@ def undithered(number: Any, word: Any) -> Any:
     return number
 
 
-DITHERED = {
+DITHERED: dict[str, Any] = {
     "float32": undithered,
     "float64": undithered,
     "float16": dithered_float16,
@@ -161,7 +163,7 @@ DITHERED = {
 }
 """For each dtype's name a store that rounds 16-bit floats at random, by a word."""
 
-BITS = {np.float32: np.int32, np.float64: np.int64}
+BITS: dict[Any, Any] = {np.float32: np.int32, np.float64: np.int64}
 """For each type that is computed with, the integers of its width."""
 
 

@@ -40,7 +40,7 @@ def bits_of(x, dtype: tl.constexpr):
 
 @triton.jit
 def pointer(address, dtype: tl.constexpr, aligned: tl.constexpr):
-    """An address as a pointer to parameters; where it is a multiple of 16, they are read and written by the dozen."""
+    """An address as a pointer to parameters; at multiples of 16 a thread reads and writes 16 bytes at once."""
     if dtype == FLOAT32:
         to = address.to(tl.pointer_type(tl.float32))
     elif dtype == FLOAT64:

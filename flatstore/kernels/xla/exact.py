@@ -65,7 +65,7 @@ class Single(Double):
         nearest = (bits + (rest >> _W(1)) + (bits >> _W(29) & _W(1))) & ~rest
         near = _lax.bitcast_convert_type(nearest, np.float64)
         near = jnp.where(jnp.abs(near) >= 2.0**128, jnp.where(near > 0, np.inf, -np.inf), near)
-        self.value = jnp.where(jnp.abs(value) < 2.0**-126, jnp.rint(value / _LEAST) * _LEAST, near)
+        self.value: Any = jnp.where(jnp.abs(value) < 2.0**-126, jnp.rint(value / _LEAST) * _LEAST, near)
 
     @classmethod
     def of(cls, x: Any) -> Self:
