@@ -37,6 +37,9 @@ KEPT = 500
 PATIENCE = 60.0
 """Seconds in which a worker has to say, at the end, which bits it has."""
 
+Asked = tuple[Sequence[Told], int, Sequence[int], bool]
+"""Moves to make, the generation to which they lead, which of its members to evaluate, and whether to tell the digest."""
+
 
 class Worker:
     """What runs in a worker. It makes its centre when first asked, so that errors of `make` arrive as they are."""
@@ -49,10 +52,9 @@ class Worker:
         """Where it is; an answer says that it has started."""
         return f"pid {os.getpid()} on {socket.gethostname()}"
 
-    def evaluate(
-        self, state: State | None, moves: Sequence[Told], number: int, members: Sequence[int], with_digest: bool
-    ) -> tuple[bytes, int | None]:
-        """Catch up with generation `number`, and return the fitness of members and the digest of the centre."""
+    def evaluate(self, state: State | None, asked: Asked) -> tuple[bytes, int | None]:
+        """Catch up with a generation, and return the fitness of members and the digest of the centre."""
+        moves, number, members, with_digest = asked
         if self._replica is None:
             self._replica = Replica(self._job)
         replica = self._replica
@@ -92,7 +94,13 @@ class Pool:
         self._ray = require("ray", "ray")
         self._job, self._held, self._wanted, self._batch = job, held, workers, batch
         self._min_fraction, self._verify, self._generations = min_fraction, verify, generations
-        self._options = {"num_cpus": 1, **options, "max_restarts": 0, "max_task_retries": 0}
+        self._options = {
+            "num_cpus": 1,
+            "enable_task_events": False,
+            **options,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
         self.counts = Counts()
         self._workers: list[_Handle] = []
         self._tally = Tally(-1, 0, self.counts)
@@ -182,7 +190,7 @@ class Pool:
         moves = [move for move in self._moves if move[0] >= worker.at]
         worker.at, worker.members, worker.is_busy = number, members, True
         with_digest = number % self._verify == 0 or not members
-        self._when_done(worker, worker.actor.evaluate.remote(state, moves, number, members, with_digest))
+        self._when_done(worker, worker.actor.evaluate.remote(state, (moves, number, members, with_digest)))
 
     def _when_done(self, worker: _Handle, answer: Any) -> None:
         answer.future().add_done_callback(partial(self._put, worker))  # in a thread of Ray's
