@@ -38,7 +38,7 @@ PATIENCE = 60.0
 """Seconds in which a worker has to say, at the end, which bits it has."""
 
 Asked = tuple[Sequence[Told], int, Sequence[int], bool]
-"""Moves to make, the generation to which they lead, which of its members to evaluate, and whether to tell the digest."""
+"""Moves to make, the generation that they lead to, which of its members to evaluate, and whether to say the digest."""
 
 
 class Worker:
