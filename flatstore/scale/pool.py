@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
-from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -106,7 +105,7 @@ class Pool:
         self._tally = Tally(-1, 0, self.counts)
         self._moves: deque[Told] = deque(maxlen=KEPT)
         self._snapshot: tuple[int, Any] = -1, None
-        self._answers: SimpleQueue[tuple[_Handle, Any]] = SimpleQueue()
+        self._running: dict[Any, _Handle] = {}
         self._made, self._differ = 0, 0
         self._deaths: dict[int | None, int] = {}
 
@@ -168,7 +167,7 @@ class Pool:
             actor = self._ray.remote(Worker).options(**self._options).remote(self._job)
             worker = _Handle(f"worker {self._made}", actor)
             self._workers.append(worker)
-            self._when_done(worker, actor.place.remote())
+            self._running[actor.place.remote()] = worker
 
     def _hand_out(self, *, stands_still: bool = True) -> None:
         """Hand members to all who are free; who needs a snapshot has to wait until the centre stands still."""
@@ -190,27 +189,23 @@ class Pool:
         moves = [move for move in self._moves if move[0] >= worker.at]
         worker.at, worker.members, worker.is_busy = number, members, True
         with_digest = number % self._verify == 0 or not members
-        self._when_done(worker, worker.actor.evaluate.remote(state, (moves, number, members, with_digest)))
-
-    def _when_done(self, worker: _Handle, answer: Any) -> None:
-        answer.future().add_done_callback(partial(self._put, worker))  # in a thread of Ray's
-
-    def _put(self, worker: _Handle, done: Any) -> None:
-        self._answers.put((worker, done))
+        self._running[worker.actor.evaluate.remote(state, (moves, number, members, with_digest))] = worker
 
     # -- what they answer
 
     def _take(self, truth: int | None, seconds: float = 1.0) -> bool:
         """Take the next answer, if one comes in time."""
-        try:
-            worker, done = self._answers.get(timeout=seconds)
-        except Empty:
+        ready: list[Any] = []
+        if self._running:
+            ready, _ = self._ray.wait([*self._running], timeout=seconds)
+        else:
+            time.sleep(seconds)  # all nodes have left
+        if not ready:
             self._grow()
             return False
-        if worker not in self._workers:
-            return True
+        worker = self._running.pop(ready[0])
         try:
-            answer = done.result()
+            answer = self._ray.get(ready[0])
         except self._ray.exceptions.RayTaskError as error:
             raised = cause_of(error)
             raise raised from raised.__cause__
