@@ -213,8 +213,8 @@ def islands(
 
 
 def _epochs(ray: Any, job: _Job, most: int | None, options: Mapping[str, Any]) -> Generator[Epoch]:
-    settings = {name: getattr(job, name) for name in ("seed", "count", "every", "migrants", "route")}
-    with RunFolder(job.run, described({"algorithm": "scale.islands"} | settings | job.operators)) as folder:
+    settings = {name: getattr(job, name) for name in ("seed", "count", "every", "migrants", "route")} | job.operators
+    with RunFolder(job.run, described({"algorithm": "scale.islands"} | settings)) as folder:
         if folder.is_new:
             folder.begin({})
         new = partial(ray.remote(Island).options(**options).remote, job)
@@ -259,12 +259,18 @@ def _epochs(ray: Any, job: _Job, most: int | None, options: Mapping[str, Any]) -
 def champion(run: RunPath) -> Store:
     """The best member of the last epoch of a run of islands: a copy. Another process may go on with the run.
 
-    Raises `ValueError` for a run without an epoch.
+    Raises `ValueError` for a run without an epoch, and for one that is not of islands.
     """
-    entries = deque(run_entries(run), maxlen=1)
+    entries = deque(enumerate(run_entries(run)), maxlen=1)
     if not entries:
         raise ValueError(f"expected a run of islands with an epoch, got none in {os.fspath(run)!r}; fix: wait")
-    last = entries[0]
-    highest = [float(np.nanmax(as_numbers(row))) for row in last["fitness"]]
-    best: Any = load(os.path.join(run, f"island-{int(np.argmax(highest))}", f"best-{last['number']}.safetensors"))
+    number, last = entries[0]
+    try:
+        island = int(np.argmax([np.nanmax(as_numbers(row)) for row in last["fitness"]]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected the fitness of islands in entry {number} of the run {os.fspath(run)!r}, got another ({error!r}); "
+            "fix: name a run of scale.ray.islands"
+        ) from error
+    best: Any = load(os.path.join(run, f"island-{island}", f"best-{number}.safetensors"))
     return best[0].copy()

@@ -82,17 +82,17 @@ class Pool:
         self,
         job: Job,
         held: Held,
+        generations: int | None,
+        options: Mapping[str, Any],
         *,
         workers: int | None,
         batch: int,
-        min_fraction: float,
         verify: int,
-        generations: int | None,
-        options: Mapping[str, Any],
+        min_fraction: float,
     ) -> None:
         self._ray = require("ray", "ray")
-        self._job, self._held, self._wanted, self._batch = job, held, workers, batch
-        self._min_fraction, self._verify, self._generations = min_fraction, verify, generations
+        self._job, self._held, self._generations, self._wanted = job, held, generations, workers
+        self._batch, self._verify, self._min_fraction = batch, verify, min_fraction
         self._options = {
             "num_cpus": 1,
             "enable_task_events": False,

@@ -81,7 +81,8 @@ def evolve(
     here, with the worker's traceback as its cause. The centre is then as the notes say, and the run goes on from its
     folder.
     """
-    for name, value in (("workers", workers), ("batch", batch), ("verify", verify)):
+    counts: dict[str, Any] = {"workers": workers, "batch": batch, "verify": verify}
+    for name, value in counts.items():
         if (value is not None or name != "workers") and not whole(value) >= 1:
             raise ValueError(f"expected {name} >= 1, got {value!r}; fix: leave {name}= out, for the default")
     if not 0.5 < real(min_fraction) <= 1:
@@ -91,30 +92,10 @@ def evolve(
         )
     job = Job(make, noise, optimiser, check_run(bool, seed, 0, generations, "generations"), members)
     held = Held(job)
-    pool = Pool(
-        job,
-        held,
-        workers=workers,
-        batch=batch,
-        min_fraction=min_fraction,
-        verify=verify,
-        generations=generations,
-        options=options or {},
-    )
-    moves = es.evolve_by(
-        pool.score,
-        held.centre,
-        seed=seed,
-        noise=noise,
-        members=members,
-        rate=rate,
-        optimiser=held.optimiser,
-        shape=shape,
-        generations=generations,
-        run=run,
-        told=pool.told,
-    )
-    return Evolution(held, pool, moves)
+    pool = Pool(job, held, generations, options or {}, **counts, min_fraction=min_fraction)
+    asked: dict[str, Any] = dict(seed=seed, noise=noise, members=members, rate=rate, shape=shape, run=run)
+    asked |= dict(generations=generations, optimiser=held.optimiser, told=pool.told)
+    return Evolution(held, pool, es.evolve_by(pool.score, held.centre, **asked))
 
 
 class Evolution:

@@ -140,6 +140,15 @@ def test_fewer_travel_than_there_are(tmp_path):
         Island(job, 0).evolve(0, 0)
 
 
+def test_a_run_of_another_kind_has_no_islands(tmp_path):
+    pop, evaluate = jobs.island(0)
+    next(ga.evolve(pop, evaluate, seed=0, mutate=None, run=tmp_path))
+    with pytest.raises(
+        ValueError, match="expected the fitness of islands in entry 0 of the run .*; fix: name a run of"
+    ):
+        fs.scale.ray.champion(tmp_path)
+
+
 def test_a_run_without_an_epoch_has_no_champion(tmp_path):
     (tmp_path / "journal.jsonl").touch()
     with pytest.raises(ValueError, match="expected a run of islands with an epoch, got none in .*; fix: wait"):
