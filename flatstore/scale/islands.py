@@ -269,8 +269,8 @@ def champion(run: RunPath) -> Store:
         island = int(np.argmax([np.nanmax(as_numbers(row)) for row in last["fitness"]]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"expected the fitness of islands in entry {number} of the run {os.fspath(run)!r}, got another ({error!r}); "
-            "fix: name a run of scale.ray.islands"
+            f"expected the fitness of islands in entry {number} of the run {os.fspath(run)!r}, got another "
+            f"({error!r}); fix: name a run of scale.ray.islands"
         ) from error
     best: Any = load(os.path.join(run, f"island-{island}", f"best-{number}.safetensors"))
     return best[0].copy()

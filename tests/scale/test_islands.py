@@ -143,9 +143,7 @@ def test_fewer_travel_than_there_are(tmp_path):
 def test_a_run_of_another_kind_has_no_islands(tmp_path):
     pop, evaluate = jobs.island(0)
     next(ga.evolve(pop, evaluate, seed=0, mutate=None, run=tmp_path))
-    with pytest.raises(
-        ValueError, match="expected the fitness of islands in entry 0 of the run .*; fix: name a run of"
-    ):
+    with pytest.raises(ValueError, match="expected the fitness of islands in entry 0 of the .*; fix: name a run"):
         fs.scale.ray.champion(tmp_path)
 
 
