@@ -13,6 +13,7 @@ from flatstore.es.kept_runs import centre_of as centre_of
 from flatstore.es.kept_runs import moves as moves
 from flatstore.es.loop import evolve_by as evolve_by
 from flatstore.es.on_device import JaxMoves as JaxMoves
+from flatstore.es.on_torch import CardMoves as CardMoves
 from flatstore.es.optimisers import Adam as Adam
 from flatstore.es.optimisers import Momentum as Momentum
 from flatstore.es.optimisers import Optimiser as Optimiser

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 
 from flatstore.es.groups import IN_NOISE, SIGNS_ACROSS, check_sign
-from flatstore.es.perturbing import perturb
+from flatstore.es.perturbing import as_one, perturb
 from flatstore.es.undo_log import UndoLog, hand_over
 from flatstore.es.updating import update
-from flatstore.memory import LentError, patience, waiting, write
+from flatstore.memory import LentError, patience, waiting
 from flatstore.noise import Noise, Seed
-from flatstore.store import JaxStore, Store
+from flatstore.store import AnyStore
 from flatstore.threads import Leaving, add_notes, moment, uninterrupted
+from flatstore.trees import StructureError
 
 
 class Perturbation:
     """A context in which the noise of a seed may be added to a store; at its end, whatever is there is taken back."""
 
-    def __init__(self, store: Store | JaxStore, noise: Noise, seed: Seed) -> None:
+    def __init__(self, store: AnyStore, noise: Noise, seed: Seed) -> None:
         self.store, self.noise, self.seed = store, noise, seed
         self._since = moment()
         self._log: UndoLog | None = None
@@ -36,7 +37,7 @@ class Perturbation:
             self.at = at
 
         if at != self.at:
-            write([self.store.memory], move)
+            as_one(self.store, move)
 
     def update(self, weights: Any, then: Callable[[], object]) -> None:
         """Take the noise back, and add it weighted, in one pass; call `then` when the store has moved."""
@@ -47,7 +48,7 @@ class Perturbation:
             self.at, self._log = 0, None
             then()
 
-        write([self.store.memory], move)
+        as_one(self.store, move)
 
     def __enter__(self) -> Any:
         return self
@@ -66,6 +67,10 @@ class Perturbation:
             if error is None:
                 lent.add_note(f"the store is still perturbed; fix: end the lend, then {self._way_back(lent)}")
                 raise
+        except StructureError as moved:
+            if error is None or self.at:
+                raise
+            return add_notes(error, self._since, str(moved))
         caught: BaseException | None = error
         cleared: set[int] = set()
         while caught is not None and id(caught) not in cleared:  # a chain may be a circle
@@ -92,7 +97,8 @@ class Perturbation:
             except MemoryError:
                 self.go(0)
         except (MemoryError, ValueError) as stuck:
-            stuck.add_note(f"the store is still perturbed; fix: mend that, then {self._way_back(stuck)}")
+            if self.at:
+                stuck.add_note(f"the store is still perturbed; fix: mend that, then {self._way_back(stuck)}")
             raise
 
 
@@ -115,7 +121,7 @@ class perturbed(Perturbation):  # a name as of the function that it is used as
     [0.0, 0.0, 0.0, 0.0]
     """
 
-    def __init__(self, store: Store | JaxStore, noise: Noise, seed: Seed, *, sign: int = 1) -> None:
+    def __init__(self, store: AnyStore, noise: Noise, seed: Seed, *, sign: int = 1) -> None:
         check_sign(sign, IN_NOISE, SIGNS_ACROSS)
         super().__init__(store, noise, seed)
         self._sign = sign

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any
 
+from flatstore.es.groups import zeros_beside
 from flatstore.es.journal import Move
 from flatstore.es.loop import Loop
 from flatstore.es.optimisers import Optimiser
@@ -14,16 +15,16 @@ from flatstore.evaluation import Rate, Workers, scorer
 from flatstore.layout import Array
 from flatstore.noise import Noise, Seed
 from flatstore.recording import RunPath
-from flatstore.store import Population, Store
+from flatstore.store import AnyPopulation, AnyStore, moves_of
 
 
 def evolve(
-    centre: Store,
+    centre: AnyStore,
     evaluate: Callable[[Any, int], Any],
     *,
     seed: Seed,
     noise: Noise,
-    members: int | Population,
+    members: int | AnyPopulation,
     rate: Rate,
     optimiser: Optimiser | None = None,
     shape: Callable[[Any], Any] = centred_ranks,
@@ -68,7 +69,7 @@ def evolve(
         evaluate: `(stacked, generation) -> fitness`, as in `ga.evolve`. NaN is worst.
         seed: a non-negative integer or several.
         noise: the difference between a member and the centre.
-        members: their number, even; or a population of the centre's layout to write them into.
+        members: their number, even; or a population of the centre's layout and kind to write them into.
         rate: the learning rate, or a function of the generation's number that returns it.
         optimiser: `Adam(centre)`, `Momentum(centre)` or your own; None to move along the gradient itself.
         shape: a function of fitness, shape (n,), that returns n finite numbers, larger for better members.
@@ -95,7 +96,8 @@ def evolve(
     Source: Salimans, Ho, Chen, Sidor and Sutskever, *Evolution Strategies as a Scalable Alternative to Reinforcement
     Learning*, 2017; for the natural gradient, Wierstra et al., *Natural Evolution Strategies*, 2014.
     """
-    size = len(members) if isinstance(members, Population) else members
+    given: Any = members if isinstance(members, AnyPopulation) else None
+    size: Any = members if given is None else len(given)
     loop = Loop(
         centre,
         evaluate,
@@ -110,9 +112,14 @@ def evolve(
         run=run,
         chunk=chunk,
     )
-    pop = members if isinstance(members, Population) else Population.like(centre, size)
-    if workers is not None and pop is not members:
+    pop = zeros_beside(centre, size) if given is None else given
+    if workers is not None and given is None:
         pop = pop.share()
+    if moves_of(pop) is not moves_of(centre):
+        raise TypeError(
+            f"expected members of the centre's kind, got a {type(pop).__name__} beside a {type(centre).__name__}; "
+            "fix: pass a number"
+        )
     refuse_other_layouts("members", pop, centre)
     if pop.memory.overlaps(centre.memory):
         raise ValueError(

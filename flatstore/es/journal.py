@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from flatstore.checks import real
-from flatstore.es.groups import check_movable, refuse_not_finite, trainable_groups
+from flatstore.es.groups import on_host, refuse_not_finite, trainable_groups, zeros_beside
 from flatstore.es.optimisers import Adam, Compiled, Momentum, Optimiser
+from flatstore.es.perturbing import as_one
 from flatstore.es.updating import update
 from flatstore.es.weights import fixed_point
 from flatstore.evaluation import as_fitness
 from flatstore.layout import Array, as_array
 from flatstore.memory import write
 from flatstore.noise import Noise, as_keys
-from flatstore.store import JaxStore, OnDevice, Store
+from flatstore.store import AnyStore, moves_of
 from flatstore.threads import noted
 
 
@@ -80,9 +81,7 @@ class Move:
         return f"move {self.number}: best {self.max:.6g}, mean {self.mean:.6g}, {len(self.seeds)} seeds"
 
 
-def replay(
-    store: Store | JaxStore, noise: Noise, journal: Iterable[Any], *, optimiser: Optimiser | None = None
-) -> None:
+def replay(store: AnyStore, noise: Noise, journal: Iterable[Any], *, optimiser: Optimiser | None = None) -> None:
     """Repeat the moves of a journal on a store, in place: from a run's first centre to its last, to the bit.
 
     Nothing is evaluated. A journal may be kept or sent: every process that has the same centre and receives the same
@@ -131,37 +130,38 @@ def is_whole(optimiser: Optimiser | None) -> bool:
 
 
 def move_of(
-    store: Store | JaxStore, noise: Noise, optimiser: Optimiser | None
+    store: AnyStore, noise: Noise, optimiser: Optimiser | None
 ) -> Callable[[Any, Any, Any, Callable[[], object]], None]:
     """A function of seeds, weights and a rate that moves a store. The store and the optimiser are checked at once.
 
     It takes a function, too, that is called when the store has moved: uninterrupted, so that it is always known.
     """
     nothing = np.zeros(0, np.uint64)
-    if isinstance(store, OnDevice):
-        check_movable(store, noise)
-        if optimiser is not None:
-            raise TypeError("expected a store on the host for an optimiser, got one on a device; fix: optimiser=None")
+    if (kind := moves_of(store)) is not None:
+        kind.check(store, noise)
+        kind.check_values(store, noise if optimiser is None else None)
     else:
-        groups = store.cached("trainable", lambda: trainable_groups([store]))
-        write([store.memory], lambda: refuse_not_finite(store, groups, "numbers in a centre"))
-    if isinstance(store, OnDevice) or optimiser is None:
-        if not isinstance(store, OnDevice):
+        host = on_host(store)
+        groups = host.cached("trainable", lambda: trainable_groups([host]))
+        write([host.memory], lambda: refuse_not_finite(host, groups, "numbers in a centre"))
+    if optimiser is None:
+        if kind is None:
             update(store, noise, nothing, [])
 
         def move(seeds: Any, weights: Any, rate: Any, then: Callable[[], object]) -> None:
-            write([store.memory], lambda: (update(store, noise, seeds, weights), then()))
+            as_one(store, lambda: (update(store, noise, seeds, weights), then()))
 
         return move
     if getattr(optimiser, "store", None) is not store or not callable(getattr(optimiser, "step", None)):
         raise ValueError(
             f"expected an optimiser of this store, got {optimiser!r}; fix: pass one made for it, such as es.Adam(store)"
         )
-    gradient = Store.like(store)
-    update(gradient, noise, nothing, [], exact=False)
+    gradient = zeros_beside(store)
+    if kind is None:
+        update(gradient, noise, nothing, [], exact=False)
 
     def move_by_optimiser(seeds: Any, weights: Any, rate: Any, then: Callable[[], object]) -> None:
-        gradient.buffer[:] = 0
+        gradient.clear()
         update(gradient, noise, seeds, weights, exact=False)
         if isinstance(optimiser, Compiled):
             write([store.memory], lambda: (optimiser.step(gradient, rate), then()))

@@ -52,11 +52,10 @@ class KeptRun(KeptOpen):
         self, path: RunPath | None, centre: Any, optimiser: Optimiser | None, settings: Mapping[str, Any]
     ) -> None:
         """Take what the run moves. Raises `ValueError` for parts of a model: files keep no index."""
-        if path is not None and (centre.parts is not None or not isinstance(centre, Store)):
+        if path is not None and centre.parts is not None:
             raise ValueError(
-                "run: expected a whole model on the host to keep in a folder, got "
-                f"{'parts of one' if centre.parts is not None else f'a {type(centre).__name__}'}; fix: keep the run "
-                "where the whole is, or keep the records, which es.replay takes"
+                "run: expected a whole model to keep in a folder, got parts of one; fix: keep the run where the whole "
+                "is, or keep the records, which es.replay takes"
             )
         self._optimiser = optimiser
         self._parts = {"": centre, **_states_of(optimiser)}
@@ -124,7 +123,7 @@ class KeptRun(KeptOpen):
         return self._optimiser.count if isinstance(self._optimiser, Compiled) else None
 
 
-def _states_of(optimiser: Optimiser | None) -> dict[str, Store]:
+def _states_of(optimiser: Optimiser | None) -> dict[str, Any]:
     return optimiser.states if isinstance(optimiser, Compiled) else {}
 
 

@@ -27,7 +27,7 @@ from flatstore.evaluation import (
 from flatstore.layout import Array, as_array
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.recording import RunPath
-from flatstore.store import Store
+from flatstore.store import AnyStore
 
 Score = Callable[[int, Array], Any]
 """(number of the generation, seeds of its pairs) -> fitness, or (fitness, which members are missing)."""
@@ -35,7 +35,7 @@ Score = Callable[[int, Array], Any]
 
 def evolve_by(
     score: Score,
-    centre: Store,
+    centre: AnyStore,
     *,
     seed: Seed,
     noise: Noise,
@@ -104,7 +104,7 @@ class Loop:
 
     def __init__(
         self,
-        centre: Store,
+        centre: AnyStore,
         evaluate: Any,
         *,
         seed: Seed,
@@ -130,11 +130,8 @@ class Loop:
                 f"expected an even number of members, 2 or more, got {members}; "
                 "fix: pass an even number; members are evaluated in pairs of opposite noise"
             )
-        if not isinstance(centre, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(
-                f"expected a Store on the host as centre, got {type(centre).__name__}; "
-                "fix: es.mezo, or es.sample and es.update"
-            )
+        if not isinstance(centre, AnyStore):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"expected a Store as centre, got {type(centre).__name__}; fix: Store.from_tree(tree)")
         self._move = move_of(centre, noise, optimiser)
         trainable_leaves(centre)
         self.members, self._rate, self._shape, self._optimiser = int(members), rate, shape, optimiser

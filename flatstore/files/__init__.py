@@ -8,7 +8,9 @@ from flatstore.files.half_way import NOT_BEGUN as NOT_BEGUN
 from flatstore.files.half_way import OVER as OVER
 from flatstore.files.half_way import UNDER_WAY as UNDER_WAY
 from flatstore.files.half_way import alone_in as alone_in
+from flatstore.files.half_way import half_way_error as half_way_error
 from flatstore.files.half_way import log_of as log_of
+from flatstore.files.half_way import release as release
 from flatstore.files.loading import load as load
 from flatstore.files.mapping import WrittenFile as WrittenFile
 from flatstore.files.mapping import flush as flush

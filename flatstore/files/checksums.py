@@ -29,6 +29,9 @@ PIECE = 1 << 20
 
 _DIGITS = re.compile("[0-9a-f]{16}")
 
+Counter = xxhash.xxh3_64
+"""What takes bytes piece by piece, `update(piece)`, and has the checksum of all, `intdigest()`."""
+
 
 def checksum(parts: Iterable[Array]) -> int:
     """The checksum of some bytes that follow each other.
@@ -37,10 +40,10 @@ def checksum(parts: Iterable[Array]) -> int:
     >>> hex(checksum([np.arange(10, dtype=np.uint8)]))
     '0xab69a08ef83d8f77'
     """
-    state = xxhash.xxh3_64()
+    counter = Counter()
     for part in parts:
-        state.update(part.data)
-    return state.intdigest()
+        counter.update(part.data)
+    return counter.intdigest()
 
 
 def written(sums: Mapping[str, int]) -> str:

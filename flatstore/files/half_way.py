@@ -16,6 +16,8 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from flatstore.checks import raise_unless_of_system
+
 try:
     import fcntl
 except ImportError:  # Windows: two processes at work on one file are not noticed
@@ -40,10 +42,15 @@ def refuse_half_way(path: str | os.PathLike[str]) -> None:
         return
     with suppress(FileNotFoundError), open(log, "rb") as file:
         if file.read(len(MAGIC) + len(OVER)) == MAGIC + UNDER_WAY:
-            raise ValueError(
-                f"expected a whole population, got one whose generation is not over in {os.fspath(path)!r}; "
-                "fix: if no process is at work on it any more, Population.open(path) finishes the generation"
-            )
+            raise half_way_error(path)
+
+
+def half_way_error(path: str | os.PathLike[str]) -> ValueError:
+    """The error that a generation in the file is not over."""
+    return ValueError(
+        f"expected a whole population, got one whose generation is not over in {os.fspath(path)!r}; "
+        "fix: if no process is at work on it any more, Population.open(path) finishes the generation"
+    )
 
 
 def forget(path: str | os.PathLike[str]) -> None:
@@ -52,18 +59,21 @@ def forget(path: str | os.PathLike[str]) -> None:
         os.unlink(log)
 
 
-_locked: set[int] = set()
-"""The numbers of the files that have a lock."""
+_locked: dict[int, tuple[int, bool]] = {}
+"""By the number of an open file that of the one that has its lock, and whether the file is at its path."""
 
 
 @contextmanager
-def alone_in(path: str, number: int) -> Generator[None]:
+def alone_in(path: str, number: int) -> Generator[bool]:
     """A context in which no other process, and no other opening of the file, makes a generation in it.
 
-    Raises `BlockingIOError` if one does. The lock is the kernel's, and is gone when the process is.
+    It gives whether the file is at the path still, and has not been replaced. Who is in it may enter it again. Raises
+    `BlockingIOError` if somebody else is at work. The lock is the kernel's, and is gone when the process is.
     """
-    own = _opened_anew(path, number)
-    _locked.add(own)
+    if number in _locked:
+        yield _locked[number][1]
+        return
+    own, is_there = _locked[number] = _opened_anew(path, number)
     try:
         if fcntl is not None:
             try:
@@ -73,27 +83,37 @@ def alone_in(path: str, number: int) -> Generator[None]:
                     f"expected a population that nobody else is at work on, got {path!r}, in which a generation is "
                     "made; fix: wait until it is over"
                 ) from error
-        yield
+            except OSError as error:  # the file system has no locks
+                raise_unless_of_system(error)
+        yield is_there
     finally:
-        if own in _locked:  # it is not in a child that was forked meanwhile
-            _locked.remove(own)
-            if fcntl is not None:
-                fcntl.flock(own, fcntl.LOCK_UN)
-            os.close(own)
+        if _locked.pop(number, None):  # it is not there in a child that was forked meanwhile
+            release(own)
 
 
-def _opened_anew(path: str, number: int) -> int:
-    """Another number of an open file, which has locks of its own: those of an old one are a forked child's, too."""
+def release(number: int) -> None:
+    """Take the lock of an open file away, and close it. A forked child that has it open, too, would keep the lock."""
+    with suppress(OSError):  # the file system has no locks
+        if fcntl is not None:
+            fcntl.flock(number, fcntl.LOCK_UN)
+    os.close(number)
+
+
+def _opened_anew(path: str, number: int) -> tuple[int, bool]:
+    """Another number of an open file, and whether it is at the path.
+
+    There it has locks of its own: those of an old number are a forked child's, too.
+    """
     with suppress(FileNotFoundError):
         own = os.open(path, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
         if os.path.samestat(os.fstat(own), os.fstat(number)):
-            return own
+            return own, True
         os.close(own)
-    return os.dup(number)  # the file was replaced by another, and nobody else finds it any more
+    return os.dup(number), False
 
 
 def _after_fork() -> None:
-    for number in _locked:
+    for number, _ in _locked.values():
         os.close(number)
     _locked.clear()
 

@@ -12,16 +12,18 @@ files of this name, in the same folder, are left over, and removes them.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import secrets
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from flatstore.checks import raise_unless_of_system
-from flatstore.files.half_way import forget
+from flatstore.files.half_way import forget, release
 from flatstore.threads import Leaving, add_notes, moment, uninterrupted
 
 try:
@@ -33,6 +35,13 @@ _PREFIX = ".flatstore-saving-"
 _NAME = re.compile(re.escape(_PREFIX) + "[0-9a-f]{16}")
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
+_process = object()  # another one in a forked child
+
+_SENT_AT_ONCE = 8 << 20
+"""Bytes that the disk is given to write while those behind them come: the flush at the end waits for the last alone."""
+
+_SYNC_FILE_RANGE_WRITE = 2
+_send: Any = ctypes.CDLL(None).sync_file_range if sys.platform == "linux" else None
 
 
 class Writer:
@@ -40,6 +49,7 @@ class Writer:
 
     def __init__(self, number: int) -> None:
         self._number = number
+        self._unsent = 0  # the bytes written last that the disk was not given yet
 
     def write(self, content: Any, at: int) -> None:
         """Write all of the bytes at a place. Raises `OSError` where they cannot be, such as on a full disk."""
@@ -50,6 +60,11 @@ class Writer:
                 raise OSError(f"expected {len(rest):,} more bytes to be written, got none; fix: see the disk")
             at += written
             rest = rest[written:]
+            self._unsent += written
+        if _send is not None and self._unsent >= _SENT_AT_ONCE:
+            start, nbytes = ctypes.c_int64(at - self._unsent), ctypes.c_int64(self._unsent)
+            _send(self._number, start, nbytes, _SYNC_FILE_RANGE_WRITE)  # the flush reports what fails
+            self._unsent = 0
 
     def reserve(self, size: int) -> None:
         """Take the room for `size` bytes on the disk: zeros, until they are written. Raises `OSError` if it is full."""
@@ -74,6 +89,7 @@ class replacing:
         self._folder = os.path.dirname(self._target)
         self._names: list[str] = []
         self._number: int | None = None
+        self._process = _process
         self._is_entered = False
 
     def __enter__(self) -> Writer:
@@ -90,9 +106,12 @@ class replacing:
 
     def leave(self, error: BaseException | None) -> None:
         """Put the new file in the place of the old one, or remove it after an error."""
-        is_renamed, since = False, moment()
+        if self._process is not _process:
+            return self._leave_to_parent(error)
+        is_renamed, since = False, 0
         try:
             try:
+                since = moment()
                 if self._is_entered and error is None:
                     number = cast(int, self._number)
                     if self._old is not None:
@@ -102,7 +121,7 @@ class replacing:
                     is_renamed = True
             finally:
                 if self._number is not None:
-                    os.close(self._number)  # the lock with it
+                    release(self._number)
             if is_renamed:
                 forget(self._target)
                 flush_folder(self._folder)
@@ -116,12 +135,22 @@ class replacing:
                     with contextlib.suppress(FileNotFoundError):  # not there yet, or renamed right before an error
                         os.unlink(name)
 
+    def _leave_to_parent(self, error: BaseException | None) -> None:
+        """Close the file in a child that a signal handler has forked: what is being written is its parent's."""
+        if self._number is not None:
+            os.close(self._number)
+        if error is None:
+            raise RuntimeError(
+                f"expected a process that goes on, got one that was forked as it wrote {self._target!r}; "
+                "fix: end the child by os._exit, or fork elsewhere"
+            )
+
 
 def _target(path: str | os.PathLike[str]) -> tuple[str, os.stat_result | None]:
     """The path of the file that is replaced, no link, and what is there now."""
     given = os.fspath(path)
     target = os.path.realpath(given)
-    if not os.path.isdir(os.path.dirname(target)) or os.path.isdir(target):
+    if not os.path.basename(given) or not os.path.isdir(os.path.dirname(target)) or os.path.isdir(target):
         raise FileNotFoundError(f"expected a file in a folder that exists, got {given!r}; fix: make the folder")
     try:
         old = os.stat(target)
@@ -225,3 +254,12 @@ def flush_folder(folder: str) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def _after_fork() -> None:
+    global _process
+    _process = object()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

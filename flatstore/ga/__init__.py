@@ -18,6 +18,7 @@ from flatstore.ga.kept_generations import records as records
 from flatstore.ga.mutation import Mutate as Mutate
 from flatstore.ga.mutation import Reset as Reset
 from flatstore.ga.mutation import Sparse as Sparse
+from flatstore.ga.on_torch import CardBreeding as CardBreeding
 from flatstore.ga.selection import Tournament as Tournament
 from flatstore.ga.selection import Truncation as Truncation
 from flatstore.ga.selection import Universal as Universal

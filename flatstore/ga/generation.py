@@ -7,6 +7,7 @@ one such range; after an error, the ranges that tasks have not finished are list
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,10 @@ Left = tuple[str, int, int]
 
 
 class UnfinishedError(RuntimeError):
-    """An operator failed in the middle of a generation; `left` lists the genes that are still the parents'."""
+    """An operator failed, or memory stayed short, in the middle of a generation.
+
+    `left` lists the genes that are still the parents'.
+    """
 
     __module__ = "flatstore.ga"
 
@@ -55,9 +59,9 @@ class UnfinishedError(RuntimeError):
         self.left = left
         shown = ", ".join(f"{start} .. {stop - 1} ({dtype})" for dtype, start, stop in left[:4])
         super().__init__(
-            f"expected crossover and mutation to run to the end, got an error in one of them; the genes {shown}"
+            f"expected crossover and mutation to run to the end, got an error, see its cause; the genes {shown}"
             f"{', …' if len(left) > 4 else ''} are still the parents', all others are the children's; "
-            "fix: correct the operator, then repeat the same call of ga.step with left=error.left"
+            "fix: correct the operator, or free memory, then repeat the same call of ga.step with left=error.left"
         )
 
 
@@ -123,8 +127,9 @@ def run(
     """Run the loops, by dtype, over all genes or over those that are `left`, with tasks spread over the threads.
 
     To be called by `write`. `then` is called as soon as all genes are replaced. A population in a file has a log
-    meanwhile of what was `asked`. Raises `UnfinishedError` if an operator failed after some of the genes, but not all,
-    were replaced; `BlockingIOError` if another process is at work on the file, and `OSError` if no log can be written.
+    meanwhile of what was `asked`. Raises `UnfinishedError` if an operator failed, or memory stayed short, after some of
+    the genes, but not all, were replaced; `BlockingIOError` if another process is at work on the file, and `OSError` if
+    no log can be written.
     """
     todo = genes_of(loops) if left is None else _checked(loops, list(left))
     if not todo:
@@ -157,12 +162,14 @@ def run(
             try:
                 genes.loop(task.start, task.stop, *genes.arguments, rows, numbers, note)
             except BaseException:
-                if has_read(note):
-                    write_back(genes, task, int(note[REACHED]), rows[0])
+                while has_read(note):  # again where memory is short: nothing else has these parents
+                    with suppress(MemoryError):
+                        write_back(genes, task, int(note[REACHED]), rows[0])
+                        note[READ] = 0
                 raise
 
         try:
-            run_tasks(tasks, replace, scratch, most=workers, progress=notes.progress)
+            run_tasks(tasks, replace, scratch, finish=MemoryError, most=workers, progress=notes.progress)
         except BaseException as error:
             rest = left_of(tasks, notes.progress)
             if rest and rest != tuple(tasks):

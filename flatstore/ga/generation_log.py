@@ -25,9 +25,9 @@ from zlib import crc32
 
 import numpy as np
 
-from flatstore.files import MAGIC, NOT_BEGUN, OVER, UNDER_WAY, Writer, log_of
+from flatstore.files import MAGIC, NOT_BEGUN, OVER, UNDER_WAY, Writer, half_way_error, log_of
 from flatstore.layout import Array
-from flatstore.threads import Task
+from flatstore.threads import REACHED, Task
 
 _START = len(MAGIC) + len(OVER)
 _NUMBERS = 4
@@ -99,6 +99,12 @@ class Log:
         return self.mapping[len(MAGIC) : _START] == UNDER_WAY
 
     @property
+    def is_half_way(self) -> bool:
+        """Whether it is under way, and some genes are not replaced."""
+        stops = [task.stop for task in self.plan.tasks]
+        return self.is_under_way and self.progress[:, REACHED].tolist() != stops
+
+    @property
     def seed(self) -> list[int] | None:
         """The seed of the last generation of which there are genes, if there is one."""
         begun = self.mapping[len(MAGIC) : _START] != NOT_BEGUN
@@ -108,15 +114,24 @@ class Log:
 def begun(path: str, number: int, asked: Asked, plan: Plan, goes_on: bool) -> Log:
     """The log of a generation that is about to begin in the file at `path`, whose open file has this number.
 
-    If it `goes_on` with one that was left, it counts as under way from now on. Raises `OSError` if no log can be
-    written beside the file.
+    If it `goes_on` with one that was left, it counts as under way from now on. Raises `ValueError` if one was left that
+    it does not go on with, or none that it could; `OSError` if no log can be written beside the file.
     """
+    before = _log_before(path, number)
+    is_half_way = before is not None and before.is_half_way
+    if is_half_way and not goes_on:
+        raise half_way_error(path)
+    if goes_on and not is_half_way:
+        raise ValueError(
+            f"left: expected a generation that is not over in {path!r}, got none, for Population.open has finished it; "
+            "fix: go on with the next generation"
+        )
     dtypes = list(dict.fromkeys(task.group for task in plan.tasks))
     tasks = np.array([(dtypes.index(x.group), x.start, x.stop) for x in plan.tasks], np.int64)
     reals = [np.dtype(real).name for real in plan.reals]
     cut = {"dtypes": dtypes, "width": plan.width, "rows": plan.rows, "workers": plan.workers, "reals": reals}
     sizes = {"fitness": len(asked.fitness), "chosen": len(asked.chosen), "tasks": len(tasks)}
-    settings = asked.settings | {"boot": boot(), "seed before": _seed_before(path, number)}
+    settings = asked.settings | {"boot": boot(), "seed before": before and before.seed}
     text = json.dumps({"settings": settings, "cut": cut, "sizes": sizes}).encode()
     content = b"".join((text, asked.fitness.tobytes(), asked.chosen.tobytes(), tasks.tobytes()))
     identity = os.fstat(number)
@@ -146,12 +161,11 @@ def begun(path: str, number: int, asked: Asked, plan: Plan, goes_on: bool) -> Lo
     return log
 
 
-def _seed_before(path: str, number: int) -> list[int] | None:
+def _log_before(path: str, number: int) -> Log | None:
     try:
-        before = read_log(path, os.fstat(number))
+        return read_log(path, os.fstat(number))
     except ValueError:  # it says nothing of this file
         return None
-    return before and before.seed
 
 
 def boot() -> str | None:

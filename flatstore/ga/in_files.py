@@ -12,12 +12,12 @@ from typing import Any
 from flatstore import files
 from flatstore.checks import whole
 from flatstore.files import WrittenFile, alone_in, written_file
-from flatstore.ga.breeding import plan_step, run_step
+from flatstore.ga.breeding import plan_on_host
 from flatstore.ga.generation import has_read, left_of, write_back
 from flatstore.ga.generation_log import Log, boot, read_log
 from flatstore.ga.operators_as_json import from_json
 from flatstore.store import InFiles, Population, hand_in_files
-from flatstore.threads import REACHED
+from flatstore.threads import REACHED, uninterrupted
 
 _OPERATORS = ("crossover", "mutate", "bounds")
 
@@ -31,16 +31,15 @@ def open_population(
         raise ValueError(f"expected the file of a population, got that of one model, {os.fspath(path)!r}; fix: fs.open")
     file = written_file(pop.memory)
     assert file is not None
-    log = read_log(file.path, os.fstat(file.number))
-    if log is not None and log.is_under_way:
-        if not after_restart and log.asked.settings["boot"] != boot():
-            raise ValueError(
-                f"expected the machine to run since a generation was begun in {file.path!r}, got one that was started "
-                "again; fix: if it was shut down in order, Population.open(path, after_restart=True); after a power "
-                "cut, take the last copy"
-            )
-        _finish(pop, file, log, operators or {})
+    if _half_way(file):
+        uninterrupted(lambda: _finish_alone(pop, file, operators or {}, after_restart))
     return pop
+
+
+def _half_way(file: WrittenFile) -> Log | None:
+    """The log of a generation in a file that is not over."""
+    log = read_log(file.path, os.fstat(file.number))
+    return log if log is not None and log.is_under_way else None
 
 
 def seed_of(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
@@ -53,6 +52,20 @@ def seed_of(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
     """
     log = read_log(os.path.realpath(path), os.stat(path))
     return None if log is None or log.seed is None else tuple(log.seed)
+
+
+def _finish_alone(pop: Population, file: WrittenFile, given: Mapping[str, Any], after_restart: bool) -> None:
+    with alone_in(file.path, file.number):
+        log = _half_way(file)  # read again: another process may have finished it
+        if log is None:
+            return
+        if not after_restart and log.asked.settings["boot"] != boot():
+            raise ValueError(
+                f"expected the machine to run since a generation was begun in {file.path!r}, got one that was started "
+                "again; fix: if it was shut down in order, Population.open(path, after_restart=True); after a power "
+                "cut, take the last copy"
+            )
+        _finish(pop, file, log, given)
 
 
 def _finish(pop: Population, file: WrittenFile, log: Log, given: Mapping[str, Any]) -> None:
@@ -70,7 +83,7 @@ def _finish(pop: Population, file: WrittenFile, log: Log, given: Mapping[str, An
     def as_before(*_: Any) -> Any:
         return log.asked.chosen
 
-    step = plan_step(
+    step = plan_on_host(
         members,
         log.asked.fitness,
         seed=settings["seed"],
@@ -78,13 +91,13 @@ def _finish(pop: Population, file: WrittenFile, log: Log, given: Mapping[str, An
         elite=settings["elite"],
         **operators,
     )
-    with alone_in(file.path, file.number):
-        for worker, number in enumerate(log.owners.tolist()):
-            task, note = plan.tasks[number], log.progress[number]
-            if number >= 0 and has_read(note) and note[REACHED] < task.stop:
-                genes = step.loops[task.group]
-                write_back(genes, task, int(note[REACHED]), log.rows[worker][genes.real])
-    run_step(members, step._replace(left=left_of(plan.tasks, log.progress)))
+    owners: list[int] = log.owners.tolist()
+    for worker, number in enumerate(owners):
+        task, note = plan.tasks[number], log.progress[number]
+        if number >= 0 and has_read(note) and note[REACHED] < task.stop:
+            genes = step.loops[task.group]
+            write_back(genes, task, int(note[REACHED]), log.rows[worker][genes.real])
+    step._replace(left=left_of(plan.tasks, log.progress)).run()
     log.over()  # nothing may have been left but that
 
 

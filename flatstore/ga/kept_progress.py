@@ -94,5 +94,6 @@ def kept(
         yield _InMemory(plan)
         return
     ahead = ReadAhead(pop, file, plan.tasks, runs)
-    with alone_in(file.path, file.number), ahead.in_pieces():
-        yield _InFile(file, ahead, plan, asked(), goes_on)
+    with alone_in(file.path, file.number) as is_there, ahead.in_pieces():
+        # A file that was replaced is found by nobody, and beside it would be the log of the one in its place.
+        yield _InFile(file, ahead, plan, asked(), goes_on) if is_there else _InMemory(plan)

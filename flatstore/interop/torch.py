@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 
 from flatstore.extras import require
+from flatstore.interop import torch_cards
 from flatstore.interop.torch_obstacles import read_tensors
 from flatstore.interop.torch_spans import in_place
 from flatstore.layout import Array, Layout, as_numpy
 from flatstore.memory import memories_of, reading, write
-from flatstore.store import Store
+from flatstore.store import Store, TorchStore
 from flatstore.trees import Difference, StructureError, by_path, listing
 
 HELD_AT_MOST = 16 << 20
@@ -36,7 +37,7 @@ HELD_AT_MOST = 16 << 20
 UNLIKE = "of the module unlike the store"
 
 
-def adopt(module: Any, store: Store | None = None, *, align: int = 64, move: bool = True) -> Store:
+def adopt(module: Any, store: Any = None, *, align: int = 64, move: bool = True) -> Store | Any:
     """Make the parameters and buffers of a torch module views of one store, and return it: copies them, once.
 
     The paths are torch's names ('0.weight'), parameters first, then buffers; `store.tree` is an ordered dict like
@@ -54,6 +55,9 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64, move: boo
     `buffer`, since its leaves do not lie together; everything else works, with the same bits. Where a tensor lies
     elsewhere later, verbs refuse the store, and `store.verify()` names the tensor.
 
+    A module on a card gives a `TorchStore`: one buffer there, with the same indices and bits, which Triton's kernels
+    move. Its tensors wait in host memory while the buffer takes their place, so that the card never holds two copies.
+
     The elements of a leaf lie in C order, one after the other, so a module in `torch.channels_last` is refused: its
     strides would be lost without a word. For each tensor that is refused, the message says how to convert it.
 
@@ -65,15 +69,17 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64, move: boo
     ([[3.0, 3.0]], ['weight', 'bias'])
 
     Args:
-        module: a `torch.nn.Module` in host memory.
-        store: None for a new one in new memory; or a store, which is written.
+        module: a `torch.nn.Module` in host memory, or on one card.
+        store: None for a new one in new memory; or a store of the same device, which is written.
         align: bytes, as for `Layout.from_tree`, if the store is new.
         move: False to leave the tensors where they are.
 
-    Raises `ValueError` that names every tensor that cannot be a view (another device, sparse, quantised, lazy, not
-    contiguous, memory shared in part), `StructureError` for a module unlike `store`, `LentError` if that one is lent,
-    `TypeError` if it is not a module, and whatever a tensor that refuses other data raises. In all these cases the
-    module and the store are left as they were.
+    Returns a `Store`, or a `TorchStore` for a module on a card.
+
+    Raises `ValueError` that names every tensor that cannot be a view (on another device than the first, sparse,
+    quantised, lazy, not contiguous, memory shared in part), `StructureError` for a module unlike `store`, `LentError`
+    if that one is lent, `TypeError` if it is not a module, and whatever a tensor that refuses other data raises. In all
+    these cases the module and the store are left as they were.
     """
     tree = tree_of(module)
     layout = _layout(tree, align if store is None else _checked(store).layout.align)
@@ -84,7 +90,10 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64, move: boo
                 "fix: adopt(module, move=False) makes a new store"
             )
         return in_place(module, by_path(tree), layout, by_path(tree))
+    elsewhere = torch_cards.is_on_card(torch_cards.device_of(by_path(tree)))
     if store is None:
+        if elsewhere:
+            return torch_cards.adopted(tree, layout)
         made = Store.zeros(layout)
         with reading(*memories_of(by_path(tree).values())):  # it may have been adopted before
             write([made.memory], lambda: _move_one_by_one(tree, layout, made))
@@ -94,6 +103,9 @@ def adopt(module: Any, store: Store | None = None, *, align: int = 64, move: boo
         unlike = [Difference(*pair, "adopt(module) makes a new store") for pair in pairs if pair[1] != pair[2]]
         if unlike:
             raise StructureError(unlike, UNLIKE)
+        if isinstance(store, TorchStore):
+            torch_cards.moved_into(tree, store)
+            return store
     write(store.memory.parts, lambda: _move_in(tree, layout, store))
     return store
 
@@ -145,7 +157,7 @@ def _move_in(tree: OrderedDict[str, Any], layout: Layout, store: Store) -> None:
         back.pop_all()
 
 
-def verify(module: Any, store: Store) -> None:
+def verify(module: Any, store: Store | TorchStore) -> None:
     """Check that the parameters and buffers of an adopted module are still views of `store`, as when it was adopted.
 
     Raises `StructureError` that names each one that left (`module.half()`, `param.data = …`), or was removed, added,
@@ -171,7 +183,7 @@ def verify(module: Any, store: Store) -> None:
     for path, was, now in _pairs(in_store, in_module):
         if path in differences:
             continue
-        if path in in_store and path in in_module and not _is_at(tensors[path], store.leaf_view(path)):
+        if path in in_store and path in in_module and not _is_at(tensors[path], path, store):
             now = _in_words(f"{_kind(tensors[path])} elsewhere", tensors[path].requires_grad, tied.get(path))
         if was != now:
             differences[path] = Difference(path, f"a view of {was}" if path in in_store else was, now, fix)
@@ -211,8 +223,8 @@ def from_numpy(array: Array) -> Any:
         return torch.from_numpy(array if hasattr(np, name) else array.view(f"u{array.itemsize}")).view(dtype)
 
 
-def _checked(store: Any) -> Store:
-    if not isinstance(store, Store):
+def _checked(store: Any) -> Any:
+    if not isinstance(store, (Store, TorchStore)):
         raise TypeError(f"expected a Store, got {type(store).__name__}; fix: adopt(module) makes one")
     return store
 
@@ -254,7 +266,10 @@ def _pairs(in_store: Mapping[str, str], in_module: Mapping[str, str]) -> list[tu
     return [(path, in_store.get(path, "nothing"), in_module.get(path, "nothing")) for path in {**in_store, **in_module}]
 
 
-def _is_at(tensor: Any, view: Array) -> bool:
+def _is_at(tensor: Any, path: str, store: Store | TorchStore) -> bool:
+    if isinstance(store, TorchStore):
+        return bool(not tensor.numel() or tensor.data_ptr() == store[path].data_ptr())
+    view = store.leaf_view(path)
     return not view.size or tensor.data_ptr() == view.__array_interface__["data"][0]
 
 

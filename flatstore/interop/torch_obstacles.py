@@ -12,7 +12,8 @@ from flatstore.trees import Difference
 
 def read_tensors(tensors: Mapping[str, Any]) -> tuple[list[Difference], dict[str, str]]:
     """The tensors that cannot be views of a store, and which of the others are tied: {path: home}."""
-    obstacles = [Difference(path, *found) for path, tensor in tensors.items() if (found := _obstacle(tensor))]
+    first = next((x.device for x in tensors.values() if not x.is_meta), None)
+    obstacles = [Difference(path, *found) for path, tensor in tensors.items() if (found := _obstacle(tensor, first))]
     stuck = {difference.path for difference in obstacles}
     homes: dict[Any, str] = {}
     tied: dict[str, str] = {}
@@ -25,15 +26,16 @@ def read_tensors(tensors: Mapping[str, Any]) -> tuple[list[Difference], dict[str
     return obstacles + _overlaps({path: tensors[path] for path in homes.values()}), tied
 
 
-def _obstacle(tensor: Any) -> tuple[str, str, str] | None:
-    """The reason why a tensor cannot be a view of host memory, as (expected, got, fix), or None."""
+def _obstacle(tensor: Any, device: Any) -> tuple[str, str, str] | None:
+    """The reason why a tensor cannot be a view of memory of a device, as (expected, got, fix), or None."""
     torch = require("torch", "torch")
     name = str(tensor.dtype).removeprefix("torch.")
     if torch.nn.parameter.is_lazy(tensor):
         return "an initialised tensor", "a lazy one without a shape", "call the module once with an example"
-    if tensor.device.type != "cpu":
-        fix = "module.to_empty(device='cpu'), then load its values" if tensor.is_meta else "module.cpu()"
-        return "a tensor in host memory", f"one on {tensor.device}", fix
+    if tensor.is_meta:
+        return "a tensor in memory", "one on meta", "module.to_empty(device='cpu'), then load its values"
+    if tensor.device != device:
+        return f"a tensor on {device}, as the first", f"one on {tensor.device}", f"module.to({str(device)!r})"
     parameter = isinstance(tensor, torch.nn.Parameter)
     instead = "replace it by torch.nn.Parameter(param{})" if parameter else "replace it by buffer{}"
     if tensor.is_nested:

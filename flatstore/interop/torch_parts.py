@@ -25,7 +25,7 @@ from flatstore.interop.torch import tree_of
 from flatstore.interop.torch_obstacles import read_tensors
 from flatstore.interop.torch_spans import in_place
 from flatstore.layout import Layout, Leaf, place, torch_dtype
-from flatstore.store import Parts, Store
+from flatstore.store import Parts, Store, TorchStore
 from flatstore.surgery import replan
 from flatstore.trees import Difference, Glob, StructureError, as_path, matcher, refuse_idle_glob
 
@@ -36,12 +36,12 @@ UNLIKE = "of the module unlike the whole model"
 
 def adopt_parts(
     module: Any,
-    whole: Layout | Store,
+    whole: Layout | Store | TorchStore,
     parts: Mapping[str, Any] | None = None,
     *,
     at: Mapping[str, int | tuple[int, ...]] | None = None,
     ignore: Glob = (),
-) -> Store:
+) -> Store | Any:
     """A store over what a torch module has of a whole model, where it is: views, no byte moves.
 
     Its paths are those of the whole, and so are the indices of its parameters: whoever perturbs it, or moves it, by a
@@ -63,7 +63,7 @@ def adopt_parts(
     True
 
     Args:
-        module: a `torch.nn.Module` in host memory.
+        module: a `torch.nn.Module` in host memory, or on one card, where the store is a `TorchStore`.
         whole: the layout of the whole model, or a store of it. It says what trains.
         parts: {path in the whole: a slice of one of the module's tensors}, such as `module.qkv.weight[:32]`, which lies
             in one piece; or None for a leaf that is not there. A path that is not named is that of a tensor of the
@@ -134,7 +134,7 @@ def _blocks(
 
 
 def _layout_of(whole: Any) -> Layout:
-    if isinstance(whole, Store):
+    if isinstance(whole, (Store, TorchStore)):
         if whole.parts is not None:
             raise TypeError("expected a whole model, got a store of parts of one; fix: pass its layout, store.whole")
         return whole.layout

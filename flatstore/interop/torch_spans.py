@@ -10,14 +10,15 @@ owner of the name (a module) -- .weight --> torch.Tensor --> address, the one th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from flatstore.interop import torch_cards
 from flatstore.layout import Array, Layout, as_numpy
 from flatstore.memory import Spans
-from flatstore.store import Parts, Store
+from flatstore.store import Parts, Store, TorchStore
 from flatstore.trees import Difference, listing
 
 _FIX = "adopt(module, store) brings it back there, adopt(module, move=False) makes a store of where it is"
@@ -45,12 +46,16 @@ class Home(NamedTuple):
 
 def in_place(
     module: Any, tensors: Mapping[str, Any], layout: Layout, leaves: Mapping[str, Any], parts: Parts | None = None
-) -> Store:
+) -> Store | TorchStore:
     """A store over `leaves`, by the paths of the layout, where they are: dense tensors, which lie in those of a module.
 
     `tensors` are the module's, by torch's names. Raises `ValueError` that names every leaf whose numbers do not start
     at a multiple of their size.
     """
+    own = {leaf.path: leaves[leaf.path] for leaf in layout.homes}
+    moved = _watch(module, tensors)
+    if own and torch_cards.is_on_card(torch_cards.device_of(own)):
+        return TorchStore.over(layout, {path: x.detach() for path, x in own.items()}, parts=parts, moved=moved)
     arrays = {leaf.path: as_numpy(leaves[leaf.path], leaf.path) for leaf in layout.homes}
     fix = "replace its memory first: param.data = param.data.clone()"
     crooked = [
@@ -60,6 +65,13 @@ def in_place(
     ]
     if crooked:
         raise ValueError(listing(crooked, "of the module that cannot be a view of a store"))
+    memory = Spans((array.reshape(-1).view(np.uint8) for array in arrays.values()), moved)
+    starts = {path: _start(array) - memory.start if array.size else 0 for path, array in arrays.items()}
+    return Store.in_place(memory, layout, starts, parts)
+
+
+def _watch(module: Any, tensors: Mapping[str, Any]) -> Callable[[], list[Difference]]:
+    """What tells which of the tensors of a module lie elsewhere by now."""
     owners = dict(module.named_modules(remove_duplicate=False))
     homes: list[Home] = []
     for path, tensor in tensors.items():
@@ -67,12 +79,7 @@ def in_place(
         if tensor.nbytes:
             homes.append(Home(path, owners[at], name, tensor.data_ptr()))
 
-    def moved() -> list[Difference]:
-        return [difference for home in homes if (difference := home.moved())]
-
-    memory = Spans((array.reshape(-1).view(np.uint8) for array in arrays.values()), moved)
-    starts = {path: _start(array) - memory.start if array.size else 0 for path, array in arrays.items()}
-    return Store.in_place(memory, layout, starts, parts)
+    return lambda: [difference for home in homes if (difference := home.moved())]
 
 
 def _start(array: Array) -> int:

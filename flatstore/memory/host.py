@@ -18,8 +18,9 @@ from flatstore.memory.dlpack import import_view
 from flatstore.memory.guarded_views import LentError
 from flatstore.memory.holds import Segment
 from flatstore.memory.live_views import WatchedViews
-from flatstore.memory.overlaps import LENDS, Region, join, overlap, region_of
+from flatstore.memory.overlaps import LENDS, WRITES, Region, join, overlap, region_of
 from flatstore.memory.segments import attached_segment, check_name, make_segment
+from flatstore.threads import uninterrupted
 from flatstore.trees import Difference
 
 HUGE_PAGE = 2 << 20
@@ -103,6 +104,10 @@ class Memory:
             except RuntimeError:  # somebody has come, or gone, meanwhile
                 continue
 
+    def is_written(self) -> bool:
+        """Whether a verb is at work on any part of the region."""
+        return any(not use.is_over() for use in [*region_of(self).users[WRITES]])
+
     @classmethod
     def heap(cls, nbytes: int, align: int = 64) -> Memory:
         """New zeroed bytes that start at a multiple of `align`, on huge pages where the system offers them.
@@ -125,10 +130,18 @@ class Memory:
         `text` is for those who attach. Raises `ValueError` for a name that cannot be one, `FileExistsError` for one in
         use, `MemoryError` where there is no room, and `OSError` where there are no segments.
         """
-        array, segment, remove = make_segment(check_name(name), text, nbytes)
-        memory = cls(array, segment=segment)
-        weakref.finalize(memory, remove)
-        return memory
+
+        def make() -> Memory:
+            array, segment, remove = make_segment(check_name(name), text, nbytes)
+            try:
+                memory = cls(array, segment=segment)
+                weakref.finalize(memory, remove)
+            except BaseException:
+                remove()
+                raise
+            return memory
+
+        return uninterrupted(make)
 
     @classmethod
     def attached(cls, name: str) -> tuple[Memory, str]:

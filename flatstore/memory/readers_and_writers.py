@@ -20,7 +20,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 
-from flatstore.layout import Array
 from flatstore.memory.guarded_views import LentError
 from flatstore.memory.holds import Hold, Segment
 from flatstore.memory.host import Memory
@@ -141,7 +140,7 @@ class Use:
         self.start, self.stop = memory.start, memory.stop
         self.kind = kind
         self.runner, self.caller = runner, caller
-        self.exports: list[tuple[str, weakref.ref[Array]]] = []
+        self.exports: list[tuple[str, Callable[[], object]]] = []
 
     def begin(self) -> None:
         """Enter the region of the memory. Raises `LentError` if others there are in the way."""

@@ -124,12 +124,18 @@ def _begun(name: str, path: str) -> FileIO:
             was_swept = False
             sweep()
             continue
-        with_locks[file.fileno()] = weakref.ref(file)
-        with contextlib.suppress(BlockingIOError):
+        try:
+            with_locks[file.fileno()] = weakref.ref(file)
             os.fchmod(file.fileno(), 0o600)
             lock(file, fcntl.F_WRLCK, ALIVE)
             if os.fstat(file.fileno()).st_nlink:
                 return file
+        except BlockingIOError:
+            pass
+        except BaseException:
+            os.unlink(path)
+            file.close()
+            raise
         file.close()  # somebody who sweeps took it for a dead one, before it had its lock
         was_swept = True
 
@@ -151,10 +157,11 @@ def _mapped(segment: Segment, start: int, nbytes: int, flags: int) -> Array:
 
 
 def _remove(path: str, process: int, file: FileIO) -> None:
-    """Remove what this process has made; a forked child only forgets it."""
+    """Remove what this process has made, if it is still there; a forked child only forgets it."""
     if process == os.getpid():
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+            if _identity(os.lstat(path)) == _identity(os.fstat(file.fileno())):
+                os.unlink(path)
     file.close()
 
 

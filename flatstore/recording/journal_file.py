@@ -16,7 +16,7 @@ from itertools import count, islice
 from typing import Any
 from weakref import WeakSet, finalize
 
-from flatstore.files import Writer
+from flatstore.files import Writer, release
 from flatstore.recording.line_text import entry_of, has_number, is_whole, line_of
 from flatstore.threads import uninterrupted
 
@@ -54,9 +54,9 @@ class Journal:
             raise
 
     def _open(self) -> None:
-        self._number = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_BINARY", 0), 0o666)
-        self._close = finalize(self, os.close, self._number)
         _open.add(self)
+        self._number = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_BINARY", 0), 0o666)
+        self._close = finalize(self, _release, self._number, os.getpid())
         _lock(self._number)
 
     def close(self) -> None:
@@ -105,6 +105,11 @@ class Journal:
         """Close the file in a forked child, to which the run does not belong; the parent's lock stays."""
         self._close()
         self._number = -1
+
+
+def _release(number: int, process: int) -> None:
+    """Close the file of a process; a forked child leaves it the lock."""
+    (release if process == os.getpid() else os.close)(number)
 
 
 def _lock(number: int) -> None:

@@ -23,7 +23,14 @@ from typing import Any, Self
 from flatstore.files import flush_folder, save_text, sweep
 from flatstore.recording.journal_file import Journal, entries_of
 from flatstore.recording.settings import Settings, differences
-from flatstore.recording.snapshots import Parts, newest_snapshot, read_snapshot, remove_snapshots, save_snapshot
+from flatstore.recording.snapshots import (
+    Parts,
+    newest_snapshot,
+    read_snapshot,
+    remove_snapshots,
+    save_snapshot,
+    snapshots_of_others,
+)
 from flatstore.recording.snapshots import snapshots_of as _snapshots_of
 
 RunPath = str | os.PathLike[str]
@@ -85,6 +92,11 @@ class RunFolder:
                 raise ValueError(
                     f"expected {_SETTINGS} beside the journal of the run {self.path!r}, got none; "
                     "fix: take a copy of the run, or choose another folder"
+                )
+            if others := snapshots_of_others(self.path):
+                raise ValueError(
+                    f"expected a folder for a new run, got {self.path!r}, which has {others[0]!r} of another; "
+                    "fix: choose another folder, or take away what is called as a snapshot"
                 )
             return False
         there = settings_of(self.path)

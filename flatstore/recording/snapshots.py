@@ -19,9 +19,9 @@ from typing import Any
 
 from flatstore.files import metadata_of, save
 from flatstore.files import open as open_file
-from flatstore.store import Population, Store
+from flatstore.store import AnyPopulation, AnyStore
 
-Parts = Mapping[str, Store | Population]
+Parts = Mapping[str, AnyStore | AnyPopulation]
 """What a run moves, by second names; the first is without one."""
 
 _NAME = re.compile(r"snapshot-(0|[1-9][0-9]*)(\.\w+)?\.safetensors")
@@ -74,6 +74,20 @@ def snapshots_of(folder: str) -> list[int]:
     """The numbers of the snapshots that are whole, ascending."""
     found = map(_NAME.fullmatch, os.listdir(folder))
     return sorted(int(name[1]) for name in found if name and not name[2])
+
+
+def snapshots_of_others(folder: str) -> list[str]:
+    """The names of files that are called as snapshots, and were not left by a run that was killed as it began."""
+    names = [match for match in map(_NAME.fullmatch, os.listdir(folder)) if match]
+    return sorted(match[0] for match in names if int(match[1]) or not (match[2] or _is_of_a_run(folder)))
+
+
+def _is_of_a_run(folder: str) -> bool:
+    try:
+        snapshot_note(folder, 0)
+    except ValueError:
+        return False
+    return True
 
 
 def newest_snapshot(folder: str, most: int) -> int:

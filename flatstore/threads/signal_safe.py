@@ -297,3 +297,4 @@ def _handed_over(work: Callable[[], T], finished: str | None = None, failure: st
         raise
     finally:
         failed.clear()  # an exception holds this frame, which must not hold the exception
+        result.clear()  # nor what nobody is given

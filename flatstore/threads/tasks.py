@@ -52,7 +52,7 @@ def run_tasks(
     scratch: Callable[[], Scratch],
     undo: Sequence[Callable[[Task, int, Scratch], object]] = (),
     *,
-    finish: bool = False,
+    finish: type[BaseException] | tuple[()] = (),
     most: int | None = None,
     progress: Any = None,
 ) -> tuple[Task, int] | None:
@@ -60,8 +60,8 @@ def run_tasks(
 
     `work` notes the index that it has reached, `notes[REACHED]`: the end of the task, or less if it stops. Once a task
     stops or raises, no further one is begun. Then each step of `undo` is called as `undo(task, end, scratch)` for each
-    task that was begun, with the index `end` that it reached. Where there is no way back, `finish` says that the rest
-    of what was begun is to be tried again: after a lack of memory, for a moment, it can be finished.
+    task that was begun, with the index `end` that it reached. Where there is no way back, `finish` says after which
+    errors the rest of what was begun is to be tried again: after a lack of memory, for a moment, it can be finished.
 
     Each thread that takes part (at most `most`, if given) works in memory of its own, which `scratch()` makes. All of
     it is made before the first task begins, so that running out of memory is an error before anything is written.
@@ -109,7 +109,8 @@ def run_tasks(
     except BaseException as error:
         if undo:
             _twice(take_all_back, error)
-        elif finish and any(note[REACHED] > task.start for task, note in zip(tasks, notes, strict=True)):
+        reached = [note[REACHED] > task.start for task, note in zip(tasks, notes, strict=True)]
+        if not undo and isinstance(error, finish) and any(reached):
             _twice(run_rest, error)
             return None
         raise

@@ -20,7 +20,8 @@ SHORT = ["--task", "cartpole", "--algo", "es", "--population", "4", "--hidden", 
 
 def flatstore(*arguments):
     command = [sys.executable, "-m", "flatstore", "evolve", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {"RAY_ADDRESS": "local"}  # a cluster of its own, whatever else runs in this machine
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     return done.returncode, done.stdout, done.stderr
 
 

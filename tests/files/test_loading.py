@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 import flatstore as fs
-from flatstore.files import contents, metadata_of
+from flatstore.files import contents, loading, metadata_of
 from tests.example_trees import bits, same_bits, says
 
 TREE = {
@@ -147,6 +147,24 @@ def test_a_file_is_opened_once_and_read_into_the_memory_of_the_store(tmp_path, m
     # The store's own memory is a map, which is not traced.
     assert store.buffer.nbytes == 32 << 20 and peak < 2 << 20
     assert store["l7"][-1] == 7
+
+
+@pytest.mark.parametrize("order", ["leaf", "member"])
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_any_number_of_threads_reads_the_same_in_any_pieces(tmp_path, monkeypatch, number, order):
+    tree = {f"l{i}": bits((i, 3), "f4", i) for i in range(9)} | {"n": np.int32(4)}
+    pop = fs.Population.from_tree(tree, 3, order=order)
+    for i, leaf in enumerate(pop.layout.leaves):
+        if leaf.trainable:
+            pop[leaf.path][...] = i
+    fs.save(tmp_path / "p", pop)
+    monkeypatch.setattr(loading, "threads", lambda: number)
+    for piece, at_once in ((1 << 20, 1), (8, 1), (8, 0), (4, 0)):
+        monkeypatch.setattr(loading, "PIECE", piece)
+        monkeypatch.setattr(loading, "_AT_ONCE", at_once)
+        loaded = fs.load(tmp_path / "p")
+        paths = list(pop.layout.by_path)
+        assert len(paths) == 10 and all(loaded[path].tobytes() == pop[path].tobytes() for path in paths)
 
 
 def test_thousands_of_leaves_with_names_of_axes_take_a_number_of_steps_that_grows_with_them(tmp_path):

@@ -3,6 +3,7 @@
 import fcntl
 import inspect
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -91,8 +92,9 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     for path in (tmp_path / "pipe", "/dev/null"):
         with pytest.raises(ValueError, match="expected a file, or nothing yet, got a device or a pipe at .*fix: "):
             replace(path)
-    with pytest.raises(FileNotFoundError, match="expected a file in a folder that exists"):
-        replace(tmp_path)
+    for path in (tmp_path, f"{tmp_path}/", f"{tmp_path}/new/", ""):
+        with pytest.raises(FileNotFoundError, match="expected a file in a folder that exists"):
+            replace(path)
     assert names(tmp_path) == ["pipe"] and stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
@@ -285,3 +287,38 @@ except OSError as error:
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], capture_output=True, text=True)
     assert done.stdout.split() == ["OSError", "27"], done.stderr  # EFBIG: the limit stands in for the disk's end
     assert (tmp_path / "a").read_bytes() == before and names(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks")
+@pytest.mark.parametrize("end", ["sys.exit(7)", "pass"])
+def test_a_child_that_is_forked_in_the_middle_leaves_the_file_to_its_parent(tmp_path, end):
+    program = f"""
+import os, sys
+from flatstore.files.replacing import replacing
+path = sys.argv[1]
+with replacing(path) as file:
+    file.write(b"new", 0)
+    child = os.fork()
+    if not child:
+        {end}
+    else:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(status, open(path).read())
+"""
+    command = [sys.executable, "-c", program, tmp_path / "a"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{7 if 'exit' in end else 1} new\n", done.stderr
+    said = "expected a process that goes on, got one that was forked as it wrote .*; fix: end the child by os._exit"
+    assert "exit" in end or re.search(said, done.stderr)
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_lack_of_memory_as_the_block_ends_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    def failing():
+        raise MemoryError
+
+    replace(tmp_path / "a", b"old")
+    monkeypatch.setattr(module, "moment", failing)
+    with pytest.raises(MemoryError):
+        replace(tmp_path / "a")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"

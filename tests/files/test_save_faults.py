@@ -89,31 +89,28 @@ def test_a_load_whose_reading_fails_is_an_oserror_and_no_store(tmp_path, for_eve
     fs.save(tmp_path / "a", fs.Store.from_tree(OLD))
     from flatstore.files import contents
 
-    real = contents.FileIO
+    real, os_preadv = contents.FileIO, os.preadv
     for at in count():
         calls = 0
 
-        class Faulty(real):
-            def _step(self, at=at):
-                nonlocal calls
-                calls += 1
-                if calls - 1 == at or (for_ever and calls > at):
-                    raise OSError(errno.EIO, "Input/output error")
+        def step(at=at):
+            nonlocal calls
+            calls += 1
+            if calls - 1 == at or (for_ever and calls > at):
+                raise OSError(errno.EIO, "Input/output error")
 
-            def read(self, size=-1):
-                self._step()
+        class Faulty(real):
+            def read(self, size=-1, step=step):
+                step()
                 return super().read(max(1, size // 2))  # short ones, too
 
-            def readinto(self, into):
-                self._step()
-                return super().readinto(into[: max(1, len(into) // 2)])
-
-            def seek(self, *args):
-                self._step()
-                return super().seek(*args)
+        def preadv(number, buffers, at, step=step):
+            step()
+            return os_preadv(number, [buffers[0][: max(1, len(buffers[0]) // 2)]], at)
 
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(contents, "FileIO", Faulty)
+            monkeypatch.setattr(os, "preadv", preadv)
             try:
                 store = fs.load(tmp_path / "a")
             except OSError as error:

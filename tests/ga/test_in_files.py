@@ -1,5 +1,6 @@
 """Populations in files: the bits of those in memory, and a log that says how far a generation came."""
 
+import errno
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import flatstore as fs
 from flatstore import ga
 from flatstore.files import half_way
-from flatstore.ga import disk_order, generation_log
+from flatstore.ga import disk_order, generation_log, in_files
 
 SIZE = 24
 LAYOUT = fs.Layout.from_tree(
@@ -212,6 +213,47 @@ def test_the_same_process_finishes_it_by_left(path):
     assert bytes_of(pop) == bytes_of(here) == bytes_of(fs.load(path))
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_that_open_a_half_way_population_at_once_one_finishes_it(path, monkeypatch, first):
+    here, real, calls = fs.Population.zeros(LAYOUT, SIZE), in_files.plan_on_host, []
+    fs.Population.create(path, LAYOUT, SIZE)
+    ga.step(here, fitness(0), seed=(7, 0), mutate=fs.Normal(0.1))
+    fails(path, mutate=fs.Normal(0.1))
+    refused = []
+
+    def planned(*arguments, **keywords):
+        """Let another open it meanwhile, before or after the plan is made."""
+        calls.append(len(calls))
+        if len(calls) > 1:
+            return real(*arguments, **keywords)
+        steps = [lambda: real(*arguments, **keywords), other]
+        return [step() for step in (steps[::-1] if first else steps)][first]
+
+    def other():
+        try:
+            fs.Population.open(path)
+        except BlockingIOError as error:
+            refused.append(error)
+
+    monkeypatch.setattr(in_files, "plan_on_host", planned)
+    assert bytes_of(fs.Population.open(path)) == bytes_of(here) == bytes_of(fs.load(path))
+    assert len(calls) + len(refused) == 2
+
+
+def test_no_other_generation_is_begun_in_a_file_that_is_half_way_nor_one_that_is_over_gone_on_with(path):
+    here, fails_with = fs.Population.zeros(LAYOUT, SIZE), dict(mutate=fs.Normal(0.1))
+    idle = fs.Population.create(path, LAYOUT, SIZE)
+    ga.step(here, fitness(0), seed=(7, 0), **fails_with)
+    pop, error, _ = fails(path, **fails_with)
+    for each in (idle, pop):
+        with pytest.raises(ValueError, match=HALF_WAY):
+            ga.step(each, fitness(1), seed=(7, 1), **fails_with)
+    assert bytes_of(fs.Population.open(path)) == bytes_of(here)
+    with pytest.raises(ValueError, match="left: expected a generation that is not over in .*, got none.*; fix: "):
+        ga.step(pop, fitness(0), seed=(7, 0), left=error.left, **fails_with)
+    assert bytes_of(fs.load(path)) == bytes_of(here)
+
+
 def test_a_generation_of_which_nothing_was_made_leaves_the_file_as_it_was(path):
     pop = fs.Population.create(path, LAYOUT, SIZE)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
@@ -247,6 +289,17 @@ def test_a_file_that_somebody_is_at_work_on_is_refused(path):
     with path.open("rb") as other, half_way.alone_in("", other.fileno()), pytest.raises(BlockingIOError):
         fs.Population.open(path)
     fs.Population.open(path)
+
+
+def test_where_the_file_system_has_no_locks_a_population_evolves_all_the_same(path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    pop, here = fs.Population.create(path, LAYOUT, SIZE), fs.Population.zeros(LAYOUT, SIZE)
+    monkeypatch.setattr(half_way.fcntl, "flock", refused)
+    for each in (pop, here):
+        ga.step(each, fitness(0), seed=(7, 0), mutate=fs.Normal(0.1))
+    assert bytes_of(pop) == bytes_of(here)
 
 
 def test_an_error_after_the_last_gene_says_which_generation_the_population_holds(path, monkeypatch):
@@ -478,3 +531,76 @@ def test_the_log_is_small_beside_the_population(path):
     ga.step(pop, fitness(0, 200), seed=0, mutate=fs.Normal(1))
     assert log_at(path).stat().st_size <= pop.buffer.nbytes / 50
     assert json.loads(json.dumps(ga.seed_of(path))) == [0]
+
+
+OPENS = """
+import sys, flatstore as fs
+try:
+    fs.Population.open(sys.argv[1])
+except BlockingIOError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("before", ["_finish_alone", "plan_on_host"])
+def test_two_processes_that_open_a_file_at_once_do_not_both_finish_it(path, monkeypatch, before):
+    here = fs.Population.zeros(LAYOUT, SIZE)
+    fs.Population.create(path, LAYOUT, SIZE)
+    for pop in (here, fs.Population.open(path)):
+        ga.step(pop, fitness(1), seed=1, mutate=fs.Normal(1))
+    ga.step(here, fitness(0), seed=(7, 0), mutate=fs.Normal(0.1))
+    fails(path, mutate=fs.Normal(0.1))
+    work, others = getattr(ga.in_files, before), []
+
+    def meanwhile(*arguments, **named):
+        done = subprocess.run([sys.executable, "-c", OPENS, path], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        others.append(done.stdout)
+        return work(*arguments, **named)
+
+    monkeypatch.setattr(ga.in_files, before, meanwhile)
+    there = fs.Population.open(path)
+    (said,) = others
+    assert said == "" if before == "_finish_alone" else "expected a population that nobody else is at work on" in said
+    assert bytes_of(there) == bytes_of(here)
+
+
+def test_a_file_that_was_replaced_leaves_the_log_of_the_one_in_its_place_alone(path):
+    old = fs.Population.create(path, LAYOUT, SIZE)
+    fs.save(path, old)
+    here = fs.Population.zeros(LAYOUT, SIZE)
+    for pop in (here, old):
+        ga.step(pop, fitness(0), seed=(7, 0), mutate=fs.Normal(1))
+    assert bytes_of(old) == bytes_of(here) and not log_at(path).exists()
+    fails(path, mutate=fs.Normal(1))
+    half, log = path.read_bytes(), log_at(path).read_bytes()
+    ga.step(old, fitness(1), seed=5, mutate=fs.Normal(1))
+    assert (path.read_bytes(), log_at(path).read_bytes()) == (half, log)
+    with pytest.raises(ValueError, match=HALF_WAY):
+        fs.load(path)
+    assert bytes_of(fs.Population.open(path)) == bytes_of(here)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks")
+def test_a_child_that_was_forked_as_the_file_was_written_does_not_keep_it(path):
+    program = """
+import os, signal, sys, numpy as np, flatstore as fs
+from flatstore import ga
+flush, children = os.fsync, []
+def forks(number):
+    child = os.fork()
+    if not child:
+        signal.pause()
+    children.append(child)
+    flush(number)
+os.fsync = forks
+try:
+    pop = fs.Population.create(sys.argv[1], fs.Layout.from_tree({"w": np.zeros(30, "f4")}), 8)
+    os.fsync = flush
+    ga.step(pop, np.arange(8.0), seed=1, mutate=fs.Normal(0.1))
+finally:
+    for child in children:
+        os.kill(child, 9)
+"""
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]

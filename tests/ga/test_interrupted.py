@@ -11,6 +11,7 @@ import pytest
 
 import flatstore as fs
 from flatstore import ga
+from flatstore.ga import disk_order, generation
 from flatstore.threads import set_threads, threads
 from tests.ga.oracle import population
 
@@ -125,14 +126,14 @@ def test_a_generation_that_is_interrupted_is_finished_or_not_begun():
 
 
 def test_an_error_between_two_blocks_writes_back_nothing(monkeypatch):
-    # A step that runs out of memory between two tasks: injected, for no argument of ours makes it happen.
+    # A step whose memory is short from a task on: injected, for no argument of ours makes it happen.
     generation, calls = sys.modules["flatstore.ga.generation"], []
     real = generation.generation_loop
 
     def failing(*operators_and_dtype):
         def loop(*arguments):
             calls.append(arguments)
-            if len(calls) == 3:
+            if len(calls) >= 3:
                 raise MemoryError("injected")
             return real(*operators_and_dtype)(*arguments)
 
@@ -170,3 +171,49 @@ def test_threads_may_be_set_while_a_generation_runs():
         stop.set()
         changing.join()
         set_threads(before)
+
+
+@pytest.mark.parametrize("in_file", [False, True], ids=["in memory", "in a file"])
+def test_a_generation_in_which_memory_is_short_for_a_moment_is_finished(tmp_path, monkeypatch, in_file):
+    expected, short = population("leaf", tree=TREE), []
+    pop = fs.Population.create(tmp_path / "pop", expected.layout, len(expected)) if in_file else expected.copy()
+    pop.assign(expected.tree)
+    real = generation.run_tasks
+
+    def run_tasks(tasks, work, *rest, **other):
+        def works(task, scratch, note):
+            if note[0] == tasks[2].start and not short:
+                short.append(task)
+                raise MemoryError("for a moment")
+            work(task, scratch, note)
+
+        return real(tasks, works, *rest, **other)
+
+    ga.step(expected, np.arange(13.0), seed=1, mutate=fs.Normal(0.1))
+    monkeypatch.setattr(generation, "TASK", 1)
+    monkeypatch.setattr(disk_order, "LEAST", 1)
+    monkeypatch.setattr(generation, "run_tasks", run_tasks)
+    ga.step(pop, np.arange(13.0), seed=1, mutate=fs.Normal(0.1))
+    assert short and all((pop[at] == expected[at]).all() for at in TREE)
+
+
+def test_parents_are_written_back_after_an_error_also_where_memory_is_short_for_a_moment(monkeypatch):
+    arguments = dict(seed=1, mutate=fs.Normal(0.1), crossover=ga.PerGene(_fails_on_poison))
+    pop, short, real = population("leaf", 40, tree=TREE), [], generation.write_back
+    parents, _ = ga.step(pop.copy(), np.arange(40.0), **arguments)
+    (late, *_) = set(parents[-3:].ravel()) - set(parents[:20].ravel())  # a parent of children that are made last
+    pop["b"][late, 3_500] = POISON
+    before = pop.copy()
+
+    def write_back(*arguments):
+        if len(short) < 2:
+            short.append(arguments)
+            raise MemoryError("for a moment")
+        real(*arguments)
+
+    monkeypatch.setattr(generation, "write_back", write_back)
+    with pytest.raises(ga.UnfinishedError) as caught:
+        ga.step(pop, np.arange(40.0), **arguments)
+    start = next(start for dtype, start, stop in caught.value.left if start <= 6_500 < stop)
+    rows = np.unique(parents)
+    assert short and (pop["b"][rows, start - 3_000 : 3_500] == before["b"][rows, start - 3_000 : 3_500]).all()

@@ -250,7 +250,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: nn.ParameterList([whole := nn.Parameter(torch.zeros(4)), nn.Parameter(whole.data[1:])]),
         "'1': expected memory of its own, got bytes of '0'",
     ),
-    "meta": (lambda: nn.Linear(2, 2, device="meta"), "'weight': expected a tensor in host memory"),
+    "meta": (lambda: nn.Linear(2, 2, device="meta"), "'weight': expected a tensor in memory"),
 }
 
 

@@ -68,7 +68,7 @@ STUCK: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module], Any], t
     "meta": (
         lambda module: setattr(module[0], "weight", nn.Parameter(torch.empty(2, 2, device="meta"))),
         lambda module: module.to_empty(device="cpu"),
-        ("'0.weight': expected a tensor in host memory, got one on meta", "module.to_empty(device='cpu')"),
+        ("'0.weight': expected a tensor in memory, got one on meta", "module.to_empty(device='cpu')"),
     ),
     "transposed": (
         lambda module: setattr(module[0].weight, "data", module[0].weight.data.T),

@@ -308,3 +308,24 @@ def test_files_and_mappings_are_closed_in_the_end():
             pass
     del shared, attached
     until(lambda: open_files() <= before + 1)
+
+
+@pytest.mark.parametrize("step", ["segments.lock", "segments.Segment", "segments._write", "host.weakref.finalize"])
+def test_whichever_step_of_sharing_lacks_memory_no_segment_is_left(step, tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setenv("FLATSTORE_SHARED_DIR", str(tmp_path))
+    store = fs.Store.from_tree({"w": np.zeros(3)})
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(f"flatstore.memory.{step}", failing)
+        store.share()
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_came_in_the_place_of_a_segment_stays_when_that_is_dropped(name):
+    shared = fs.Store.from_tree(tree(3)).share(name)
+    os.unlink(path_of(name))
+    other = fs.Store.from_tree(tree(4)).share(name)
+    del shared
+    assert (fs.attach(name)["a/w"] == 4).all() and other.segment == name

@@ -146,6 +146,34 @@ def test_a_forked_child_neither_writes_the_journal_nor_keeps_it(path):
     assert len(list(entries_of(path))) == 6
 
 
+FORKED_AS_IT_OPENS = """
+import os, signal, sys
+from flatstore.recording import journal_file
+from flatstore.recording.journal_file import Journal
+close, children = journal_file.finalize, []
+def forks(*arguments):
+    child = os.fork()
+    if not child:
+        signal.pause()
+    children.append(child)
+    return close(*arguments)
+journal_file.finalize = forks
+try:
+    journal = Journal(sys.argv[1])
+    journal_file.finalize = close
+    journal.close()
+    Journal(sys.argv[1]).close()
+finally:
+    for child in children:
+        os.kill(child, 9)
+"""
+
+
+def test_a_child_that_was_forked_as_the_journal_was_opened_does_not_keep_it(path):
+    done = subprocess.run([sys.executable, "-c", FORKED_AS_IT_OPENS, path], stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_where_the_file_system_has_no_locks_a_run_goes_on_without(path, monkeypatch):
     def refuse(*_):
         raise OSError(95, "Operation not supported")

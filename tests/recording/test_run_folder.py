@@ -83,11 +83,24 @@ def test_a_run_begins_when_its_settings_are_there_and_not_before(tmp_path):
 def test_other_files_in_the_folder_stay_and_what_killed_saves_left_goes(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / ".flatstore-saving-0123456789abcdef").write_text("left over")
-    (tmp_path / "snapshot-3.mean.safetensors").write_text("not finished")
+    (tmp_path / "snapshot-0.mean.safetensors").write_text("of a run that was killed as it began")
     run = RunFolder(tmp_path, SETTINGS)
     run.begin({"": a_store()})
     run.close()
     assert sorted(os.listdir(tmp_path)) == ["journal.jsonl", "notes.txt", "settings.json", "snapshot-0.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["snapshot-0.safetensors", "snapshot-500.safetensors", "snapshot-3.mean.safetensors"])
+def test_a_folder_with_snapshots_of_others_is_refused_and_they_stay(tmp_path, name):
+    fs.save(tmp_path / name, a_store(1))
+    content = (tmp_path / name).read_bytes()
+    with pytest.raises(ValueError, match=f"expected a folder for a new run, got .*, which has '{name}'.*fix: "):
+        RunFolder(tmp_path, SETTINGS)
+    assert (tmp_path / name).read_bytes() == content
+    os.unlink(tmp_path / name)
+    run = RunFolder(tmp_path, SETTINGS)  # nobody holds it
+    run.begin({"": a_store()})
+    run.close()
 
 
 def test_a_file_of_the_name_of_a_snapshot_that_is_none_is_an_error(tmp_path):

@@ -38,7 +38,8 @@ def agree(run, moves, oracle):
 def test_the_bits_are_those_of_one_process(cluster, workers, optimiser):
     run = fs.scale.ray.evolve(jobs.make, workers=workers, optimiser=optimiser, **RUN)
     agree(run, list(run), in_one_process(optimiser=optimiser))
-    assert run.counts.workers == workers and run.counts.deaths == run.counts.lost == run.counts.late == 0
+    # A worker that is slow to start may not have been needed.
+    assert 1 <= run.counts.workers <= workers and run.counts.deaths == run.counts.lost == run.counts.late == 0
 
 
 def test_a_worker_killed_in_an_evaluation_is_replaced_and_its_members_go_to_others(cluster, tmp_path):

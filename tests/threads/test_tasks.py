@@ -108,7 +108,7 @@ def test_what_cannot_be_undone_is_finished_if_memory_was_short_for_a_moment(numb
             raise MemoryError("for a moment")
         add(task, scratch, note)
 
-    assert run_tasks(tasks_over(numbers), fails_once, lambda: None, finish=True) is None
+    assert run_tasks(tasks_over(numbers), fails_once, lambda: None, finish=MemoryError) is None
     assert (numbers == 1).all()
     assert failed
 
@@ -120,7 +120,7 @@ def test_what_can_be_neither_finished_nor_undone_says_so(numbers):
         add(task, scratch, note)
 
     with pytest.raises(MemoryError, match="for ever") as caught:
-        run_tasks(tasks_over(numbers), fails, lambda: None, finish=True)
+        run_tasks(tasks_over(numbers), fails, lambda: None, finish=MemoryError)
     assert "the parameters are half written" in caught.value.__notes__[0]
 
 

@@ -52,6 +52,7 @@ from flatstore.kernels.cpu.storage import SIGN as SIGN
 from flatstore.kernels.cpu.storage import SMALLEST_NORMAL as SMALLEST_NORMAL
 from flatstore.kernels.cpu.storage import STORAGE as STORAGE
 from flatstore.kernels.cpu.storage import TOO_LARGE as TOO_LARGE
+from flatstore.kernels.cpu.storage import TOO_LARGE_FOR as TOO_LARGE_FOR
 from flatstore.kernels.cpu.storage import refuse_other_dtypes as refuse_other_dtypes
 from flatstore.kernels.cpu.undo_log import BLOCK as BLOCK
 from flatstore.kernels.cpu.undo_log import READ_BEYOND as READ_BEYOND
