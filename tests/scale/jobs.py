@@ -9,8 +9,7 @@ import time
 import numpy as np
 
 import flatstore as fs
-
-MARKS = "FLATSTORE_TEST_MARKS"
+from flatstore.scale.replica import Replica
 
 
 def model():
@@ -60,28 +59,25 @@ def killed_in_generations(folder, *numbers):
     return centre(), evaluate
 
 
-def killed_in(function, folder):
-    """A worker dies in the middle of a function of this package; before that, one in generation 2."""
+def killed_in(method, seconds, folder, driver):
+    """A worker dies after so long in a method of `Replica`, or at its end; and one in generation 2."""
+    function = getattr(Replica, method)
 
-    def watch():
-        while True:
-            for frame in sys._current_frames().values():
-                while frame is not None:
-                    if frame.f_code.co_name == function and "flatstore" in frame.f_code.co_filename:
-                        if claimed(folder, f"killed in {function}"):
-                            die()
-                        return
-                    frame = frame.f_back
-            time.sleep(1e-5)
+    def killed(self, what):
+        if not what or not claimed(folder, f"killed in {method}"):
+            return function(self, what)
+        threading.Timer(seconds, die).start()
+        function(self, what)
+        die()
 
-    threading.Thread(target=watch, daemon=True).start()
-    sys.setswitchinterval(1e-5)
+    if os.getpid() != driver:
+        setattr(Replica, method, killed)
     return large_centre(), killed_in_generations(folder, 2)[1]
 
 
 def large_centre():
-    """One whose moves take some milliseconds."""
-    return fs.Store.from_tree(model() | {"large": np.zeros(1_000_000, "f4")})
+    """One that takes some milliseconds to move, and nearly one to restore."""
+    return fs.Store.from_tree(model() | {"large": np.zeros(4_000_000, "f4")})
 
 
 def flipped(folder):

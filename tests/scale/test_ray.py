@@ -1,5 +1,6 @@
 """ES on a cluster of Ray: the bits of one process, whoever dies, joins, or is late."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -49,12 +50,13 @@ def test_a_worker_killed_in_an_evaluation_is_replaced_and_its_members_go_to_othe
     assert run.counts.deaths == 2 and run.counts.lost == 4
 
 
-@pytest.mark.parametrize("function", ["replay", "restore"])
-def test_a_worker_killed_in_a_move_or_as_it_joins_is_replaced(cluster, tmp_path, function, monkeypatch):
+@pytest.mark.parametrize(("method", "seconds"), [("follow", 0.004), ("restore", 0.0004)])
+def test_a_worker_killed_in_a_move_or_as_it_joins_is_replaced(cluster, tmp_path, method, seconds, monkeypatch):
     monkeypatch.setattr("flatstore.scale.pool.KEPT", 1)  # so that a joiner needs a snapshot
-    run = fs.scale.ray.evolve(partial(jobs.killed_in, function, str(tmp_path)), workers=1, **RUN)
+    make = partial(jobs.killed_in, method, seconds, str(tmp_path), os.getpid())
+    run = fs.scale.ray.evolve(make, workers=1, **RUN)
     agree(run, list(run), in_one_process(jobs.large_centre()))
-    assert (tmp_path / f"killed in {function}").exists()
+    assert (tmp_path / f"killed in {method}").exists()
     assert run.counts.deaths == 2
 
 
