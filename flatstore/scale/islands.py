@@ -32,7 +32,7 @@ from flatstore.files import load, metadata_of, save
 from flatstore.layout import Array
 from flatstore.noise import Seed, seeds
 from flatstore.recording import RunFolder, RunPath, as_numbers, as_texts, described, run_entries
-from flatstore.scale.replica import called, cause_of
+from flatstore.scale.replica import cause_of, made
 from flatstore.store import Population, Store
 
 
@@ -86,7 +86,7 @@ class Island:
         Epochs before `keep` are removed.
         """
         if self._pop is None:
-            self._pop, self._evaluate = called(self._job.make, self._island)
+            self._pop, self._evaluate = made(self._job.make, Population, self._island)
             if len(self._pop) <= self._job.migrants:
                 raise ValueError(
                     f"expected more members than migrants, {self._job.migrants}, got {len(self._pop)}; "

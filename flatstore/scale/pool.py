@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from flatstore.checks import real
 from flatstore.es import Move
 from flatstore.evaluation import MOST_DEATHS
 from flatstore.extras import require
@@ -39,6 +40,9 @@ PATIENCE = 60.0
 Asked = tuple[Sequence[Told], int, Sequence[int], bool]
 """Moves to make, the generation that they lead to, which of its members to evaluate, and whether to say the digest."""
 
+Answer = tuple[bytes | None, int | None]
+"""Their fitness, float64, and the digest; None for a centre that cannot make the moves."""
+
 
 class Worker:
     """What runs in a worker. It makes its centre when first asked, so that errors of `make` arrive as they are."""
@@ -51,7 +55,7 @@ class Worker:
         """Where it is; an answer says that it has started."""
         return f"pid {os.getpid()} on {socket.gethostname()}"
 
-    def evaluate(self, state: State | None, asked: Asked) -> tuple[bytes, int | None]:
+    def evaluate(self, state: State | None, asked: Asked) -> Answer:
         """Catch up with a generation, and return the fitness of members and the digest of the centre."""
         moves, number, members, with_digest = asked
         if self._replica is None:
@@ -59,7 +63,10 @@ class Worker:
         replica = self._replica
         if state is not None:
             replica.restore(state)
-        replica.follow(moves)
+        try:
+            replica.follow(moves)
+        except ValueError:  # a bit has flipped: the driver has made these moves
+            return None, None
         assert replica.number == number, (replica.number, number)
         fitness = replica.fitness(members)
         return fitness.tobytes(), replica.digest() if with_digest else None
@@ -93,13 +100,13 @@ class Pool:
         self._ray = require("ray", "ray")
         self._job, self._held, self._generations, self._wanted = job, held, generations, workers
         self._batch, self._verify, self._min_fraction = batch, verify, min_fraction
-        self._options = {
-            "num_cpus": 1,
-            "enable_task_events": False,
-            **options,
-            "max_restarts": 0,
-            "max_task_retries": 0,
-        }
+        default, fixed = {"num_cpus": 1, "enable_task_events": False}, {"max_restarts": 0, "max_task_retries": 0}
+        self._options: dict[str, Any] = {**default, **options, **fixed}
+        if workers is None and not real(self._options["num_cpus"]) > 0:
+            raise ValueError(
+                f"expected num_cpus > 0, by which workers are counted, got {self._options['num_cpus']!r}; "
+                "fix: pass workers="
+            )
         self.counts = Counts()
         self._workers: list[_Handle] = []
         self._tally = Tally(-1, 0, self.counts)
@@ -114,7 +121,7 @@ class Pool:
     def score(self, number: int, keys: Array) -> tuple[Array, Array]:
         """The fitness of the members of a generation, and which of them were not waited for."""
         if number != self._tally.number:
-            self._open(number, self._job.members)
+            self._open(number)
         truth = self._held.digest() if number % self._verify == 0 else None
         self._hand_out()
         while not self._tally.is_enough(self._min_fraction):
@@ -128,7 +135,7 @@ class Pool:
         """Have the workers make a move and begin with the next generation, while the driver makes it, too."""
         self._moves.append(told(move))
         if self._generations is None or move.number + 1 < self._generations:
-            self._open(move.number + 1, self._job.members)
+            self._open(move.number + 1)
             self._hand_out(stands_still=False)
 
     def check(self, number: int) -> None:
@@ -149,8 +156,8 @@ class Pool:
 
     # -- what workers are asked
 
-    def _open(self, number: int, members: int) -> None:
-        self._tally, self._deaths = Tally(number, members, self.counts), {}
+    def _open(self, number: int) -> None:
+        self._tally, self._deaths = Tally(number, self._job.members, self.counts), {}
         self._grow()
 
     def _grow(self) -> None:
@@ -220,13 +227,14 @@ class Pool:
             self._deaths.pop(None, None)
         return True
 
-    def _answered(self, worker: _Handle, answer: tuple[bytes, int | None], truth: int | None) -> None:
+    def _answered(self, worker: _Handle, answer: Answer, truth: int | None) -> None:
         fitness, digest = answer
         worker.is_busy = False
-        if worker.at == self._tally.number and truth is not None:
-            if digest != truth:
-                self._stop(worker)
-                return
+        is_compared = worker.at == self._tally.number and truth is not None
+        if fitness is None or (is_compared and digest != truth):
+            self._stop(worker)
+            return
+        if is_compared:
             self._differ = 0
         self._tally.take(worker.at, worker.members, np.frombuffer(fitness))
 
@@ -252,11 +260,10 @@ class Pool:
         if blamed is not None or not worker.is_ready:
             self._deaths[blamed] = self._deaths.get(blamed, 0) + 1
             if self._deaths[blamed] >= MOST_DEATHS:
-                what = "as they start" if blamed is None else f"of member {blamed} of generation {worker.at}"
-                raise RuntimeError(
-                    f"expected workers that go on, got {MOST_DEATHS} that died {what}; "
-                    "fix: see what they printed, and evaluate this member in a process of your own"
-                ) from error
+                what = f"of member {blamed} of generation {worker.at}; fix: evaluate it in a process of your own"
+                if blamed is None:
+                    what = "as they start; fix: see the cause: what make needs has to be on every node"
+                raise RuntimeError(f"expected workers that go on, got {MOST_DEATHS} that died {what}") from error
         self._replace(worker)
 
     def _replace(self, worker: _Handle) -> None:

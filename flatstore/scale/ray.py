@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from contextlib import AbstractContextManager
+from typing import Any
 
 from flatstore import es
 from flatstore.checks import real, whole
@@ -98,7 +99,7 @@ def evolve(
     return Evolution(held, pool, es.evolve_by(pool.score, held.centre, **asked))
 
 
-class Evolution:
+class Evolution(Iterator[Move], AbstractContextManager["Evolution"]):
     """A run on Ray: an iterator of its moves. Its workers end when it is over, closed, or not used any more."""
 
     def __init__(self, held: Held, pool: Pool, moves: Any) -> None:
@@ -126,9 +127,6 @@ class Evolution:
         self._moves.close()
         self._pool.close()
 
-    def __iter__(self) -> Iterator[Move]:
-        return self
-
     def __next__(self) -> Move:
         try:
             move = next(self._moves)
@@ -144,9 +142,6 @@ class Evolution:
             raise
         self._next = move.number + 1
         return move
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

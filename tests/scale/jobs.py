@@ -80,13 +80,13 @@ def large_centre():
     return fs.Store.from_tree(model() | {"large": np.zeros(4_000_000, "f4")})
 
 
-def flipped(folder):
-    """One worker's centre has another bit from generation 2 on."""
+def flipped(folder, path):
+    """One worker's centre has another bit in a leaf from generation 2 on."""
     here = centre()
 
     def evaluate(member, number):
         if number == 2 and claimed(folder, "flipped"):
-            here.buffer[0] ^= 1
+            here[path].view("i4")[...] ^= 1
         return score(member, number)
 
     return here, evaluate
@@ -128,9 +128,18 @@ def uneven(folder, member, number):
     return np.nan if int(abs(value) * 1e6) % 3 == 0 else value
 
 
-def slowly(member, number):
+def slowly(folder, member, number):
+    """An evaluation that takes a while, and leaves the name of its process."""
+    claimed(folder, f"evaluated by {os.getpid()}")
     time.sleep(0.01)
     return score(member, number)
+
+
+def raises_elsewhere(driver):
+    """What a worker needs is not on its node."""
+    if os.getpid() != driver:
+        raise FileNotFoundError("no data on this node")
+    return make()
 
 
 def made_with(evaluate):
@@ -152,6 +161,21 @@ def island_that_dies(folder, number):
     def evaluate(stacked, generation):
         if number == 1 and generation == 3 and claimed(folder, "island died"):
             die()
+        return scores(stacked, generation)
+
+    return island(number)[0], evaluate
+
+
+def island_that_always_dies(number):
+    die()
+
+
+def island_that_raises_once(folder, number):
+    """An evaluation raises in generation 3 of an island."""
+
+    def evaluate(stacked, generation):
+        if generation == 3 and claimed(folder, "island raised"):
+            raise LookupError("not generation 3")
         return scores(stacked, generation)
 
     return island(number)[0], evaluate
