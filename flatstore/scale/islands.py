@@ -130,7 +130,7 @@ class Island:
         """Put those who come in the places of the worst, and make the first generation of an epoch."""
         job, fitness = self._job, record.fitness.copy()
         path = job.best(job.source(self._island, epoch), epoch - 1)
-        arrived: Any = load(path)
+        arrived: Any = load(path, like=pop.layout)
         worst = best_first(fitness)[len(fitness) - arrived.size :]
         for leaf in pop.layout.homes:
             if leaf.trainable:
@@ -197,8 +197,9 @@ def islands(
         options: options of Ray's actors; `num_cpus` is 1.
 
     Raises ImportError without Ray; ValueError and TypeError for arguments that are out of range; `RuntimeError` if an
-    island has died three times in an epoch. With the first epoch: the errors of a run's folder. What an evaluation
-    raises is raised here, with the traceback of the island as its cause.
+    island has died three times in an epoch. With the epochs: the errors of a run's folder; `ValueError` for islands of
+    other sizes, `StructureError` for those of other layouts. What an evaluation raises is raised here, with the
+    traceback of the island as its cause.
     """
     for name, value, least in (("count", count, 2), ("every", every, 1), ("migrants", migrants, 1)):
         if not whole(value) >= least:
@@ -248,7 +249,11 @@ def _epochs(ray: Any, job: _Job, most: int | None, options: Mapping[str, Any]) -
                 done[island], deaths[island] = done[island] + 1, 0
                 came[done[island], island] = np.frombuffer(fitness)
                 while min(done) >= (number := len(folder)):
-                    all_of_it = np.stack([came.pop((number, i)) for i in range(job.count)])
+                    rows = [came.pop((number, i)) for i in range(job.count)]
+                    sizes = [len(row) for row in rows]
+                    if len({*sizes}) > 1:
+                        raise ValueError(f"expected islands of equal size, got {sizes} members; fix: make them so")
+                    all_of_it = np.stack(rows)
                     folder.append({"number": number, "fitness": [as_texts(row) for row in all_of_it]})
                     yield Epoch(number, all_of_it)
         finally:
@@ -259,7 +264,7 @@ def _epochs(ray: Any, job: _Job, most: int | None, options: Mapping[str, Any]) -
 def champion(run: RunPath) -> Store:
     """The best member of the last epoch of a run of islands: a copy. Another process may go on with the run.
 
-    Raises `ValueError` for a run without an epoch, and for one that is not of islands.
+    Raises `ValueError` for a run without an epoch, and for one that is not of islands; `OSError` where there is none.
     """
     entries = deque(enumerate(run_entries(run)), maxlen=1)
     if not entries:

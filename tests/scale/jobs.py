@@ -166,6 +166,13 @@ def island_that_dies(folder, number):
     return island(number)[0], evaluate
 
 
+def uneven_island(members, biases, number):
+    """Island 1 has more members than island 0, or more biases."""
+    tree = model() | {"b": np.zeros(3 + biases * number, "f4")}
+    pop = fs.Population.from_tree(tree, 8 + members * number)
+    return pop, lambda stacked, generation: np.arange(8 + members * number)
+
+
 def island_that_always_dies(number):
     die()
 

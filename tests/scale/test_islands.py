@@ -176,6 +176,14 @@ def test_what_an_island_raises_arrives_with_its_traceback_and_the_run_goes_on_fr
         assert np.array_equal(epoch.fitness, [fitness for _, fitness in there])
 
 
+def test_islands_of_another_size_or_layout_are_refused_by_name(cluster, tmp_path):
+    run = dict(seed=7, count=2, every=1, migrants=1, options={"num_cpus": 0.5}, **OPERATORS)
+    with pytest.raises(ValueError, match=r"expected islands of equal size, got \[8, 10\] members; fix: make them so"):
+        next(fs.scale.ray.islands(partial(jobs.uneven_island, 2, 0), run=tmp_path / "sizes", **run))
+    with pytest.raises(fs.StructureError, match=r"'b': expected float32\[1,3\], got float32\[1,4\]; fix"):
+        list(fs.scale.ray.islands(partial(jobs.uneven_island, 0, 1), run=tmp_path / "layouts", epochs=2, **run))
+
+
 def test_two_drivers_do_not_go_on_with_the_same_islands(cluster, tmp_path):
     run = dict(seed=7, count=2, every=1, migrants=1, run=tmp_path, options={"num_cpus": 0.5}, **OPERATORS)
     first = fs.scale.ray.islands(jobs.island, **run)
