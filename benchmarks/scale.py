@@ -1,7 +1,7 @@
 """The figures of a run on Ray, measured in one run on this machine and printed as a table.
 
-    python benchmarks/scale.py                   # about five minutes, 8 GB of memory, two idle cores
-    python benchmarks/scale.py --quick           # fewer workers and generations, about a minute
+    python benchmarks/scale.py                   # about three minutes, 8 GB of memory, two idle cores
+    python benchmarks/scale.py --quick           # fewer workers and generations, under a minute
     python benchmarks/scale.py --only workers    # one part
 
 How it is measured stands in `report.py`. Bytes are those that the kernel has counted on all TCP sockets of a worker,
@@ -47,6 +47,8 @@ def cluster(cpus: int) -> Any:
     import ray
 
     if ray.is_initialized():
+        if ray.cluster_resources().get("CPU") == cpus:
+            return ray
         ray.shutdown()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of JAX, as Ray forks
@@ -128,7 +130,7 @@ def travels(quick: bool) -> Iterator[Row]:
 
 def workers(quick: bool) -> Iterator[Row]:
     """How many workers, how fast: four members of 50 ms for each, handed out at once, or one by one."""
-    most, before = (4 if quick else 16), None
+    most, before = (2 if quick else 16), None
     cluster(most)
     for count in [2**i for i in range(most.bit_length())]:
         for batch in (4, 1):
