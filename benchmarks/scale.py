@@ -101,6 +101,18 @@ def sleeping(member: Any, number: int) -> float:
     return first(member, number)
 
 
+def cpu_of_workers() -> float:
+    """The seconds of CPU that all workers on this machine have taken."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, fields = path.read_text().partition(" (")[2].rpartition(") ")
+        except OSError:  # it has ended
+            continue
+        ticks += sum(map(int, fields.split()[11:13])) if name.startswith("ray::Worker") else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def each_generation(run: Any, skip: int, count: int) -> list[float]:
     """The seconds of some generations, without the first ones."""
     for _ in range(skip):
@@ -138,12 +150,16 @@ def workers(quick: bool) -> Iterator[Row]:
             run = fs.scale.ray.evolve(make, members=4 * count, batch=batch, workers=count, **RUN)
             while run.counts.workers < count:
                 next(run)
-            taken = float(np.median(each_generation(run, 2, 5 if quick else 15)))
+            each_generation(run, 2, 0)
+            here, there, rounds = time.process_time(), cpu_of_workers(), 5 if quick else 15
+            taken = float(np.median(each_generation(run, 0, rounds)))
+            cpu = [1e3 * x / rounds for x in (time.process_time() - here, (cpu_of_workers() - there) / count)]
             run.close()
             over = 1e3 * (taken - 4 * SLEEP)
             if batch == 1:
                 yield beside(f"{count} workers, members one by one", f"{over:.1f} ms over {4e3 * SLEEP:.0f} ms")
                 continue
+            yield beside(f"{count} workers, CPU of the driver, and of a worker", f"{cpu[0]:.1f} ms, {cpu[1]:.1f} ms")
             yield at_most(f"{count} workers, overhead of a generation", 5 + 0.5 * count, over, "ms", 1)
             if before is not None:
                 yield at_least(f"{count // 2} to {count} workers, efficiency", 0.95, before / taken, "", 3)
