@@ -24,6 +24,11 @@ PAGES = [
 @pytest.mark.parametrize("page", PAGES)
 def test_the_python_of_a_page_runs_as_shown(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    run_page(page)
+
+
+def run_page(page):
+    """Run the Python blocks of a page, in the folder of this process."""
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
     assert blocks
     names: dict[str, object] = {}

@@ -32,7 +32,7 @@ from flatstore.files import load, metadata_of, save
 from flatstore.layout import Array
 from flatstore.noise import Seed, seeds
 from flatstore.recording import RunFolder, RunPath, as_numbers, as_texts, described, run_entries
-from flatstore.scale.replica import called, cause_of
+from flatstore.scale.replica import cause_of, made
 from flatstore.store import Population, Store
 
 
@@ -86,7 +86,7 @@ class Island:
         Epochs before `keep` are removed.
         """
         if self._pop is None:
-            self._pop, self._evaluate = called(self._job.make, self._island)
+            self._pop, self._evaluate = made(self._job.make, Population, self._island)
             if len(self._pop) <= self._job.migrants:
                 raise ValueError(
                     f"expected more members than migrants, {self._job.migrants}, got {len(self._pop)}; "
@@ -130,7 +130,7 @@ class Island:
         """Put those who come in the places of the worst, and make the first generation of an epoch."""
         job, fitness = self._job, record.fitness.copy()
         path = job.best(job.source(self._island, epoch), epoch - 1)
-        arrived: Any = load(path)
+        arrived: Any = load(path, like=pop.layout)
         worst = best_first(fitness)[len(fitness) - arrived.size :]
         for leaf in pop.layout.homes:
             if leaf.trainable:
@@ -197,8 +197,9 @@ def islands(
         options: options of Ray's actors; `num_cpus` is 1.
 
     Raises ImportError without Ray; ValueError and TypeError for arguments that are out of range; `RuntimeError` if an
-    island has died three times in an epoch. With the first epoch: the errors of a run's folder. What an evaluation
-    raises is raised here, with the traceback of the island as its cause.
+    island has died three times in an epoch. With the epochs: the errors of a run's folder; `ValueError` for islands of
+    other sizes, `StructureError` for those of other layouts. What an evaluation raises is raised here, with the
+    traceback of the island as its cause.
     """
     for name, value, least in (("count", count, 2), ("every", every, 1), ("migrants", migrants, 1)):
         if not whole(value) >= least:
@@ -213,8 +214,8 @@ def islands(
 
 
 def _epochs(ray: Any, job: _Job, most: int | None, options: Mapping[str, Any]) -> Generator[Epoch]:
-    settings = {name: getattr(job, name) for name in ("seed", "count", "every", "migrants", "route")}
-    with RunFolder(job.run, described({"algorithm": "scale.islands"} | settings | job.operators)) as folder:
+    settings = {name: getattr(job, name) for name in ("seed", "count", "every", "migrants", "route")} | job.operators
+    with RunFolder(job.run, described({"algorithm": "scale.islands"} | settings)) as folder:
         if folder.is_new:
             folder.begin({})
         new = partial(ray.remote(Island).options(**options).remote, job)
@@ -248,7 +249,11 @@ def _epochs(ray: Any, job: _Job, most: int | None, options: Mapping[str, Any]) -
                 done[island], deaths[island] = done[island] + 1, 0
                 came[done[island], island] = np.frombuffer(fitness)
                 while min(done) >= (number := len(folder)):
-                    all_of_it = np.stack([came.pop((number, i)) for i in range(job.count)])
+                    rows = [came.pop((number, i)) for i in range(job.count)]
+                    sizes = [len(row) for row in rows]
+                    if len({*sizes}) > 1:
+                        raise ValueError(f"expected islands of equal size, got {sizes} members; fix: make them so")
+                    all_of_it = np.stack(rows)
                     folder.append({"number": number, "fitness": [as_texts(row) for row in all_of_it]})
                     yield Epoch(number, all_of_it)
         finally:
@@ -259,12 +264,18 @@ def _epochs(ray: Any, job: _Job, most: int | None, options: Mapping[str, Any]) -
 def champion(run: RunPath) -> Store:
     """The best member of the last epoch of a run of islands: a copy. Another process may go on with the run.
 
-    Raises `ValueError` for a run without an epoch.
+    Raises `ValueError` for a run without an epoch, and for one that is not of islands; `OSError` where there is none.
     """
-    entries = deque(run_entries(run), maxlen=1)
+    entries = deque(enumerate(run_entries(run)), maxlen=1)
     if not entries:
         raise ValueError(f"expected a run of islands with an epoch, got none in {os.fspath(run)!r}; fix: wait")
-    last = entries[0]
-    highest = [float(np.nanmax(as_numbers(row))) for row in last["fitness"]]
-    best: Any = load(os.path.join(run, f"island-{int(np.argmax(highest))}", f"best-{last['number']}.safetensors"))
+    number, last = entries[0]
+    try:
+        island = int(np.argmax([np.nanmax(as_numbers(row)) for row in last["fitness"]]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected the fitness of islands in entry {number} of the run {os.fspath(run)!r}, got another "
+            f"({error!r}); fix: name a run of scale.ray.islands"
+        ) from error
+    best: Any = load(os.path.join(run, f"island-{island}", f"best-{number}.safetensors"))
     return best[0].copy()

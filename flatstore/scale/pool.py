@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
-from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 
+from flatstore.checks import real
 from flatstore.es import Move
 from flatstore.evaluation import MOST_DEATHS
 from flatstore.extras import require
@@ -37,6 +37,12 @@ KEPT = 500
 PATIENCE = 60.0
 """Seconds in which a worker has to say, at the end, which bits it has."""
 
+Asked = tuple[Sequence[Told], int, Sequence[int], bool]
+"""Moves to make, the generation that they lead to, which of its members to evaluate, and whether to say the digest."""
+
+Answer = tuple[bytes | None, int | None]
+"""Their fitness, float64, and the digest; None for a centre that cannot make the moves."""
+
 
 class Worker:
     """What runs in a worker. It makes its centre when first asked, so that errors of `make` arrive as they are."""
@@ -49,16 +55,18 @@ class Worker:
         """Where it is; an answer says that it has started."""
         return f"pid {os.getpid()} on {socket.gethostname()}"
 
-    def evaluate(
-        self, state: State | None, moves: Sequence[Told], number: int, members: Sequence[int], with_digest: bool
-    ) -> tuple[bytes, int | None]:
-        """Catch up with generation `number`, and return the fitness of members and the digest of the centre."""
+    def evaluate(self, state: State | None, asked: Asked) -> Answer:
+        """Catch up with a generation, and return the fitness of members and the digest of the centre."""
+        moves, number, members, with_digest = asked
         if self._replica is None:
             self._replica = Replica(self._job)
         replica = self._replica
         if state is not None:
             replica.restore(state)
-        replica.follow(moves)
+        try:
+            replica.follow(moves)
+        except ValueError:  # a bit has flipped: the driver has made these moves
+            return None, None
         assert replica.number == number, (replica.number, number)
         fitness = replica.fitness(members)
         return fitness.tobytes(), replica.digest() if with_digest else None
@@ -81,24 +89,30 @@ class Pool:
         self,
         job: Job,
         held: Held,
+        generations: int | None,
+        options: Mapping[str, Any],
         *,
         workers: int | None,
         batch: int,
-        min_fraction: float,
         verify: int,
-        generations: int | None,
-        options: Mapping[str, Any],
+        min_fraction: float,
     ) -> None:
         self._ray = require("ray", "ray")
-        self._job, self._held, self._wanted, self._batch = job, held, workers, batch
-        self._min_fraction, self._verify, self._generations = min_fraction, verify, generations
-        self._options = {"num_cpus": 1, **options, "max_restarts": 0, "max_task_retries": 0}
+        self._job, self._held, self._generations, self._wanted = job, held, generations, workers
+        self._batch, self._verify, self._min_fraction = batch, verify, min_fraction
+        default, fixed = {"num_cpus": 1, "enable_task_events": False}, {"max_restarts": 0, "max_task_retries": 0}
+        self._options: dict[str, Any] = {**default, **options, **fixed}
+        if workers is None and not real(self._options["num_cpus"]) > 0:
+            raise ValueError(
+                f"expected num_cpus > 0, by which workers are counted, got {self._options['num_cpus']!r}; "
+                "fix: pass workers="
+            )
         self.counts: Counts = Counts()
         self._workers: list[_Handle] = []
         self._tally = Tally(-1, 0, self.counts)
         self._moves: deque[Told] = deque(maxlen=KEPT)
         self._snapshot: tuple[int, Any] = -1, None
-        self._answers: SimpleQueue[tuple[_Handle, Any]] = SimpleQueue()
+        self._running: dict[Any, _Handle] = {}
         self._made, self._differ = 0, 0
         self._deaths: dict[int | None, int] = {}
 
@@ -107,7 +121,7 @@ class Pool:
     def score(self, number: int, keys: Array) -> tuple[Array, Array]:
         """The fitness of the members of a generation, and which of them were not waited for."""
         if number != self._tally.number:
-            self._open(number, self._job.members)
+            self._open(number)
         truth = self._held.digest() if number % self._verify == 0 else None
         self._hand_out()
         while not self._tally.is_enough(self._min_fraction):
@@ -121,7 +135,7 @@ class Pool:
         """Have the workers make a move and begin with the next generation, while the driver makes it, too."""
         self._moves.append(told(move))
         if self._generations is None or move.number + 1 < self._generations:
-            self._open(move.number + 1, self._job.members)
+            self._open(move.number + 1)
             self._hand_out(stands_still=False)
 
     def check(self, number: int) -> None:
@@ -142,8 +156,8 @@ class Pool:
 
     # -- what workers are asked
 
-    def _open(self, number: int, members: int) -> None:
-        self._tally, self._deaths = Tally(number, members, self.counts), {}
+    def _open(self, number: int) -> None:
+        self._tally, self._deaths = Tally(number, self._job.members, self.counts), {}
         self._grow()
 
     def _grow(self) -> None:
@@ -160,7 +174,7 @@ class Pool:
             actor = self._ray.remote(Worker).options(**self._options).remote(self._job)
             worker = _Handle(f"worker {self._made}", actor)
             self._workers.append(worker)
-            self._when_done(worker, actor.place.remote())
+            self._running[actor.place.remote()] = worker
 
     def _hand_out(self, *, stands_still: bool = True) -> None:
         """Hand members to all who are free; who needs a snapshot has to wait until the centre stands still."""
@@ -182,27 +196,23 @@ class Pool:
         moves = [move for move in self._moves if move[0] >= worker.at]
         worker.at, worker.members, worker.is_busy = number, members, True
         with_digest = number % self._verify == 0 or not members
-        self._when_done(worker, worker.actor.evaluate.remote(state, moves, number, members, with_digest))
-
-    def _when_done(self, worker: _Handle, answer: Any) -> None:
-        answer.future().add_done_callback(partial(self._put, worker))  # in a thread of Ray's
-
-    def _put(self, worker: _Handle, done: Any) -> None:
-        self._answers.put((worker, done))
+        self._running[worker.actor.evaluate.remote(state, (moves, number, members, with_digest))] = worker
 
     # -- what they answer
 
     def _take(self, truth: int | None, seconds: float = 1.0) -> bool:
         """Take the next answer, if one comes in time."""
-        try:
-            worker, done = self._answers.get(timeout=seconds)
-        except Empty:
+        ready: list[Any] = []
+        if self._running:
+            ready, _ = self._ray.wait([*self._running], timeout=seconds)
+        else:
+            time.sleep(seconds)  # all nodes have left
+        if not ready:
             self._grow()
             return False
-        if worker not in self._workers:
-            return True
+        worker = self._running.pop(ready[0])
         try:
-            answer = done.result()
+            answer = self._ray.get(ready[0])
         except self._ray.exceptions.RayTaskError as error:
             raised = cause_of(error)
             raise raised from raised.__cause__
@@ -217,13 +227,14 @@ class Pool:
             self._deaths.pop(None, None)
         return True
 
-    def _answered(self, worker: _Handle, answer: tuple[bytes, int | None], truth: int | None) -> None:
+    def _answered(self, worker: _Handle, answer: Answer, truth: int | None) -> None:
         fitness, digest = answer
         worker.is_busy = False
-        if worker.at == self._tally.number and truth is not None:
-            if digest != truth:
-                self._stop(worker)
-                return
+        is_compared = worker.at == self._tally.number and truth is not None
+        if fitness is None or (is_compared and digest != truth):
+            self._stop(worker)
+            return
+        if is_compared:
             self._differ = 0
         self._tally.take(worker.at, worker.members, np.frombuffer(fitness))
 
@@ -249,11 +260,10 @@ class Pool:
         if blamed is not None or not worker.is_ready:
             self._deaths[blamed] = self._deaths.get(blamed, 0) + 1
             if self._deaths[blamed] >= MOST_DEATHS:
-                what = "as they start" if blamed is None else f"of member {blamed} of generation {worker.at}"
-                raise RuntimeError(
-                    f"expected workers that go on, got {MOST_DEATHS} that died {what}; "
-                    "fix: see what they printed, and evaluate this member in a process of your own"
-                ) from error
+                what = f"of member {blamed} of generation {worker.at}; fix: evaluate it in a process of your own"
+                if blamed is None:
+                    what = "as they start; fix: see the cause: what make needs has to be on every node"
+                raise RuntimeError(f"expected workers that go on, got {MOST_DEATHS} that died {what}") from error
         self._replace(worker)
 
     def _replace(self, worker: _Handle) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from contextlib import AbstractContextManager
+from typing import Any
 
 from flatstore import es
 from flatstore.checks import real, whole
@@ -81,7 +82,8 @@ def evolve(
     here, with the worker's traceback as its cause. The centre is then as the notes say, and the run goes on from its
     folder.
     """
-    for name, value in (("workers", workers), ("batch", batch), ("verify", verify)):
+    counts: dict[str, Any] = {"workers": workers, "batch": batch, "verify": verify}
+    for name, value in counts.items():
         if (value is not None or name != "workers") and not whole(value) >= 1:
             raise ValueError(f"expected {name} >= 1, got {value!r}; fix: leave {name}= out, for the default")
     if not 0.5 < real(min_fraction) <= 1:
@@ -91,33 +93,13 @@ def evolve(
         )
     job = Job(make, noise, optimiser, check_run(bool, seed, 0, generations, "generations"), members)
     held = Held(job)
-    pool = Pool(
-        job,
-        held,
-        workers=workers,
-        batch=batch,
-        min_fraction=min_fraction,
-        verify=verify,
-        generations=generations,
-        options=options or {},
-    )
-    moves = es.evolve_by(
-        pool.score,
-        held.centre,
-        seed=seed,
-        noise=noise,
-        members=members,
-        rate=rate,
-        optimiser=held.optimiser,
-        shape=shape,
-        generations=generations,
-        run=run,
-        told=pool.told,
-    )
-    return Evolution(held, pool, moves)
+    pool = Pool(job, held, generations, options or {}, **counts, min_fraction=min_fraction)
+    asked: dict[str, Any] = dict(seed=seed, noise=noise, members=members, rate=rate, shape=shape, run=run)
+    asked |= dict(generations=generations, optimiser=held.optimiser, told=pool.told)
+    return Evolution(held, pool, es.evolve_by(pool.score, held.centre, **asked))
 
 
-class Evolution:
+class Evolution(Iterator[Move], AbstractContextManager["Evolution"]):
     """A run on Ray: an iterator of its moves. Its workers end when it is over, closed, or not used any more."""
 
     def __init__(self, held: Held, pool: Pool, moves: Any) -> None:
@@ -145,9 +127,6 @@ class Evolution:
         self._moves.close()
         self._pool.close()
 
-    def __iter__(self) -> Iterator[Move]:
-        return self
-
     def __next__(self) -> Move:
         try:
             move = next(self._moves)
@@ -163,9 +142,6 @@ class Evolution:
             raise
         self._next = move.number + 1
         return move
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -52,13 +52,9 @@ class Held:
     """
 
     def __init__(self, job: Job) -> None:
-        made: Any = called(job.make)
-        pair: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)  # pyright: ignore[reportUnknownVariableType]
-        if len(pair) != 2 or not isinstance(pair[0], Store) or not callable(pair[1]):
-            got = ", ".join(type(part).__name__ for part in pair)
-            raise TypeError(f"expected a Store and a function from make(), got {got}; fix: return centre, evaluate")
-        self.centre: Store = pair[0]
-        self.evaluate: Evaluate = pair[1]
+        self.centre: Store
+        self.evaluate: Evaluate
+        self.centre, self.evaluate = made(job.make, Store)
         self.optimiser: Any | None = None if job.optimiser is None else job.optimiser(self.centre)
         if type(self.optimiser) not in (es.Adam, es.Momentum, type(None)):
             raise TypeError(
@@ -116,7 +112,8 @@ class Replica(Held):
             (self._seeds(number), np.frombuffer(weights), *(() if self.optimiser is None else (rate,)))
             for number, weights, rate in moves
         ]
-        es.replay(self.centre, self._job.noise, entries, optimiser=self.optimiser)
+        if entries:  # to make none would look at all of the centre
+            es.replay(self.centre, self._job.noise, entries, optimiser=self.optimiser)
         self.number += len(moves)
 
     def fitness(self, members: Sequence[int]) -> Array:
@@ -143,14 +140,24 @@ def told(move: es.Move) -> Told:
     return move.number, move.weights.tobytes(), move.rate
 
 
-def called(make: Any, *arguments: Any) -> Any:
-    """What a function returns, or the one of a name. Raises `ValueError` for what is no name."""
+def made(make: Any, kind: type, *arguments: Any) -> tuple[Any, Any]:
+    """The store or population, and the function, that a function returns, or the one of a name.
+
+    Raises `ValueError` for what is no name, `TypeError` for what is no function, or returns something else.
+    """
     if isinstance(make, str):
         module, _, name = make.partition(":")
         if not module or not name:
             raise ValueError(f"expected make as 'module:function', got {make!r}; fix: 'my_job:make', or the function")
         make = getattr(importlib.import_module(module), name)
-    return make(*arguments)
+    if not callable(make):
+        raise TypeError(f"expected a function as make, or its name, got {make!r}; fix: pass one, or 'my_job:make'")
+    pair: Any = make(*arguments)
+    parts: tuple[Any, ...] = pair if isinstance(pair, tuple) else (pair,)  # pyright: ignore[reportUnknownVariableType]
+    if len(parts) != 2 or not isinstance(parts[0], kind) or not callable(parts[1]):
+        got = ", ".join(type(part).__name__ for part in parts)
+        raise TypeError(f"expected a {kind.__name__} and a function from make, got {got}; fix: return both")
+    return parts[0], parts[1]
 
 
 def cause_of(error: Any) -> BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Difference(NamedTuple):
@@ -69,4 +69,9 @@ class StructureError(ValueError):
 
     def __init__(self, differences: Sequence[Difference], what: str = "unlike the layout") -> None:
         self.differences: tuple[Difference, ...] = tuple(differences)
+        self._what = what
         super().__init__(listing(self.differences, what))
+
+    def __reduce__(self) -> Any:
+        """Pickled as what it was made of: it may be raised in another process."""
+        return type(self), (self.differences, self._what), self.__dict__

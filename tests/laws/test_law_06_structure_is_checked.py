@@ -1,5 +1,6 @@
 """What does not fit is an error that lists every difference, and nothing is written (laws 6 and 11)."""
 
+import pickle
 from collections import OrderedDict
 from typing import Any
 
@@ -174,6 +175,16 @@ def test_what_does_not_fit_a_population_is_an_error_with_nothing_written(order: 
 def test_an_axis_of_negative_size_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"'w': expected axes of size >= 0, got shape \(-3,\); fix"):
         fs.Layout.from_tree({"w": jax.ShapeDtypeStruct((-3,), np.float32)})
+
+
+def test_the_error_arrives_whole_from_another_process() -> None:
+    with pytest.raises(fs.StructureError) as caught:
+        fs.Store.from_tree({"b": np.zeros(2), "w": np.zeros(3)}).assign({"b": 1.0, "w": 2.0})
+    caught.value.add_note("with a note")
+    there = pickle.loads(pickle.dumps(caught.value))
+    assert type(there) is fs.StructureError and str(there) == str(caught.value)
+    assert there.differences == caught.value.differences and len(there.differences) == 2
+    assert there.__notes__ == ["with a note"]
 
 
 def test_a_store_is_not_a_tree() -> None:

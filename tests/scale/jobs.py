@@ -9,8 +9,7 @@ import time
 import numpy as np
 
 import flatstore as fs
-
-MARKS = "FLATSTORE_TEST_MARKS"
+from flatstore.scale.replica import Replica
 
 
 def model():
@@ -60,37 +59,34 @@ def killed_in_generations(folder, *numbers):
     return centre(), evaluate
 
 
-def killed_in(function, folder):
-    """A worker dies in the middle of a function of this package; before that, one in generation 2."""
+def killed_in(method, seconds, folder, driver):
+    """A worker dies after so long in a method of `Replica`, or at its end; and one in generation 2."""
+    function = getattr(Replica, method)
 
-    def watch():
-        while True:
-            for frame in sys._current_frames().values():
-                while frame is not None:
-                    if frame.f_code.co_name == function and "flatstore" in frame.f_code.co_filename:
-                        if claimed(folder, f"killed in {function}"):
-                            die()
-                        return
-                    frame = frame.f_back
-            time.sleep(1e-5)
+    def killed(self, what):
+        if not what or not claimed(folder, f"killed in {method}"):
+            return function(self, what)
+        threading.Timer(seconds, die).start()
+        function(self, what)
+        die()
 
-    threading.Thread(target=watch, daemon=True).start()
-    sys.setswitchinterval(1e-5)
+    if os.getpid() != driver:
+        setattr(Replica, method, killed)
     return large_centre(), killed_in_generations(folder, 2)[1]
 
 
 def large_centre():
-    """One whose moves take some milliseconds."""
-    return fs.Store.from_tree(model() | {"large": np.zeros(1_000_000, "f4")})
+    """One that takes some milliseconds to move, and nearly one to restore."""
+    return fs.Store.from_tree(model() | {"large": np.zeros(4_000_000, "f4")})
 
 
-def flipped(folder):
-    """One worker's centre has another bit from generation 2 on."""
+def flipped(folder, path):
+    """One worker's centre has another bit in a leaf from generation 2 on."""
     here = centre()
 
     def evaluate(member, number):
         if number == 2 and claimed(folder, "flipped"):
-            here.buffer[0] ^= 1
+            here[path].view("i4")[...] ^= 1
         return score(member, number)
 
     return here, evaluate
@@ -132,9 +128,18 @@ def uneven(folder, member, number):
     return np.nan if int(abs(value) * 1e6) % 3 == 0 else value
 
 
-def slowly(member, number):
+def slowly(folder, member, number):
+    """An evaluation that takes a while, and leaves the name of its process."""
+    claimed(folder, f"evaluated by {os.getpid()}")
     time.sleep(0.01)
     return score(member, number)
+
+
+def raises_elsewhere(driver):
+    """What a worker needs is not on its node."""
+    if os.getpid() != driver:
+        raise FileNotFoundError("no data on this node")
+    return make()
 
 
 def made_with(evaluate):
@@ -156,6 +161,28 @@ def island_that_dies(folder, number):
     def evaluate(stacked, generation):
         if number == 1 and generation == 3 and claimed(folder, "island died"):
             die()
+        return scores(stacked, generation)
+
+    return island(number)[0], evaluate
+
+
+def uneven_island(members, biases, number):
+    """Island 1 has more members than island 0, or more biases."""
+    tree = model() | {"b": np.zeros(3 + biases * number, "f4")}
+    pop = fs.Population.from_tree(tree, 8 + members * number)
+    return pop, lambda stacked, generation: np.arange(8 + members * number)
+
+
+def island_that_always_dies(number):
+    die()
+
+
+def island_that_raises_once(folder, number):
+    """An evaluation raises in generation 3 of an island."""
+
+    def evaluate(stacked, generation):
+        if generation == 3 and claimed(folder, "island raised"):
+            raise LookupError("not generation 3")
         return scores(stacked, generation)
 
     return island(number)[0], evaluate

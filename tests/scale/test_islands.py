@@ -1,7 +1,9 @@
 """Islands: populations that evolve apart, and whose best travel, as a function of the seed."""
 
 import os
+import traceback
 from functools import partial
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import flatstore as fs
 from flatstore import ga
 from flatstore.evaluation import best_first
 from flatstore.recording import run_entries
+from flatstore.scale import islands
 from flatstore.scale.islands import Island, _Job
 from tests.scale import jobs
 
@@ -96,10 +99,44 @@ def test_an_island_is_made_again_from_its_folder_wherever_it_was(tmp_path):
     assert left == ["best-1.safetensors", "best-2.safetensors", "epoch-1", "epoch-2"]  # those before are removed
 
 
-def test_islands_on_a_cluster_are_those_of_one_process_whoever_dies(cluster, tmp_path):
-    run = dict(seed=7, count=2, every=EVERY, migrants=MIGRANTS, epochs=EPOCHS, run=tmp_path / "run", **OPERATORS)
-    run |= {"make": partial(jobs.island_that_dies, str(tmp_path)), "options": {"num_cpus": 0.5}}
-    expected = oracle(a_job(tmp_path, count=2))
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("at_its_end", [False, True])
+@pytest.mark.parametrize("step", ["load", "metadata_of", "ga.step", "ga.evolve", "save", "shutil.rmtree", "os.unlink"])
+def test_an_island_that_ends_at_any_step_is_made_again_from_its_folder(tmp_path, monkeypatch, step, at_its_end):
+    job, ended = a_job(tmp_path), 0
+    expected = oracle(job)
+    for epoch in range(EPOCHS):
+        for i in range(COUNT):
+            with monkeypatch.context() as patch:
+                function = attrgetter(step)(islands)
+
+                def killed(*arguments, function=function, patch=patch, **options):
+                    patch.undo()
+                    if at_its_end:
+                        function(*arguments, **options)
+                    raise Killed
+
+                patch.setattr(f"flatstore.scale.islands.{step}", killed)
+                try:
+                    Island(job, i).evolve(epoch, epoch - 1)
+                except Killed:
+                    ended += 1
+            again = Island(job, i)
+            assert np.array_equal(np.frombuffer(again.evolve(epoch, epoch - 1)), expected[epoch][i][1])
+            assert again._pop.buffer.tobytes() == expected[epoch][i][0]
+    assert ended == COUNT * {"load": 2, "metadata_of": 2, "ga.step": 2, "shutil.rmtree": 1, "os.unlink": 1}.get(step, 3)
+    left = sorted(os.listdir(tmp_path / "island-0"))
+    assert left == ["best-1.safetensors", "best-2.safetensors", "epoch-1", "epoch-2"]
+
+
+@pytest.mark.parametrize(("route", "count"), [("ring", 2), ("random", 3)])
+def test_islands_on_a_cluster_are_those_of_one_process_whoever_dies(cluster, tmp_path, route, count):
+    run = dict(seed=7, count=count, every=EVERY, migrants=MIGRANTS, epochs=EPOCHS, run=tmp_path / "run", **OPERATORS)
+    run |= {"make": partial(jobs.island_that_dies, str(tmp_path)), "options": {"num_cpus": 0.5}, "route": route}
+    expected = oracle(a_job(tmp_path, route, count))
     first = fs.scale.ray.islands(**run)
     epochs = [next(first), next(first)]
     first.close()  # and another driver goes on
@@ -115,6 +152,45 @@ def test_islands_on_a_cluster_are_those_of_one_process_whoever_dies(cluster, tmp
     assert list(fs.scale.ray.islands(**run)) == []
     with pytest.raises(ValueError, match="expected the settings of the run .*, got others: every: 2 in the run, 5 in"):
         next(fs.scale.ray.islands(**run | {"every": 5}))
+
+
+@pytest.mark.long
+def test_an_island_that_always_dies_is_named(cluster, tmp_path):
+    run = dict(seed=7, count=2, every=1, migrants=1, run=tmp_path, options={"num_cpus": 0.5}, **OPERATORS)
+    with pytest.raises(RuntimeError, match=r"got island \d, which died 3 times in epoch 0; fix: see what it printed"):
+        next(fs.scale.ray.islands(jobs.island_that_always_dies, **run))
+
+
+def test_what_an_island_raises_arrives_with_its_traceback_and_the_run_goes_on_from_its_folder(cluster, tmp_path):
+    run = dict(seed=7, count=2, every=EVERY, migrants=MIGRANTS, epochs=EPOCHS, run=tmp_path / "run", **OPERATORS)
+    run |= {"make": partial(jobs.island_that_raises_once, str(tmp_path)), "options": {"num_cpus": 0.5}}
+    epochs = []
+    with pytest.raises(LookupError, match="not generation 3") as caught:
+        epochs += fs.scale.ray.islands(**run)  # the epochs before are in the folder
+    assert 'raise LookupError("not generation 3")' in "".join(traceback.format_exception(caught.value))
+    begun = len([*run_entries(tmp_path / "run")])
+    epochs = list(fs.scale.ray.islands(**run))
+    assert [epoch.number for epoch in epochs] == [*range(begun, EPOCHS)]
+    for epoch in epochs:
+        there = oracle(a_job(tmp_path, count=2))[epoch.number]
+        assert np.array_equal(epoch.fitness, [fitness for _, fitness in there])
+
+
+def test_islands_of_another_size_or_layout_are_refused_by_name(cluster, tmp_path):
+    run = dict(seed=7, count=2, every=1, migrants=1, options={"num_cpus": 0.5}, **OPERATORS)
+    with pytest.raises(ValueError, match=r"expected islands of equal size, got \[8, 10\] members; fix: make them so"):
+        next(fs.scale.ray.islands(partial(jobs.uneven_island, 2, 0), run=tmp_path / "sizes", **run))
+    with pytest.raises(fs.StructureError, match=r"'b': expected float32\[1,3\], got float32\[1,4\]; fix"):
+        list(fs.scale.ray.islands(partial(jobs.uneven_island, 0, 1), run=tmp_path / "layouts", epochs=2, **run))
+
+
+def test_two_drivers_do_not_go_on_with_the_same_islands(cluster, tmp_path):
+    run = dict(seed=7, count=2, every=1, migrants=1, run=tmp_path, options={"num_cpus": 0.5}, **OPERATORS)
+    first = fs.scale.ray.islands(jobs.island, **run)
+    next(first)
+    with pytest.raises(BlockingIOError, match="expected a run that nobody goes on with, got .*, which is in use; fix"):
+        next(fs.scale.ray.islands(jobs.island, **run))
+    first.close()
 
 
 @pytest.mark.parametrize(
@@ -138,6 +214,13 @@ def test_fewer_travel_than_there_are(tmp_path):
     job = _Job(jobs.island, (7,), 2, 1, 8, "ring", str(tmp_path), OPERATORS)
     with pytest.raises(ValueError, match="expected more members than migrants, 8, got 8; fix: pass fewer migrants="):
         Island(job, 0).evolve(0, 0)
+
+
+def test_a_run_of_another_kind_has_no_islands(tmp_path):
+    pop, evaluate = jobs.island(0)
+    next(ga.evolve(pop, evaluate, seed=0, mutate=None, run=tmp_path))
+    with pytest.raises(ValueError, match="expected the fitness of islands in entry 0 of the .*; fix: name a run"):
+        fs.scale.ray.champion(tmp_path)
 
 
 def test_a_run_without_an_epoch_has_no_champion(tmp_path):

@@ -1,5 +1,8 @@
 """ES on a cluster of Ray: the bits of one process, whoever dies, joins, or is late."""
 
+import contextlib
+import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +25,16 @@ def in_one_process(centre=None, optimiser=None, **changes):
     centre = jobs.centre() if centre is None else centre
     moves = list(es.evolve(centre, jobs.scores, optimiser=optimiser and optimiser(centre), **RUN | changes))
     return centre, moves
+
+
+@contextlib.contextmanager
+def interrupted_by(number):
+    """A signal comes as Ctrl-C does."""
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def agree(run, moves, oracle):
@@ -49,20 +62,59 @@ def test_a_worker_killed_in_an_evaluation_is_replaced_and_its_members_go_to_othe
     assert run.counts.deaths == 2 and run.counts.lost == 4
 
 
-@pytest.mark.parametrize("function", ["replay", "restore"])
-def test_a_worker_killed_in_a_move_or_as_it_joins_is_replaced(cluster, tmp_path, function, monkeypatch):
+@pytest.mark.parametrize(("method", "seconds"), [("follow", 0.004), ("restore", 0.0004)])
+def test_a_worker_killed_in_a_move_or_as_it_joins_is_replaced(cluster, tmp_path, method, seconds, monkeypatch):
     monkeypatch.setattr("flatstore.scale.pool.KEPT", 1)  # so that a joiner needs a snapshot
-    run = fs.scale.ray.evolve(partial(jobs.killed_in, function, str(tmp_path)), workers=1, **RUN)
+    make = partial(jobs.killed_in, method, seconds, str(tmp_path), os.getpid())
+    run = fs.scale.ray.evolve(make, workers=1, **RUN)
     agree(run, list(run), in_one_process(jobs.large_centre()))
-    assert (tmp_path / f"killed in {function}").exists()
+    assert (tmp_path / f"killed in {method}").exists()
     assert run.counts.deaths == 2
 
 
-def test_a_worker_with_another_bit_is_stopped_and_named_and_what_it_evaluated_does_not_count(cluster, tmp_path):
-    run = fs.scale.ray.evolve(partial(jobs.flipped, str(tmp_path)), workers=1, **RUN)
-    with pytest.warns(RuntimeWarning, match=r"stopped worker 1 \(pid \d+ on .*\): .* in generation 2") as seen:
-        agree(run, list(run), in_one_process())
-    assert len(seen) == len(run.counts.stopped) == 1 and run.counts.lost == 1
+@pytest.mark.parametrize(
+    ("path", "verify", "found"),
+    [
+        pytest.param("b", 1, 2, id="by-its-digest"),
+        pytest.param("b", 100, 3, id="by-its-next-move"),
+        pytest.param("frozen", 100, 5, id="after-the-last-move"),
+    ],
+)
+def test_a_worker_with_another_bit_is_stopped_and_named(cluster, tmp_path, path, verify, found):
+    run = fs.scale.ray.evolve(partial(jobs.flipped, str(tmp_path), path), workers=1, verify=verify, **RUN)
+    warning = rf"stopped worker 1 \(pid \d+ on .*\): .* in generation {found}"
+    with pytest.warns(RuntimeWarning, match=warning) as seen:
+        moves = list(run)
+    assert len(seen) == len(run.counts.stopped) == 1
+    if verify == 1:  # what it evaluated does not count
+        agree(run, moves, in_one_process())
+        assert run.counts.lost == 1
+
+
+def test_a_driver_that_is_interrupted_goes_on_from_its_folder_which_two_do_not_use_at_once(cluster, tmp_path):
+    make = partial(jobs.made_with, partial(jobs.slowly, str(tmp_path)))
+    settings = RUN | {"run": tmp_path / "run", "generations": None}
+    run = fs.scale.ray.evolve(make, workers=1, **settings)
+    moves = [next(run)]
+    with pytest.raises(BlockingIOError, match="expected a run that nobody goes on with, got .*, which is in use; fix"):
+        fs.scale.ray.evolve(make, workers=1, **settings)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        with interrupted_by(signal.SIGALRM):
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            for move in run:
+                moves.append(move)
+    assert "goes on" in caught.value.__notes__[-1]
+    again = list(fs.scale.ray.evolve(make, workers=1, **settings | {"generations": len(moves) + 2}))
+    moves[again[0].number :] = again
+    _, expected = in_one_process(generations=len(moves))
+    assert [move.entry for move in moves] == [move.entry for move in expected]
+
+
+def test_what_make_raises_in_a_worker_arrives_with_its_traceback(cluster):
+    run = fs.scale.ray.evolve(partial(jobs.raises_elsewhere, os.getpid()), workers=1, **RUN)
+    with pytest.raises(FileNotFoundError, match="no data on this node") as caught:
+        next(run)
+    assert isinstance(caught.value.__cause__, WorkerError) and "raises_elsewhere" in str(caught.value.__cause__)
 
 
 def test_a_driver_that_is_killed_goes_on_from_its_folder_in_another_process(cluster, tmp_path):
@@ -99,6 +151,20 @@ def test_a_member_that_always_kills_its_worker_is_named(cluster):
     run = fs.scale.ray.evolve(partial(jobs.made_with, jobs.dies), workers=1, **RUN)
     with pytest.raises(RuntimeError, match="got 3 that died of member 0 of generation 0; fix"):
         next(run)
+
+
+@pytest.mark.long
+def test_workers_that_cannot_import_the_job_are_an_error_that_says_so(cluster, tmp_path, monkeypatch):
+    (tmp_path / "job_of_this_process.py").write_text(
+        "from tests.scale.jobs import centre, score as evaluate\n\n\ndef make():\n    return centre(), evaluate\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    make = importlib.import_module("job_of_this_process").make
+    with pytest.raises(
+        RuntimeError, match="got 3 that died as they start; fix: see the cause: what make needs"
+    ) as seen:
+        next(fs.scale.ray.evolve(make, workers=1, **RUN))
+    assert "No module named 'job_of_this_process'" in str(seen.value.__cause__)
 
 
 @pytest.mark.long
@@ -146,13 +212,15 @@ def test_two_runs_share_a_cluster(cluster):
     agree(other, [move for _, move in moves], in_one_process(seed=4))
 
 
-def test_nodes_join_and_leave(cluster):
-    run = fs.scale.ray.evolve(
-        partial(jobs.made_with, jobs.slowly), options={"num_cpus": 2}, **RUN | {"generations": None}
-    )
-    moves, node = [next(run)], cluster.add(2)
-    while run.counts.workers < 3:
+def test_nodes_join_and_leave_and_late_joiners_begin_with_a_snapshot(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr("flatstore.scale.pool.KEPT", 2)
+    make = partial(jobs.made_with, partial(jobs.slowly, str(tmp_path)))
+    run = fs.scale.ray.evolve(make, options={"num_cpus": 2}, **RUN | {"generations": None})
+    moves = [next(run) for _ in range(4)]
+    node = cluster.add(2)
+    while len(list(tmp_path.glob("evaluated by *"))) < 3:
         moves.append(next(run))
+    assert run.counts.workers == 3
     cluster.kill(node)
     while not run.counts.deaths:
         moves.append(next(run))

@@ -8,7 +8,7 @@ import pytest
 
 import flatstore as fs
 from flatstore import es
-from flatstore.scale.replica import Job, Replica, called, told
+from flatstore.scale.replica import Job, Replica, made, told
 from tests.scale import jobs
 
 NOISE = fs.Normal(0.25)
@@ -97,18 +97,22 @@ def test_what_an_evaluation_raises_names_the_member_and_what_does_not_pickle_is_
 
 
 def test_a_name_stands_for_a_function():
-    assert isinstance(called("tests.scale.jobs:make")[0], fs.Store)
+    assert made("tests.scale.jobs:make", fs.Store)[1] is jobs.score
     for name in ("tests.scale.jobs", ":make", "tests.scale.jobs:", ""):
         with pytest.raises(ValueError, match=f"expected make as 'module:function', got '{name}'; fix: 'my_job:make'"):
-            called(name)
+            made(name, fs.Store)
     with pytest.raises(AttributeError):
-        called("tests.scale.jobs:nothing")
+        made("tests.scale.jobs:nothing", fs.Store)
+    with pytest.raises(TypeError, match="expected a function as make, or its name, got 3; fix: pass one, or 'my_job:"):
+        made(3, fs.Store)
+    with pytest.raises(TypeError, match="expected a Population and a function from make, got Store, function; fix: re"):
+        made(jobs.make, fs.Population)
 
 
 @pytest.mark.parametrize(
     ("make", "optimiser", "message"),
     [
-        (jobs.centre, None, r"expected a Store and a function from make\(\), got Store; fix: return centre, evaluate"),
+        (jobs.centre, None, "expected a Store and a function from make, got Store; fix: return both"),
         (lambda: (jobs.model(), jobs.score), None, r"expected a Store and .* got dict, function; fix"),
         (jobs.make, lambda centre: object(), "expected es.Adam, es.Momentum or None as optimiser, got .*; fix: pass"),
     ],
@@ -121,6 +125,7 @@ def test_what_make_and_the_optimiser_are_is_checked(make, optimiser, message):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        ({"options": {"num_cpus": 0}}, ValueError, "expected num_cpus > 0, by which .*, got 0; fix: pass workers="),
         ({"workers": 0}, ValueError, "expected workers >= 1, got 0; fix: leave workers= out"),
         ({"batch": 1.5}, ValueError, "expected batch >= 1, got 1.5; fix"),
         ({"verify": 0}, ValueError, "expected verify >= 1, got 0; fix"),
