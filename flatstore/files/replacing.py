@@ -80,12 +80,17 @@ class replacing:
     If the block fails, or is interrupted, the old file stays. The new one has its mode and its owner; without an old
     file, those of any new file. A link at `path` stays, and the file that it leads to is replaced.
 
-    Raises `FileNotFoundError` for a folder that does not exist, `ValueError` where something lies that is no file, and
-    `OSError` for whatever the disk refuses.
+    If it is to be the `first` file there, one that others have made meanwhile stays, where the file system has links.
+
+    Raises `FileNotFoundError` for a folder that does not exist, `ValueError` where something lies that is no file,
+    `FileExistsError` for a second file, and `OSError` for whatever the disk refuses.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, first: bool = False) -> None:
+        self._first = first
         self._target, self._old = _target(path)
+        if first and self._old is not None:
+            raise _not_first(os.fspath(path))
         self._folder = os.path.dirname(self._target)
         self._names: list[str] = []
         self._number: int | None = None
@@ -117,13 +122,16 @@ class replacing:
                     if self._old is not None:
                         _like_the_old(number, self._old)
                     os.fsync(number)
-                    os.replace(self._names[0], self._target)
+                    if not (self._first and _is_linked(self._names[0], self._target)):
+                        os.replace(self._names[0], self._target)
                     is_renamed = True
             finally:
                 if self._number is not None:
                     release(self._number)
             if is_renamed:
                 forget(self._target)
+                if self._first:
+                    self._unlink()
                 flush_folder(self._folder)
         except BaseException as failed:
             if is_renamed:
@@ -131,9 +139,12 @@ class replacing:
             raise
         finally:
             if not is_renamed:
-                for name in self._names:
-                    with contextlib.suppress(FileNotFoundError):  # not there yet, or renamed right before an error
-                        os.unlink(name)
+                self._unlink()
+
+    def _unlink(self) -> None:
+        for name in self._names:
+            with contextlib.suppress(FileNotFoundError):  # not there yet, or renamed
+                os.unlink(name)
 
     def _leave_to_parent(self, error: BaseException | None) -> None:
         """Close the file in a child that a signal handler has forked: what is being written is its parent's."""
@@ -159,6 +170,22 @@ def _target(path: str | os.PathLike[str]) -> tuple[str, os.stat_result | None]:
     if not stat.S_ISREG(old.st_mode):
         raise ValueError(f"expected a file, or nothing yet, got a device or a pipe at {given!r}; fix: name a file")
     return target, old
+
+
+def _not_first(path: str) -> FileExistsError:
+    return FileExistsError(f"expected no file yet, got one at {path!r}; fix: Population.open(path), or remove the file")
+
+
+def _is_linked(name: str, target: str) -> bool:
+    """Give a file a second name, unless there is a file of that name, and return whether the file system can do so."""
+    try:
+        os.link(name, target)
+    except FileExistsError:
+        raise _not_first(target) from None
+    except OSError as error:
+        raise_unless_of_system(error)
+        return False
+    return True
 
 
 def _begun(folder: str, mode: int, names: list[str]) -> int:

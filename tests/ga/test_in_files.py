@@ -466,6 +466,31 @@ def test_create_takes_room_and_refuses_what_is_there(path):
         fs.Population.open(path)
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_two_that_create_a_population_at_once_the_second_is_refused(path, monkeypatch, has_links):
+    flush, made = os.fsync, []
+
+    def meanwhile(number):
+        if not made:
+            made.append(None)
+            made[0] = fs.Population.create(path, LAYOUT, SIZE)
+            ga.step(made[0], fitness(0), seed=(7, 0), mutate=fs.Normal(1))
+        flush(number)
+
+    def no_link(*names):
+        raise OSError(errno.EPERM, "no links")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_link)
+        assert not fs.Population.create(path, LAYOUT, SIZE)["w"].any()
+    else:
+        monkeypatch.setattr(os, "fsync", meanwhile)
+        with pytest.raises(FileExistsError, match="expected no file yet, got one at .*; fix: "):
+            fs.Population.create(path, LAYOUT, SIZE)
+        assert ga.seed_of(path) == (7, 0) and bytes_of(fs.Population.open(path)) == bytes_of(made[0])
+    assert {x.name for x in path.parent.iterdir()} <= {path.name, log_at(path).name}
+
+
 def test_a_generation_that_was_killed_after_its_last_gene_is_over_on_the_next_open(path):
     pop = fs.Population.create(path, LAYOUT, SIZE)
     ga.step(pop, fitness(0), seed=7, mutate=fs.Normal(0.1))
