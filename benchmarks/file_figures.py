@@ -8,7 +8,8 @@
 How it is measured stands in `report.py`. The peers are what the system does by itself (`write` and `fsync` of all bytes
 at once; `readinto` of a new array), and `save_file` and `load_file` of safetensors' NumPy interface. All read from the
 cache of the system: what a disk takes to read is the disk's. The file that `readinto` reads is flatstore's, and, beside
-it, one that was written at once. `save_file` does not flush: a second line adds an `fsync` to it.
+it, one that was written at once. `load` reads in threads, `readinto` in one. `save_file` does not flush: a second line
+adds an `fsync` to it.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
 
 from flatstore import es as es
 from flatstore import ga as ga
+from flatstore import scale as scale
 from flatstore.evaluation import Workers as Workers
 from flatstore.files import load as load
 from flatstore.files import open as open

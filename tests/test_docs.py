@@ -11,6 +11,7 @@ PAGES = [
     "README.md",
     "docs/coming-from.md",
     "docs/destructure.md",
+    "docs/devices.md",
     "docs/evolving.md",
     "docs/libraries.md",
     "docs/model-surgery.md",

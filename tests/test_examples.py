@@ -81,6 +81,27 @@ def test_an_engine_evolves_where_its_parameters_are_and_agrees_with_the_trainer_
     assert "refused, since a captured graph would not have seen it: 1 leaf elsewhere" in text
 
 
+@pytest.mark.parametrize(
+    ("sharded", "counts"),
+    [
+        (False, (1, 2)),
+        (True, (2,)),
+        pytest.param(False, (1, 3), marks=pytest.mark.long),
+        pytest.param(True, (1, 3), marks=pytest.mark.long),
+    ],
+)
+def test_processes_of_jax_agree_on_every_bit_with_the_host(sharded, counts):
+    digests = set()
+    for processes in counts:
+        text = shown("jax_processes", "--processes", str(processes), *["--sharded"] * sharded)
+        found = re.findall(r"fitness (\S+) to (\S+), centre (\w+), as replayed on the host: True", text)
+        assert len(found) == processes and len(set(found)) == 1, text
+        first, last, digest = found[0]
+        assert float(last) > 0.5 * float(first)
+        digests.add(digest)
+    assert sharded or len(digests) == 1  # in shards the sums over rows, and so fitness, are rounded in another order
+
+
 def test_every_example_is_run_here():
-    names = {"cma_es", "engine", "evosax_snes", "nsga2", "lexicase", "mezo_transformers", "sbx"}
+    names = {"cma_es", "engine", "evosax_snes", "jax_processes", "nsga2", "lexicase", "mezo_transformers", "sbx"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == names

@@ -14,30 +14,20 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
-
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch and JAX share the card
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import speeds
 import torch
+from measure import CARD, JAX, NOISE, SMALL, TORCH, Line, differing, roof, size_of
 
 import flatstore as fs
 from flatstore import es, ga
-from flatstore.store import OnTorch
-from flatstore.store.torch_store import as_array
+from flatstore.store import OnTorch, TorchPopulation
 
-Line = tuple[str, bool | None, str]
-"""The name of a check, whether it holds (None for a figure without a target), and what was seen."""
-
-SMALL = "--small" in sys.argv
-CARD = torch.cuda.is_available()
-TORCH, JAX = ("cuda" if CARD else "cpu"), jax.devices()[0]
-NOISE = fs.Normal(0.02)
 WAYS = {
     "noise": {"mutate": fs.Normal(0.1)},
     "points, clipped": {
@@ -52,43 +42,6 @@ WAYS = {
     },
     "exchange, new": {"mutate": ga.Reset(-1, 1, 0.01), "crossover": ga.Exchange(), "elite": 3},
 }
-
-
-def size_of(large: int, small: int) -> int:
-    """A number of parameters, for a card or for a machine without."""
-    return small if SMALL else large
-
-
-def median(work: Callable[[], object], times: int = 10) -> float:
-    """Seconds that something takes on the device, its end included."""
-    taken: list[float] = []
-    for _ in range(1 if SMALL else times + 2):
-        wait()
-        start = time.perf_counter()
-        work()
-        wait()
-        taken.append(time.perf_counter() - start)
-    return sorted(taken[-times:])[len(taken[-times:]) // 2]
-
-
-def wait() -> None:
-    """Wait for all that the device was asked to do."""
-    if CARD:
-        torch.cuda.synchronize()
-        jax.block_until_ready(jnp.zeros(()) + 0)
-
-
-def differing(a: Any, b: Any) -> int:
-    """How many numbers are not the same to the bit."""
-    a, b = (np.ascontiguousarray(as_array(x.cpu()) if isinstance(x, torch.Tensor) else np.asarray(x)) for x in (a, b))
-    return int((a.reshape(-1).view(f"u{a.itemsize}") != b.reshape(-1).view(f"u{b.itemsize}")).sum())
-
-
-@cache
-def roof() -> float:
-    """Bytes a second that the card reads and writes in place."""
-    x = torch.ones(size_of(1 << 28, 1 << 20), device=TORCH)
-    return 2 * x.nbytes / median(lambda: x.mul_(1.0))
 
 
 def check_roof() -> Iterator[Line]:
@@ -190,145 +143,6 @@ def check_generations() -> Iterator[Line]:
             yield f"a generation, {name}, {kind}", wrong == 0, f"{wrong} genes differ from the host's"
 
 
-def check_temporaries() -> Iterator[Line]:
-    """What verbs allocate beside the model."""
-    if not CARD:
-        yield "temporaries", None, "not without a card"
-        return
-    n = 1 << 28
-    for dtype in (torch.float32, torch.bfloat16):
-        name = str(dtype).removeprefix("torch.")
-        store = fs.Store.from_tree({"w": np.zeros(n, name)}, device=TORCH)
-        for verb, work in verbs(store).items():
-            work()
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            work()
-            torch.cuda.synchronize()
-            extra = torch.cuda.max_memory_allocated() - before
-            most = store.buffer.nbytes // 8 if "log" in verb else 32 << 20
-            yield (
-                f"temporaries of {verb}, {name}",
-                extra <= most,
-                f"{extra / 2**20:.1f} MiB of {store.buffer.nbytes >> 20}",
-            )
-
-
-def verbs(store: Any) -> dict[str, Callable[[], object]]:
-    """What is timed, of a store of one dtype."""
-    es.snap(store, NOISE)
-    if store["w"].element_size() == 2:
-
-        def there_and_back() -> None:
-            es.perturb(store, NOISE, 1, sign=-1, undo=es.perturb(store, NOISE, 1))
-
-        return {
-            "perturb, exact=False": lambda: es.perturb(store, NOISE, 1, exact=False),
-            "perturb and back, by a log": there_and_back,
-            "update of 64": lambda: es.update(store, NOISE, fs.seeds(1, 64), np.linspace(-1e-4, 1e-4, 64)),
-        }
-    sign = iter([1, -1] * 1000)
-    return {
-        "perturb": lambda: es.perturb(store, NOISE, 1, sign=next(sign)),
-        "update of 64": lambda: es.update(store, NOISE, fs.seeds(1, 64), np.linspace(-1e-4, 1e-4, 64)),
-    }
-
-
-def check_speed() -> Iterator[Line]:
-    """Perturb, sample and update beside the roof and the peers."""
-    n = size_of(10**9, 3000)
-    for name in ("float32", "bfloat16"):
-        store = fs.Store.from_tree({"w": np.zeros(n, name)}, device=TORCH)
-        nbytes = 2 * store.buffer.nbytes
-        for verb, work in verbs(store).items():
-            taken = median(work, 4)
-            if "update" in verb:
-                per = taken * 1e9 / n
-                yield f"{verb}, {name}, torch", per <= 0.2, f"{per * 1e3:.0f} ms for 1e9 parameters"
-                continue
-            rate = nbytes * (2 if "back" in verb else 1) / taken
-            yield (
-                f"{verb}, {name}, torch",
-                rate >= 0.7 * roof(),
-                f"{rate / 1e12:.2f} TB/s, {rate / roof():.2f} of the roof",
-            )
-        if name == "float32" and not SMALL:
-            out = store.copy()
-            rate = nbytes / median(lambda store=store, out=out: es.sample(out, store, NOISE, [1]), 4)
-            yield (
-                f"sample, {name}, torch",
-                rate >= 0.7 * roof(),
-                f"{rate / 1e12:.2f} TB/s, {rate / roof():.2f} of the roof",
-            )
-            del out
-        x, z = store["w"], torch.empty_like(store["w"])
-        rate = nbytes / median(lambda x=x, z=z: x.add_(z.normal_(), alpha=0.02), 4)
-        yield f"torch normal_ + add_, {name}", None, f"{rate / 1e12:.2f} TB/s, and a second model"
-        del store, x, z
-    yield from speed_in_jax(n)
-
-
-def of_roof(rate: float) -> str:
-    """A rate in words."""
-    return f"{rate / 1e12:.2f} TB/s, {rate / roof():.2f} of the roof"
-
-
-def speed_in_jax(n: int) -> Iterator[Line]:
-    """The jax kind, beside JAX's own noise."""
-    store, sign = fs.Store.from_tree({"w": np.zeros(n, "f4")}, device=JAX), iter([1, -1] * 1000)
-    es.snap(store, NOISE)
-    rate = 8 * n / median(lambda: es.perturb(store, NOISE, 1, sign=next(sign)), 4)
-    yield "perturb, float32, jax", None, of_roof(rate)
-    weights = np.linspace(-1e-4, 1e-4, 64)
-    taken = median(lambda: es.update(store, NOISE, fs.seeds(1, 64), weights), 2) * 1e9 / n
-    yield "update of 64, float32, jax", None, f"{taken * 1e3:.0f} ms for 1e9 parameters"
-    store = None
-    added = jax.jit(lambda x, key: x + 0.02 * jax.random.normal(key, x.shape), donate_argnums=0)
-    state = [jnp.zeros(n)]
-
-    def peer() -> None:
-        state[0] = jax.block_until_ready(added(state[0], jax.random.key(1)))
-
-    yield "jax.random.normal, donated", None, of_roof(8 * n / median(peer, 4))
-
-
-def check_speed_of_generations() -> Iterator[Line]:
-    """`ga.step` beside evosax, where that is installed."""
-    members, genes = size_of(512, 6), size_of(500_000, 300)
-    fitness = np.random.default_rng(0).normal(size=members)
-    taken: dict[str, float] = {}
-    for kind, device in (("torch", TORCH), ("jax", JAX)):
-        pop = fs.Population.from_tree({"w": np.zeros(genes, "f4")}, members, device=device)
-        taken[kind] = median(lambda pop=pop: ga.step(pop, fitness, seed=1, mutate=fs.Normal(0.1)), 5)
-        yield (
-            f"ga.step, {kind}",
-            None,
-            f"{taken[kind] * 1e3:.1f} ms, {members * genes / taken[kind] / 1e9:.1f} G genes/s",
-        )
-        del pop
-    try:
-        from evosax.algorithms import SimpleGA
-    except ImportError:
-        yield "evosax", None, "not installed"
-        return
-    algorithm = SimpleGA(population_size=members, solution=jnp.zeros(genes))
-    settings, key = algorithm.default_params, jax.random.key(0)
-    state = algorithm.init(key, jnp.zeros((members, genes)), jnp.zeros(members), settings)
-
-    def generation() -> None:
-        population, after = algorithm.ask(key, state, settings)
-        jax.block_until_ready(algorithm.tell(key, population, jnp.asarray(fitness), after, settings))
-
-    peer = median(generation, 3)
-    best = min(taken.values())
-    yield (
-        "ga.step / evosax's ask and tell",
-        peer >= 50 * best,
-        f"{peer / best:.1f} x as fast, {peer * 1e3:.0f} ms there",
-    )
-
-
 def check_graph() -> Iterator[Line]:
     """A captured graph sees what a verb writes where its pointers lead."""
     if not CARD:
@@ -353,7 +167,9 @@ def check_graph() -> Iterator[Line]:
 
 
 CHECKS: dict[str, Callable[[], Iterator[Line]]] = {
-    name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")
+    name.removeprefix("check_"): check
+    for name, check in (globals() | vars(speeds)).items()
+    if name.startswith("check_")
 }
 
 
@@ -369,7 +185,7 @@ def main() -> None:
         sys.exit("expected a card that torch can use, got none; fix: --small, with TRITON_INTERPRET=1")
     if not CARD:
         OnTorch.moves = OnTorch.moves_on_card  # host memory stands for that of a card
-        OnTorch.breeding = OnTorch.breeding_on_card
+        TorchPopulation.breeding = TorchPopulation.breeding_on_card
     missed = 0
     for name in chosen:
         for what, holds, seen in CHECKS[name]():

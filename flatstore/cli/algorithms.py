@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import socket
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,9 +13,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from flatstore import es, ga
+from flatstore import es, ga, scale
 from flatstore.cli.network import Program
 from flatstore.cli.task import Settings, Task
+from flatstore.extras import require
 from flatstore.noise import Normal, Rademacher, seeds
 from flatstore.store import Population, Store
 
@@ -56,40 +59,68 @@ class Strategy(Protocol):
         """The network found so far."""
         ...
 
+    @property
+    def status(self) -> str:
+        """What has become of the workers of a cluster, in words; nothing without one."""
+        ...
+
 
 class EvolutionStrategy:
-    """OpenAI-ES: antithetic pairs around a centre, centred ranks, Adam at a rate that fades."""
+    """OpenAI-ES: antithetic pairs around a centre, centred ranks, Adam at a rate that fades.
+
+    On a cluster of Ray every worker has the centre, and there is no population.
+    """
+
+    _counts: scale.ray.Counts | None = None
 
     def __init__(self, task: Task, settings: Settings, *, sigma: float, rate: float) -> None:
         """Draw the first centre."""
         self.task, self.settings, self.sigma, self.rate = task, settings, sigma, rate
-        self.evolved = new_population(task, settings)
         self.centre = new_network(task, settings)
-        self.state_bytes = 4 * task.layout.nbytes
+        if isinstance(settings.workers, str):
+            connect(settings.workers)
+        self.evolved = self.centre if settings.on_ray else new_population(task, settings)
+        self.state_bytes = (3 if settings.on_ray else 4) * task.layout.nbytes
 
     def run(self, folder: Path) -> Iterator[Record]:
         """Sample around the centre, evaluate, and move the centre up."""
-        return es.evolve(
-            self.centre,
-            **evaluation(self.task, self.settings),
-            seed=self.settings.seed,
+        settings, members = self.settings, self.evolved
+        run: dict[str, Any] = dict(
+            seed=settings.seed,
             noise=Rademacher(self.sigma),
-            members=self.evolved,
-            rate=lambda number: self.rate * fading(number, self.settings),
-            optimiser=es.Adam(self.centre),
-            generations=self.settings.generations,
+            rate=self._rate,
+            generations=settings.generations,
             run=folder,
         )
+        if isinstance(members, Population):
+            evaluated = evaluation(self.task, settings)
+            return es.evolve(self.centre, **evaluated, members=members, optimiser=es.Adam(self.centre), **run)
+        make = partial(made_in_worker, type(self.task), settings)
+        moves = scale.ray.evolve(make, members=settings.population, optimiser=es.Adam, **run)
+        self.centre = self.evolved = moves.centre
+        self._counts = moves.counts
+        return moves
+
+    def _rate(self, number: int) -> float:
+        return self.rate * fading(number, self.settings)
 
     def champion(self) -> Store:
         """The centre."""
         return self.centre
 
+    @property
+    def status(self) -> str:
+        """How many workers there are, members that wait, and results that were lost or late."""
+        now = self._counts
+        if now is None:
+            return ""
+        return f"  {now.workers} workers, {now.waiting} waiting, {now.lost} lost, {now.late} late"
+
 
 class Mezo:
     """MeZO: one network, perturbed in place to both sides, at a rate that fades."""
 
-    state_bytes = 0
+    state_bytes, status = 0, ""
 
     def __init__(self, task: Task, settings: Settings, *, sigma: float, rate: float) -> None:
         """Draw the first network."""
@@ -112,6 +143,32 @@ class Mezo:
     def champion(self) -> Store:
         """The network."""
         return self.evolved
+
+
+def connect(workers: str) -> None:
+    """Join the cluster that `ray:address` names; start one on this machine, if it is `ray` alone.
+
+    Raises `ConnectionError` if nobody answers there: Ray would go on trying for many minutes.
+    """
+    ray, address = require("ray", "ray"), workers.partition(":")[2]
+    if address not in ("", "auto"):
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except (OSError, ValueError) as error:
+            raise ConnectionError(
+                f"expected a cluster of Ray at {address!r}, got {error}; fix: --workers ray:HOST:PORT, as `ray start` "
+                "says, or --workers ray for one on this machine"
+            ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of JAX, as Ray forks to start its processes
+        ray.init(address or None, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+
+
+def made_in_worker(task_type: type[Task], settings: Settings) -> tuple[Store, Any]:
+    """The first centre, and what evaluates a member around it, in any process."""
+    task = task_type(settings)
+    return new_network(task, settings), task.evaluate_one
 
 
 def new_population(task: Task, settings: Settings) -> Population:
@@ -147,7 +204,7 @@ def stacked(params: Any) -> Any:
 class GeneticAlgorithm:
     """Truncation selection, uniform crossover, a mutation that fades, one elite."""
 
-    state_bytes = 0
+    state_bytes, status = 0, ""
 
     def __init__(self, task: Task, settings: Settings, *, share: float, sigma: float, last_sigma: float) -> None:
         """Draw the first population."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -38,7 +39,7 @@ class Digits(Task):
         self.train_x, self.test_x = (np.ascontiguousarray(((x - mean) / 6).T, np.float32) for x in (train_x, test_x))
         self.train_y, self.test_y = train_y.astype(np.int32), test_y.astype(np.int32)
         self._fitness, self._on_all = Program(fitness), Program(fitness_on_all)
-        self._train, self._test = Program(accuracy), Program(accuracy)
+        self._train, self._test, self._one = Program(accuracy), Program(accuracy), Program(log_likelihood)
 
     def batch(self, generation: int) -> tuple[Array, Array]:
         """Some training images, each moved a little and with noise: the same for the same seed and generation."""
@@ -51,6 +52,15 @@ class Digits(Task):
     def evaluate(self, stacked: Any, generation: int) -> Array:
         """The mean log-probability that each member gives the labels of the generation's batch."""
         return np.asarray(self._fitness(stacked, *self.batch(generation)))
+
+    @property
+    def evaluate_one(self) -> Callable[[Store, int], float]:
+        """The same for one member, in a process that has the data."""
+        return self._fitness_of_one
+
+    def _fitness_of_one(self, member: Store, generation: int) -> float:
+        with member.lend() as params:
+            return float(self._one(params, *self.batch(generation)))
 
     def choose(self, pop: Population) -> int:
         """The member that explains all training images best."""

@@ -62,13 +62,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("generations", "generations"),
         ("hidden", "units of the hidden layer"),
         ("seed", "seed"),
-        ("workers", "processes that evaluate the members of --task cartpole, one by one, where they lie"),
     ):
         defaults = "; ".join(
             f"{task} " + ", ".join(f"{algo}: {getattr(settings, name)}" for algo, (_, settings) in algorithms.items())
             for task, algorithms in _DEFAULTS.items()
         )
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{what} (default {defaults})")
+    parser.add_argument(
+        "--workers",
+        type=_workers,
+        metavar="N|ray[:ADDRESS]",
+        help="processes that evaluate the members of --task cartpole, one by one, where they lie; or, with --algo es, "
+        "the cluster of Ray at an address, or one on this machine (default none)",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -110,7 +116,10 @@ def run(arguments: argparse.Namespace) -> int:
         with progress(settings.generations) as display:
             display.note(f"loading {task_type.TITLE}, compiling")
             task = task_type(settings)
-            strategy = strategy_type(task, settings)
+            try:
+                strategy = strategy_type(task, settings)
+            except ConnectionError as error:
+                return _fail(str(error))
             if not arguments.resume:
                 (arguments.out / _POINTS).unlink(missing_ok=True)
                 remember(arguments.out, task_name, algo, settings)
@@ -133,7 +142,8 @@ def run(arguments: argparse.Namespace) -> int:
                     measures = task.measure(strategy.champion(), number)
                     curve.add(number, record.mean, measures)
                     state = "".join(f"  {name} {value:5.1f}{task.UNIT}" for name, value in measures.items())
-                display.advance(number, f"fitness {record.mean:7.3f}{state}")
+                display.advance(number, f"fitness {record.mean:7.3f}{state}{strategy.status}")
+            next(records, None)  # the run is over: workers say which bits they have, and end
             champion = strategy.champion()
             result, value = task.report(champion)
     except KeyboardInterrupt:
@@ -155,6 +165,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _workers(text: str) -> int | str:
+    if text.partition(":")[0] == "ray":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a number, or ray[:ADDRESS], got {text!r}; fix: --workers 2"
+        ) from None
+
+
 def _fail(problem: str) -> int:
     """Print what is wrong; returns the exit status for it."""
     print(f"flatstore evolve: {problem}", file=sys.stderr)
@@ -163,7 +184,9 @@ def _fail(problem: str) -> int:
 
 def _problem_with_settings(settings: Settings, task: str, algo: str) -> str | None:
     """What is wrong with the settings, if anything."""
-    if settings.workers and task != "cartpole":
+    if settings.on_ray and algo != "es":
+        return f"expected --algo es with --workers {settings.workers}, got {algo}; fix: --algo es, or leave it out"
+    if settings.workers and not settings.on_ray and task != "cartpole":
         return f"expected --workers with --task cartpole, got {task}; fix: leave it out: JAX uses all cores by itself"
     if algo == "mezo" and settings.population != 1:
         return f"expected no --population for --algo mezo, got {settings.population}; fix: leave it out"
@@ -174,7 +197,7 @@ def _problem_with_settings(settings: Settings, task: str, algo: str) -> str | No
         ("seed", 0),
         ("workers", 0),
     ):
-        if getattr(settings, name) < least:
+        if not (name == "workers" and settings.on_ray) and getattr(settings, name) < least:
             return f"expected --{name} >= {least}, got {getattr(settings, name)}; fix: give a larger number"
     if algo == "es" and settings.population % 2:
         return f"expected an even --population for --algo es, got {settings.population}; fix: members come in pairs"

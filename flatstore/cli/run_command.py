@@ -21,18 +21,21 @@ def remember(folder: Path, task: str, algo: str, settings: Settings) -> None:
 def recall(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The task, the algorithm and the settings of the run in a folder, by name.
 
-    `given` is what the user asks for, None for what is not said. Raises `ValueError` for a folder without a run, and if
-    anything else is asked for than what it was begun with.
+    `given` is what the user asks for, None for what is not said. A run on a cluster may go on on another one. Raises
+    `ValueError` for a folder without a run, and if anything else is asked for than what it was begun with.
     """
     try:
         found: Any = json.loads((folder / _NAME).read_bytes())
         kept = {name: found[name] for name in (*_TEXTS, *_NUMBERS)}
-        if not all(isinstance(kept[name], str if name in _TEXTS else int) for name in kept):
+        kinds = dict.fromkeys(_TEXTS, str) | {"workers": int | str}
+        if not all(isinstance(kept[name], kinds.get(name, int)) for name in kept):
             raise TypeError(f"got {kept}")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"expected --out with a run to go on with, got {str(folder)!r} ({error}); fix: leave --resume out to begin"
         ) from error
+    if isinstance(kept["workers"], str) and isinstance(given["workers"], str):
+        kept["workers"] = given["workers"]
     others = [name for name in kept if given[name] not in (None, kept[name])]
     if others:
         got = ", ".join(f"--{name} {given[name]} (it has {kept[name]})" for name in others)

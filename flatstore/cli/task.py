@@ -19,8 +19,14 @@ class Settings:
     generations: int
     hidden: int
     seed: int
-    workers: int = 0
-    """How many processes evaluate the members, one by one; 0 for none: all members at once, here."""
+    workers: int | str = 0
+    """How many processes evaluate the members, one by one; 0 for none: all members at once, here. `ray`, or
+    `ray:address`, for the workers of a cluster."""
+
+    @property
+    def on_ray(self) -> bool:
+        """Whether members are evaluated on a cluster of Ray."""
+        return isinstance(self.workers, str)
 
 
 class Task(Protocol):

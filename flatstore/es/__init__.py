@@ -11,9 +11,9 @@ from flatstore.es.journal import Move as Move
 from flatstore.es.journal import replay as replay
 from flatstore.es.kept_runs import centre_of as centre_of
 from flatstore.es.kept_runs import moves as moves
+from flatstore.es.loop import evolve_by as evolve_by
 from flatstore.es.on_device import JaxMoves as JaxMoves
 from flatstore.es.on_torch import CardMoves as CardMoves
-from flatstore.es.on_torch import HostMoves as HostMoves
 from flatstore.es.optimisers import Adam as Adam
 from flatstore.es.optimisers import Momentum as Momentum
 from flatstore.es.optimisers import Optimiser as Optimiser

@@ -14,7 +14,7 @@ from flatstore.es.undo_log import UndoLog, hand_over
 from flatstore.es.updating import update
 from flatstore.memory import LentError, patience, waiting
 from flatstore.noise import Noise, Seed
-from flatstore.store import JaxStore, Store
+from flatstore.store import AnyStore
 from flatstore.threads import Leaving, add_notes, moment, uninterrupted
 from flatstore.trees import StructureError
 
@@ -22,7 +22,7 @@ from flatstore.trees import StructureError
 class Perturbation:
     """A context in which the noise of a seed may be added to a store; at its end, whatever is there is taken back."""
 
-    def __init__(self, store: Store | JaxStore, noise: Noise, seed: Seed) -> None:
+    def __init__(self, store: AnyStore, noise: Noise, seed: Seed) -> None:
         self.store, self.noise, self.seed = store, noise, seed
         self._since = moment()
         self._log: UndoLog | None = None
@@ -121,7 +121,7 @@ class perturbed(Perturbation):  # a name as of the function that it is used as
     [0.0, 0.0, 0.0, 0.0]
     """
 
-    def __init__(self, store: Store | JaxStore, noise: Noise, seed: Seed, *, sign: int = 1) -> None:
+    def __init__(self, store: AnyStore, noise: Noise, seed: Seed, *, sign: int = 1) -> None:
         check_sign(sign, IN_NOISE, SIGNS_ACROSS)
         super().__init__(store, noise, seed)
         self._sign = sign

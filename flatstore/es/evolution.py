@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from functools import partial
+from collections.abc import Callable, Generator
 from typing import Any
 
-import numpy as np
-
-from flatstore.es.groups import trainable_leaves
-from flatstore.es.journal import Move, is_whole, move_of
-from flatstore.es.kept_runs import KeptRun
+from flatstore.es.groups import zeros_beside
+from flatstore.es.journal import Move
+from flatstore.es.loop import Loop
 from flatstore.es.optimisers import Optimiser
 from flatstore.es.ranks import centred_ranks
 from flatstore.es.sampling import refuse_other_layouts, sample
-from flatstore.evaluation import (
-    Rate,
-    Workers,
-    check_run,
-    handed_out,
-    rate_at,
-    refuse_two_starts,
-    resumed_number,
-    scorer,
-    way_on,
-)
-from flatstore.layout import Array, as_array
-from flatstore.noise import Noise, Seed, seeds
+from flatstore.evaluation import Rate, Workers, scorer
+from flatstore.layout import Array
+from flatstore.noise import Noise, Seed
 from flatstore.recording import RunPath
-from flatstore.store import Population, Store
+from flatstore.store import AnyPopulation, AnyStore, moves_of
 
 
 def evolve(
-    centre: Store,
+    centre: AnyStore,
     evaluate: Callable[[Any, int], Any],
     *,
     seed: Seed,
     noise: Noise,
-    members: int | Population,
+    members: int | AnyPopulation,
     rate: Rate,
     optimiser: Optimiser | None = None,
     shape: Callable[[Any], Any] = centred_ranks,
@@ -52,7 +39,7 @@ def evolve(
     A generation samples pairs of members, the centre plus and minus the same noise; evaluates them; moves the centre,
     which is the champion; and yields a record of the move, while the members still are as they were evaluated.
 
-        >>> import jax, jax.numpy as jnp, flatstore as fs
+        >>> import jax, jax.numpy as jnp, numpy as np, flatstore as fs
         >>> def score(params):
         ...     return -jnp.square(params["w"] - 3).sum()
         >>> evaluate = jax.jit(lambda stacked, generation: jax.vmap(score)(stacked))
@@ -82,7 +69,7 @@ def evolve(
         evaluate: `(stacked, generation) -> fitness`, as in `ga.evolve`. NaN is worst.
         seed: a non-negative integer or several.
         noise: the difference between a member and the centre.
-        members: their number, even; or a population of the centre's layout to write them into.
+        members: their number, even; or a population of the centre's layout and kind to write them into.
         rate: the learning rate, or a function of the generation's number that returns it.
         optimiser: `Adam(centre)`, `Momentum(centre)` or your own; None to move along the gradient itself.
         shape: a function of fitness, shape (n,), that returns n finite numbers, larger for better members.
@@ -109,81 +96,47 @@ def evolve(
     Source: Salimans, Ho, Chen, Sidor and Sutskever, *Evolution Strategies as a Scalable Alternative to Reinforcement
     Learning*, 2017; for the natural gradient, Wierstra et al., *Natural Evolution Strategies*, 2014.
     """
-    start = resume.number + 1 if isinstance(resume, Move) else resumed_number(resume)
-    refuse_two_starts(run, resume)
-    seed = check_run(evaluate, seed, start, generations, "generations")
-    rate_at(rate, start)
-    if not callable(shape):
-        raise TypeError(f"expected a function of fitness to shape with, got {shape!r}; fix: pass es.centred_ranks")
-    size = len(members) if isinstance(members, Population) else members
-    whole: tuple[Any, ...] = int, np.integer
-    if not isinstance(size, whole) or size < 2 or size % 2:
-        raise ValueError(
-            f"expected an even number of members, 2 or more, got {size}; "
-            "fix: pass an even number; members are evaluated in pairs of opposite noise"
-        )
-    if not isinstance(centre, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            f"expected a Store on the host as centre, got {type(centre).__name__}; "
-            "fix: es.mezo, or es.sample and es.update"
-        )
-    move = move_of(centre, noise, optimiser)
-    trainable_leaves(centre)
-    pop = members if isinstance(members, Population) else Population.like(centre, size)
-    if workers is not None and pop is not members:
+    given: Any = members if isinstance(members, AnyPopulation) else None
+    size: Any = members if given is None else len(given)
+    loop = Loop(
+        centre,
+        evaluate,
+        seed=seed,
+        noise=noise,
+        members=size,
+        rate=rate,
+        optimiser=optimiser,
+        shape=shape,
+        generations=generations,
+        resume=resume,
+        run=run,
+        chunk=chunk,
+    )
+    pop = zeros_beside(centre, size) if given is None else given
+    if workers is not None and given is None:
         pop = pop.share()
+    if moves_of(pop) is not moves_of(centre):
+        raise TypeError(
+            f"expected members of the centre's kind, got a {type(pop).__name__} beside a {type(centre).__name__}; "
+            "fix: pass a number"
+        )
     refuse_other_layouts("members", pop, centre)
     if pop.memory.overlaps(centre.memory):
         raise ValueError(
             "expected members apart from the centre, got the same memory; fix: pass a number, or other members"
         )
-    score = scorer(pop, evaluate, chunk, workers)
-    settings = dict(algorithm="es.evolve", seed=seed, noise=noise, members=size, rate=rate, shape=shape, chunk=chunk)
-    kept = KeptRun(run, centre, optimiser, settings)
-    moving = False
+    evaluated = scorer(pop, evaluate, chunk, workers)
 
-    def move_centre(n: int, hand_in: Callable[[Move], None]) -> None:
-        nonlocal moving
-        kept.snapshot()
-        keys, step = seeds((*seed, n), size // 2), rate_at(rate, n)
-        sample(pop, centre, noise, keys, antithetic=True)
-        fitness = score(n)
-        shaped = _shaped(shape, fitness)
-        weights = (shaped[0::2] - shaped[1::2]) / size * (step if optimiser is None else 1)
-        record = Move(n, fitness, keys, weights, None if optimiser is None else step)
-        moving = True
-        kept.make(record, partial(move, keys, weights, step), hand_in)
-        moving = False
+    def write_members(seeds: Array) -> None:
+        sample(pop, centre, noise, seeds, antithetic=True)
 
-    def unmoved(n: int, error: BaseException) -> Iterator[str]:
-        if moving and not is_whole(optimiser):
-            last = "of the last record" if run is None else "that the run began with"
-            yield (
-                f"the optimiser's step in generation {n} did not end, and may have moved the centre; "
-                f"fix: go back to the centre and the optimiser {last}, and evolve(..., {way_on(run, n)})"
-            )
-        else:
-            yield f"the centre is as generation {n} found it; fix: evolve(..., {way_on(run, n)}) goes on"
+    def score(number: int, seeds: Array) -> Array:
+        write_members(seeds)
+        return evaluated(number)
 
-    def moved(n: int) -> str:
-        return f"generation {n} has moved the centre; fix: evolve(..., {way_on(run, n + 1)}) goes on"
-
-    with kept:
-        last = kept.restored(
-            lambda record: sample(pop, centre, noise, record.seeds, antithetic=True), move, generations
-        )
+    def shared() -> None:
         for leaf in centre.layout.homes:
             if not leaf.trainable:
                 pop[leaf.path] = centre[leaf.path]
-        start = start if last is None else last.number + 1
-        return handed_out(start, generations, move_centre, unmoved, moved, again=last, until=kept.until_dropped())
 
-
-def _shaped(shape: Callable[[Any], Any], fitness: Array) -> Array:
-    shaped = as_array(shape(fitness.copy()), "shape")
-    if shaped.shape != fitness.shape or shaped.dtype.kind not in "fiu" or not np.isfinite(shaped).all():
-        raise ValueError(
-            f"expected {len(fitness)} finite numbers from shape, got {shaped.dtype} of shape {shaped.shape}"
-            f"{' with others' if shaped.shape == fitness.shape else ''}; fix: pass a function such as es.centred_ranks"
-        )
-    return shaped.astype(np.float64)
+    return loop.moves(score, again=lambda record: write_members(record.seeds), begin=shared)

@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.es.groups import TASK, WIDTH, Group, blocks, noisy_groups, noisy_leaves, refuse_not_finite
+from flatstore.es.groups import TASK, WIDTH, Group, blocks, noisy_groups, noisy_leaves, on_host, refuse_not_finite
 from flatstore.kernels.cpu import BITS
 from flatstore.layout import Array, Leaf
 from flatstore.memory import write
 from flatstore.noise import Noise
-from flatstore.store import JaxStore, OnDevice, Store
+from flatstore.store import AnyStore, Store, moves_of
 from flatstore.threads import REACHED, Task, refuse_waiting_at_the_end, run_tasks
 
 AT_ONCE = 2 * WIDTH
 """Parameters that a compiled loop moves together at most: among them is what it stopped at."""
 
 
-def snap(store: Store | JaxStore, noise: Noise) -> None:
+def snap(store: AnyStore, noise: Noise) -> None:
     """Round the parameters that `noise` moves to its grid, in place: to the nearest multiple, minus zero to zero.
 
     Call it once, before the first `perturb`: `perturb` and `update` keep parameters on the grid. float32 parameters
@@ -38,8 +38,9 @@ def snap(store: Store | JaxStore, noise: Noise) -> None:
     both cases nothing is written.
     """
     refuse_waiting_at_the_end()
-    if isinstance(store, OnDevice):
-        return store.moves.snap(store, noise)
+    if (kind := moves_of(store)) is not None:
+        return kind.snap(store, noise)
+    store = on_host(store)
     groups = [group for group in noisy_groups(store, noise) if group.grid]
     dtypes = {group.dtype for group in groups}
     leaves = [leaf for leaf in noisy_leaves(store, noise) if leaf.dtype.name in dtypes]

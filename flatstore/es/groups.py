@@ -25,7 +25,7 @@ from flatstore.kernels import COMPILES
 from flatstore.kernels.cpu import GAP, STORAGE, finite_check, ranges, refuse_other_dtypes
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.noise import Noise, spans
-from flatstore.store import OnDevice, Store, Views
+from flatstore.store import OnDevice, OnTorch, Population, Store, Views, host_of, moves_of, zeros_on_device
 from flatstore.threads import REACHED, Task, run_tasks
 
 WIDTH = 2048
@@ -70,12 +70,12 @@ class Group(NamedTuple):
     """The length of all ranges."""
 
 
-def noisy_leaves(store: Views, noise: Noise) -> list[Leaf]:
+def noisy_leaves(store: Views | OnDevice, noise: Noise) -> list[Leaf]:
     """The leaves that noise is added to: those that train, and whose scale is not 0."""
     return [leaf for leaf in store.layout.homes if leaf.trainable and leaf.size and noise.scale_of(leaf.path)]
 
 
-def trainable_leaves(store: Views, purpose: str = "add noise to", fix: str = NO_NOISE) -> list[Leaf]:
+def trainable_leaves(store: Views | OnDevice, purpose: str = "add noise to", fix: str = NO_NOISE) -> list[Leaf]:
     """The leaves that train and are not empty. Raises `ValueError` for a dtype that cannot be computed with."""
     leaves = [leaf for leaf in store.layout.homes if leaf.trainable and leaf.size]
     refuse_other_dtypes(leaves, purpose, fix)
@@ -94,10 +94,19 @@ def noisy_groups(store: Store, noise: Noise) -> list[Group]:
 
 def check_movable(store: Any, noise: Noise) -> None:
     """Raise as `noisy_groups` does, for a store of any kind."""
-    if isinstance(store, OnDevice):
-        store.moves.check(store, noise)
+    if (kind := moves_of(store)) is not None:
+        kind.check(store, noise)
     else:
-        noisy_groups(store, noise)
+        noisy_groups(host_of(store), noise)
+
+
+def zeros_beside(store: Any, size: int | None = None) -> Any:
+    """A store of zeros of the kind, the layout and the indices of another; or a population of so many members."""
+    if (kind := moves_of(store)) is not None:
+        return kind.zeros(store, size)
+    if isinstance(store, OnTorch):
+        return zeros_on_device(store.layout, store.device, size)
+    return Store.like(store) if size is None else Population.like(store, size)
 
 
 def _noisy_groups(store: Store, noise: Noise) -> list[Group]:
@@ -132,12 +141,19 @@ def groups_of(
     return found
 
 
-def check_types(store: Any, noise: Any) -> None:
-    """Raise `TypeError` unless these are a store and a noise."""
+def on_host(store: Any) -> Store:
+    """The store itself, or that over the bytes of one of torch's. Raises `TypeError` unless it is on the host."""
+    store = host_of(store)
     if not isinstance(store, Store):
         raise TypeError(
             f"expected a Store to move, got {type(store).__name__}; fix: Store.from_tree(tree), or a member, pop[i]"
         )
+    return store
+
+
+def check_types(store: Any, noise: Any) -> None:
+    """Raise `TypeError` unless these are a store and a noise."""
+    on_host(store)
     if not isinstance(noise, Noise):
         raise TypeError(f"expected a noise, got {type(noise).__name__}; fix: pass one, such as fs.Normal(0.02)")
 

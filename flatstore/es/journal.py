@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.checks import real
-from flatstore.es.groups import check_movable, refuse_not_finite, trainable_groups
+from flatstore.es.groups import on_host, refuse_not_finite, trainable_groups, zeros_beside
 from flatstore.es.optimisers import Adam, Compiled, Momentum, Optimiser
 from flatstore.es.perturbing import as_one
 from flatstore.es.updating import update
@@ -19,7 +19,7 @@ from flatstore.evaluation import as_fitness
 from flatstore.layout import Array, as_array
 from flatstore.memory import write
 from flatstore.noise import Noise, as_keys
-from flatstore.store import JaxStore, OnDevice, Store
+from flatstore.store import AnyStore, moves_of
 from flatstore.threads import noted
 
 
@@ -41,18 +41,24 @@ class Move:
     """The weight of each seed, shape (n,), float64, in the move of the centre or in the optimiser's gradient."""
     rate: float | None = None
     """The rate that the optimiser was given; None without one."""
+    missing: Array | None = None
+    """Which members' fitness did not come, shape (members,), bool; it is NaN, and their pairs have no weight. None if
+    all came."""
 
     def __post_init__(self) -> None:
         for name, array in (
             ("fitness", as_fitness(self.fitness)),
             ("seeds", as_keys(self.seeds)),
             ("weights", np.array(self.weights, np.float64)),
+            ("missing", None if self.missing is None else np.array(self.missing, np.bool_)),
         ):
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
+            if array is not None:
+                array.flags.writeable = False
+                object.__setattr__(self, name, array)
 
     def __reduce__(self) -> Any:
-        return Move, (self.number, self.fitness, self.seeds, self.weights, self.rate)  # an array unpickles writeable
+        values = self.number, self.fitness, self.seeds, self.weights, self.rate, self.missing
+        return Move, values  # an array unpickles writeable
 
     @property
     def entry(self) -> list[Any]:
@@ -75,9 +81,7 @@ class Move:
         return f"move {self.number}: best {self.max:.6g}, mean {self.mean:.6g}, {len(self.seeds)} seeds"
 
 
-def replay(
-    store: Store | JaxStore, noise: Noise, journal: Iterable[Any], *, optimiser: Optimiser | None = None
-) -> None:
+def replay(store: AnyStore, noise: Noise, journal: Iterable[Any], *, optimiser: Optimiser | None = None) -> None:
     """Repeat the moves of a journal on a store, in place: from a run's first centre to its last, to the bit.
 
     Nothing is evaluated. A journal may be kept or sent: every process that has the same centre and receives the same
@@ -126,22 +130,22 @@ def is_whole(optimiser: Optimiser | None) -> bool:
 
 
 def move_of(
-    store: Store | JaxStore, noise: Noise, optimiser: Optimiser | None
+    store: AnyStore, noise: Noise, optimiser: Optimiser | None
 ) -> Callable[[Any, Any, Any, Callable[[], object]], None]:
     """A function of seeds, weights and a rate that moves a store. The store and the optimiser are checked at once.
 
     It takes a function, too, that is called when the store has moved: uninterrupted, so that it is always known.
     """
     nothing = np.zeros(0, np.uint64)
-    if isinstance(store, OnDevice):
-        check_movable(store, noise)
-        if optimiser is not None:
-            raise TypeError("expected a store on the host for an optimiser, got one on a device; fix: optimiser=None")
+    if (kind := moves_of(store)) is not None:
+        kind.check(store, noise)
+        kind.check_values(store, noise if optimiser is None else None)
     else:
-        groups = store.cached("trainable", lambda: trainable_groups([store]))
-        write([store.memory], lambda: refuse_not_finite(store, groups, "numbers in a centre"))
-    if isinstance(store, OnDevice) or optimiser is None:
-        if not isinstance(store, OnDevice):
+        host = on_host(store)
+        groups = host.cached("trainable", lambda: trainable_groups([host]))
+        write([host.memory], lambda: refuse_not_finite(host, groups, "numbers in a centre"))
+    if optimiser is None:
+        if kind is None:
             update(store, noise, nothing, [])
 
         def move(seeds: Any, weights: Any, rate: Any, then: Callable[[], object]) -> None:
@@ -152,11 +156,12 @@ def move_of(
         raise ValueError(
             f"expected an optimiser of this store, got {optimiser!r}; fix: pass one made for it, such as es.Adam(store)"
         )
-    gradient = Store.like(store)
-    update(gradient, noise, nothing, [], exact=False)
+    gradient = zeros_beside(store)
+    if kind is None:
+        update(gradient, noise, nothing, [], exact=False)
 
     def move_by_optimiser(seeds: Any, weights: Any, rate: Any, then: Callable[[], object]) -> None:
-        gradient.buffer[:] = 0
+        gradient.clear()
         update(gradient, noise, seeds, weights, exact=False)
         if isinstance(optimiser, Compiled):
             write([store.memory], lambda: (optimiser.step(gradient, rate), then()))

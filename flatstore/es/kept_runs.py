@@ -16,10 +16,13 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from flatstore.checks import whole
 from flatstore.es.journal import Move, is_whole, replay
 from flatstore.es.optimisers import Adam, Compiled, Momentum, Optimiser
 from flatstore.files import load
+from flatstore.layout import Array
 from flatstore.noise import Noise, Normal, Rademacher, seeds
 from flatstore.recording import (
     KeptOpen,
@@ -49,11 +52,10 @@ class KeptRun(KeptOpen):
         self, path: RunPath | None, centre: Any, optimiser: Optimiser | None, settings: Mapping[str, Any]
     ) -> None:
         """Take what the run moves. Raises `ValueError` for parts of a model: files keep no index."""
-        if path is not None and (centre.parts is not None or not isinstance(centre, Store)):
+        if path is not None and centre.parts is not None:
             raise ValueError(
-                "run: expected a whole model on the host to keep in a folder, got "
-                f"{'parts of one' if centre.parts is not None else f'a {type(centre).__name__}'}; fix: keep the run "
-                "where the whole is, or keep the records, which es.replay takes"
+                "run: expected a whole model to keep in a folder, got parts of one; fix: keep the run where the whole "
+                "is, or keep the records, which es.replay takes"
             )
         self._optimiser = optimiser
         self._parts = {"": centre, **_states_of(optimiser)}
@@ -107,8 +109,9 @@ class KeptRun(KeptOpen):
             hand_in(record)
             is_made = True
 
-        weights = {"weights": record.weights.tolist(), "rate": record.rate}
-        folder.append({"number": record.number, "fitness": as_texts(record.fitness), **weights})
+        entry = {"number": record.number, "fitness": as_texts(record.fitness), "weights": record.weights.tolist()}
+        missing = {} if record.missing is None else {"missing": np.flatnonzero(record.missing).tolist()}
+        folder.append(entry | {"rate": record.rate} | missing)
         try:
             move(then)
         except BaseException:
@@ -120,7 +123,7 @@ class KeptRun(KeptOpen):
         return self._optimiser.count if isinstance(self._optimiser, Compiled) else None
 
 
-def _states_of(optimiser: Optimiser | None) -> dict[str, Store]:
+def _states_of(optimiser: Optimiser | None) -> dict[str, Any]:
     return optimiser.states if isinstance(optimiser, Compiled) else {}
 
 
@@ -157,14 +160,25 @@ def _moves(entries: Iterator[dict[str, Any]], settings: Mapping[str, Any], path:
 def _read(entries: Iterator[dict[str, Any]], seed: tuple[int, ...], pairs: int, path: str) -> Iterator[Move]:
     for entry in entries:
         try:
-            number = entry["number"]
+            number, fitness = entry["number"], as_numbers(entry["fitness"])
             keys, values = seeds((*seed, number), pairs), as_numbers(entry["weights"])
-            yield Move(number, as_numbers(entry["fitness"]), keys, values, entry["rate"])
+            missing = _marks(entry["missing"], len(fitness)) if "missing" in entry else None
+            yield Move(number, fitness, keys, values, entry["rate"], missing)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"expected a move in entry {entry.get('number')} of the run {path!r}, got another ({error!r}); "
                 "fix: take a copy of the run"
             ) from error
+
+
+def _marks(missing: Any, members: int) -> Array:
+    """Which members are missing, from their numbers. Raises `ValueError` or `TypeError` for anything else."""
+    numbers = [*missing]
+    if not all(type(i) is int and 0 <= i < members for i in numbers):
+        raise ValueError(f"members 0 .. {members - 1}, got {missing!r}")
+    marks = np.zeros(members, bool)
+    marks[numbers] = True
+    return marks
 
 
 def centre_of(run: RunPath, to: int) -> Store:

@@ -13,10 +13,10 @@ from flatstore.es.weights import FixedPoint
 from flatstore.kernels.cpu import BLOCK, SEEDS_AT_ONCE, WHOLE_NUMBERS, logged_update_loop
 from flatstore.layout import Array
 from flatstore.noise import Noise
-from flatstore.store import Store
+from flatstore.store import AnyStore, Store
 
 
-def check_update_log(store: Store, noise: Noise, key: Array, gridless: list[str], undo: UndoLog | None) -> None:
+def check_update_log(store: AnyStore, noise: Noise, key: Array, gridless: list[str], undo: UndoLog | None) -> None:
     """Raise unless an update of 16-bit leaves is taken back by its log."""
     if undo is None:
         raise ValueError(

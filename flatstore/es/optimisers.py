@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from flatstore.checks import real
-from flatstore.es.groups import WIDTH, random_words, refuse_not_finite, tasks_of, trainable_groups, trainable_leaves
+from flatstore.es.groups import (
+    WIDTH,
+    on_host,
+    random_words,
+    refuse_not_finite,
+    tasks_of,
+    trainable_groups,
+    trainable_leaves,
+    zeros_beside,
+)
 from flatstore.es.sampling import refuse_other_layouts
 from flatstore.kernels.cpu import adam, momentum, optimiser_loop
 from flatstore.layout import Array
 from flatstore.memory import reading, write
 from flatstore.noise import seeds
-from flatstore.store import Store
+from flatstore.store import AnyStore, moves_of
 from flatstore.threads import Task, run_tasks
 
 
 class Optimiser(Protocol):
     """What moves a store along gradients: `Adam`, `Momentum`, or your own."""
 
-    store: Store
+    store: Any
     """The store that it moves."""
 
-    def step(self, gradient: Store, rate: float) -> None:
+    def step(self, gradient: AnyStore, rate: float) -> None:
         """Move the store up along `gradient`, in place."""
         ...
 
@@ -30,7 +40,7 @@ class Optimiser(Protocol):
 class Compiled:
     """An optimiser whose rule is compiled: the store and the states of the rule are moved together."""
 
-    def __init__(self, store: Store, states: tuple[str, ...], **settings: float) -> None:
+    def __init__(self, store: AnyStore, states: tuple[str, ...], **settings: float) -> None:
         for name, value in settings.items():
             below_one = name.startswith("beta")
             if not (0 <= real(value) < 1 if below_one else 0 < real(value) < math.inf):
@@ -38,7 +48,7 @@ class Compiled:
                     f"expected {f'0 <= {name} < 1' if below_one else f'0 < {name} < inf'}, got {value}; "
                     f"fix: leave {name}= out, for the default"
                 )
-        if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(store, AnyStore):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
                 f"expected a Store to move, got {type(store).__name__}; fix: Store.from_tree(tree), or a member, pop[i]"
             )
@@ -46,38 +56,49 @@ class Compiled:
         """The store that it moves."""
         self.count = 0
         """The number of steps so far."""
-        self.states = {name: Store.like(store) for name in states}
+        self.states = {name: zeros_beside(store) for name in states}
         """The stores that it keeps beside it, by name."""
         self.settings = {name: real(value) for name, value in settings.items()}
         """The numbers that it was made with, by name."""
         self._states = list(self.states.values())
         trainable_leaves(store, "optimise", "leave it out of trainable=")
 
-    def _step(self, rule: Any, gradient: Store, rate: float, unbias: float, *settings: float) -> None:
+    def _step(self, rule: Any, gradient: AnyStore, rate: float, unbias: float, *settings: float) -> None:
         """Move along a gradient at `unbias` times the rate; `settings` are what the rule takes after the rate."""
         refuse_other_layouts("the gradient", gradient, self.store)
         unbiased = real(rate) * unbias
         if not math.isfinite(unbiased):
             raise ValueError(f"expected a finite rate, got {rate!r}; fix: pass a number, such as 0.01")
-        stores = self.store, gradient, self._states[0], self._states[-1]
-        check = gradient.cached("trainable", lambda: trainable_groups([gradient]))
-        groups = gradient.cached(stores, lambda: trainable_groups(stores))
         keys, count = seeds(self.count, 3), self.count + 1  # keys for the rounding of 16-bit leaves
+        kind = moves_of(self.store)
+        optimise = optimise_on_host if kind is None else kind.optimise
+        together = self.store, gradient, *self._states
+        optimise(rule, together, (unbiased, *settings), keys, lambda: setattr(self, "count", count))
 
-        def move(task: Task, words: Array, note: Any) -> None:
-            group, start, stop = task
-            raws = tuple(store.raw(group.raw.dtype) for store in stores)
-            constants = tuple([group.real(x) for x in (unbiased, *settings)])
-            loop = optimiser_loop(rule, len(self._states), group.dtype)
-            loop(start, stop, WIDTH, group.pieces, raws, constants, keys, words, note)
 
-        def move_all() -> None:
-            refuse_not_finite(gradient, check, "numbers in a gradient", "correct the computation that makes it")
-            run_tasks(tasks_of(groups), move, lambda: random_words(32, 3, WIDTH), finish=Exception)
-            self.count = count
+def optimise_on_host(
+    rule: Any, stores: Sequence[Any], settings: Sequence[float], keys: Array, then: Callable[[], object]
+) -> None:
+    """Move a store along a gradient by a compiled rule, and call `then`; `stores` are these two, and its states."""
+    store, gradient, *states = map(on_host, stores)
+    together = store, gradient, states[0], states[-1]
+    check = gradient.cached("trainable", lambda: trainable_groups([gradient]))
+    groups = gradient.cached(together, lambda: trainable_groups(together))
 
-        with reading(gradient.memory) as own:
-            write([store.memory for store in (self.store, *self._states)], move_all, own)
+    def move(task: Task, words: Array, note: Any) -> None:
+        group, start, stop = task
+        raws = tuple(store.raw(group.raw.dtype) for store in together)
+        constants = tuple([group.real(x) for x in settings])
+        loop = optimiser_loop(rule, len(states), group.dtype)
+        loop(start, stop, WIDTH, group.pieces, raws, constants, keys, words, note)
+
+    def move_all() -> None:
+        refuse_not_finite(gradient, check, "numbers in a gradient", "correct the computation that makes it")
+        run_tasks(tasks_of(groups), move, lambda: random_words(32, 3, WIDTH), finish=Exception)
+        then()
+
+    with reading(gradient.memory) as own:
+        write([x.memory for x in (store, *states)], move_all, own)
 
 
 class Adam(Compiled):
@@ -91,27 +112,27 @@ class Adam(Compiled):
 
     A step is one pass. 16-bit leaves are computed in float32 and then rounded at random; float16 gradients that stay
     above 255 have infinite squares, and their parameters stop moving. To continue a run, restore the store, `mean` and
-    `square` (by `assign`) and `count`.
+    `square` (by `assign`) and `count`. The moments of a store on a device are on it, too, and so is its gradient.
 
     Source: Kingma and Ba, *Adam: A Method for Stochastic Optimization*, 2015. Raises `ValueError` for settings out of
     range, and for trainable leaves of a dtype that cannot be computed with.
     """
 
-    def __init__(self, store: Store, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
+    def __init__(self, store: AnyStore, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
         super().__init__(store, ("mean", "square"), beta1=beta1, beta2=beta2, epsilon=epsilon)
         self.beta1, self.beta2, self.epsilon = map(real, (beta1, beta2, epsilon))
 
     @property
-    def mean(self) -> Store:
+    def mean(self) -> Any:
         """The running mean of the gradients."""
         return self._states[0]
 
     @property
-    def square(self) -> Store:
+    def square(self) -> Any:
         """The running mean of their squares."""
         return self._states[1]
 
-    def step(self, gradient: Store, rate: float) -> None:
+    def step(self, gradient: AnyStore, rate: float) -> None:
         """Move the store up along `gradient`, in place.
 
         Raises `StructureError` for a gradient of another layout, `ValueError` for a gradient or a rate that is not
@@ -138,16 +159,16 @@ class Momentum(Compiled):
     1964.
     """
 
-    def __init__(self, store: Store, *, beta: float = 0.9) -> None:
+    def __init__(self, store: AnyStore, *, beta: float = 0.9) -> None:
         super().__init__(store, ("velocity",), beta=beta)
         self.beta = real(beta)
 
     @property
-    def velocity(self) -> Store:
+    def velocity(self) -> Any:
         """The sum of the gradients of all steps, each weighted by `beta` to the power of its age."""
         return self._states[0]
 
-    def step(self, gradient: Store, rate: float) -> None:
+    def step(self, gradient: AnyStore, rate: float) -> None:
         """Move the store up along `gradient`, in place. Raises the same errors as `Adam.step`."""
         self._step(momentum, gradient, rate, 1.0, self.beta)
 

@@ -19,6 +19,7 @@ from flatstore.es.groups import (
     factors_of,
     is_small,
     noisy_groups,
+    on_host,
     random_words,
     refuse_not_finite,
     tasks_of,
@@ -29,12 +30,12 @@ from flatstore.kernels.cpu import WHOLE_NUMBERS, perturbation_loop
 from flatstore.layout import Array, Leaf
 from flatstore.memory import write
 from flatstore.noise import Noise, Seed, as_keys, seeds
-from flatstore.store import JaxStore, OnDevice, Store
+from flatstore.store import AnyStore, OnDevice, Store, moves_of
 from flatstore.threads import Task, run_tasks
 
 
 def perturb(
-    store: Store | JaxStore, noise: Noise, seed: Seed, *, sign: int = 1, exact: bool = True, undo: UndoLog | None = None
+    store: AnyStore, noise: Noise, seed: Seed, *, sign: int = 1, exact: bool = True, undo: UndoLog | None = None
 ) -> UndoLog | None:
     """Add `sign` times the noise of a seed to the store, in place. The opposite sign takes it back, to the bit.
 
@@ -71,8 +72,9 @@ def perturb(
     them; for a log of another noise, seed or layout; `LentError` while the store is lent. In all these cases the store
     is left as it was, and the log can still be used.
     """
-    if isinstance(store, OnDevice):
-        return store.moves.perturb(store, noise, seed, sign, exact, undo)
+    if (kind := moves_of(store)) is not None:
+        return kind.perturb(store, noise, seed, sign, exact, undo)
+    store = on_host(store)
     check_sign(sign, IN_NOISE, SIGNS_ACROSS)
     sign = int(sign)
     noisy = noisy_groups(store, noise)
@@ -180,7 +182,7 @@ class _PlainMove:
         return group.raw, group.pieces, self._draw, step, grid_of(group, bound), rows
 
 
-def check_way_back(store: Any, noise: Noise, key: Array, sign: int, logged: bool, undo: UndoLog | None) -> None:
+def check_way_back(store: AnyStore, noise: Noise, key: Array, sign: int, logged: bool, undo: UndoLog | None) -> None:
     """Raise unless a log that is given leads where `sign` says, and is given if it is needed."""
     if undo is not None:
         check_log(store, noise, key, undo)
@@ -211,7 +213,7 @@ def number_rows(noise: Noise, real: Any) -> tuple[Array, Array]:
     return np.zeros(WIDTH + ROOM, WHOLE_NUMBERS[noise.width][1]), np.zeros(WIDTH, real)
 
 
-def as_one(store: Store | JaxStore, work: Callable[[], object]) -> None:
+def as_one(store: AnyStore, work: Callable[[], object]) -> None:
     """Do several verbs as one, uninterrupted. Of leaves on a device that moved it is said when all is done."""
     if isinstance(store, OnDevice):
         store.write(work)

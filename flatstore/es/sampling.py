@@ -17,6 +17,7 @@ from flatstore.es.groups import (
     factors_of,
     groups_of,
     is_small,
+    on_host,
     random_words,
     refuse_not_finite,
     strengths_of,
@@ -27,14 +28,14 @@ from flatstore.es.groups import (
 from flatstore.kernels.cpu import WHOLE_NUMBERS, over_ranges, sampling_loop
 from flatstore.memory import reading, write, write_at_once
 from flatstore.noise import Noise, as_keys
-from flatstore.store import JaxPopulation, JaxStore, OnDevice, Population, Store
+from flatstore.store import AnyPopulation, AnyStore, Population, Store, host_of, moves_of
 from flatstore.threads import Task, rounds_to_nearest, run_tasks
 from flatstore.trees import Difference, StructureError
 
 
 def sample(
-    out: Population | Store | JaxPopulation | JaxStore,
-    store: Store | JaxStore,
+    out: AnyPopulation | AnyStore,
+    store: AnyStore,
     noise: Noise,
     seeds: Any,
     *,
@@ -59,9 +60,11 @@ def sample(
     are not floating, or parameters that are not finite; `LentError` while `out` is lent. In all these cases nothing is
     written.
     """
-    if isinstance(store, OnDevice) or isinstance(out, OnDevice):
-        moves = store.moves if isinstance(store, OnDevice) else out.moves
-        return moves.sample(out, store, noise, seeds, sign, antithetic)
+    if (kind := moves_of(store) or moves_of(out)) is not None:
+        return kind.sample(out, store, noise, seeds, sign, antithetic)
+    store, out = on_host(store), host_of(out)
+    if not isinstance(out, Store | Population):
+        raise TypeError(f"expected to sample into a store or a population, got {type(out).__name__}; fix: pass one")
     check_types(store, noise)
     refuse_other_layouts("out", out, store)
     size = out.size if isinstance(out, Population) else 1

@@ -27,11 +27,11 @@ from flatstore.evaluation import (
 from flatstore.layout import Spec, as_array
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.recording import RunPath
-from flatstore.store import JaxStore, Store
+from flatstore.store import AnyStore
 
 
 def mezo(
-    store: Store | JaxStore,
+    store: AnyStore,
     evaluate: Callable[[Any, int], Any],
     *,
     seed: Seed,

@@ -32,9 +32,9 @@ from flatstore.kernels.cpu import (
     log_bytes,
     logged_loop,
 )
-from flatstore.layout import Array, Layout, Leaf
+from flatstore.layout import Array, Leaf
 from flatstore.noise import Noise
-from flatstore.store import Store
+from flatstore.store import AnyStore, Store, moves_of
 from flatstore.threads import REACHED, Task, run_tasks
 
 LOGGED_TASK = 1 << 18
@@ -49,6 +49,11 @@ class Chunk(NamedTuple):
     stop: int
     data: Array
     """uint8, with a few bytes more than are used."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it holds."""
+        return self.data.nbytes
 
 
 class UndoLog:
@@ -68,19 +73,19 @@ class UndoLog:
     True
     """
 
-    def __init__(self, layout: Layout, noise: Noise, key: Array, at: int, of_update: bool) -> None:
-        self.layout, self.noise, self.key = layout, noise, key
+    def __init__(self, store: AnyStore, noise: Noise, key: Array, at: int, of_update: bool) -> None:
+        self.layout, self.kind, self.noise, self.key = store.layout, moves_of(store), noise, key
         self.at = at
         """How many times the noise has been added, negative if it has been subtracted; 0 when it is taken back."""
         self.of_update = of_update
         """Whether it takes an update back, not a perturbation."""
-        self.chunks: dict[tuple[str, int], Chunk] = {}
-        """The chunks by dtype and end."""
+        self.chunks: dict[tuple[str, int], Any] = {}
+        """The chunks by dtype and end; of a store on a device what its kind keeps, by path and size."""
 
     @property
     def nbytes(self) -> int:
         """The bytes that it holds."""
-        return sum(chunk.data.nbytes for chunk in self.chunks.values())
+        return sum(chunk.nbytes for chunk in self.chunks.values())
 
     def close(self) -> None:
         """Use it up."""
@@ -100,7 +105,7 @@ def hand_over(error: Any, log: UndoLog) -> str:
     return f"error.undo[{len(error.undo) - 1}]"
 
 
-def check_log(store: Store, noise: Noise, key: Array, undo: Any, *, of_update: bool = False) -> None:
+def check_log(store: AnyStore, noise: Noise, key: Array, undo: Any, *, of_update: bool = False) -> None:
     """Raise `TypeError` or `ValueError` unless `undo` is a log of this store's layout, and of this noise and seed.
 
     The key of an update is a hash of its seeds and weights.
@@ -112,6 +117,10 @@ def check_log(store: Store, noise: Noise, key: Array, undo: Any, *, of_update: b
         want, got = names if of_update else reversed(names)
         raise ValueError(f"expected the undo log of {want}, got that of {got}; fix: pass what this call returned")
     refuse_used(undo)
+    if undo.kind is not moves_of(store):
+        raise ValueError(
+            "expected an undo log of a store of this kind, got that of another; fix: pass that of the store"
+        )
     if undo.layout != store.layout:
         raise ValueError("expected an undo log of this store, got one of another layout; fix: pass the store it is of")
     if of_update and undo.key[0] != key[0]:
@@ -181,7 +190,7 @@ class LoggedMove:
         self._store, self._groups, self._noise, self._key, self._undo = store, groups, noise, key, undo
         self._rows = factors_of(store.whole, noise).rows
         # Made before anything is moved: when all is, there may be no memory to make it.
-        self._made = UndoLog(store.layout, noise, key, self.target, self._is_update)
+        self._made = UndoLog(store, noise, key, self.target, self._is_update)
         self._old, self._new = undo.chunks if undo else {}, self._made.chunks
         self._why: dict[int, int] = {}  # by the index at which a task stopped
         self.new_log: UndoLog | None = None

@@ -13,10 +13,13 @@ from flatstore.es.groups import (
     ROOM,
     SEEDS_PER_DRAW,
     Group,
+    check_movable,
     check_sign,
     factors_of,
     is_small,
     noisy_groups,
+    noisy_leaves,
+    on_host,
     random_words,
     refuse_not_finite,
     tasks_of,
@@ -29,7 +32,7 @@ from flatstore.kernels.cpu import BLOCK, SEEDS_AT_ONCE, WHOLE_NUMBERS, update_lo
 from flatstore.layout import Array, Leaf
 from flatstore.memory import write
 from flatstore.noise import Noise
-from flatstore.store import JaxStore, OnDevice, Store
+from flatstore.store import AnyStore, moves_of
 from flatstore.threads import Task, run_tasks
 
 WIDTH = 4096
@@ -37,7 +40,7 @@ WIDTH = 4096
 
 
 def update(
-    store: Store | JaxStore,
+    store: AnyStore,
     noise: Noise,
     seeds: Any,
     weights: Any,
@@ -95,16 +98,13 @@ def update(
     check_sign(sign, IN_WEIGHTS)
     if real(perturbed) not in (0, 1, -1):
         raise ValueError(f"expected perturbed in (0, 1, -1), got {perturbed}; fix: pass the sign of the perturbation")
+    check_movable(store, noise)
+    gridless = list(dict.fromkeys(leaf.dtype.name for leaf in noisy_leaves(store, noise) if leaf.dtype.itemsize == 2))
     if (sign < 0 or perturbed or keep) and not exact:
         raise ValueError(
             "expected float32 or float64 leaves on a grid to take back to the bit, got exact=False; fix: leave that "
             "out, or es.sample into a second store instead"
         )
-    if isinstance(store, OnDevice):
-        how = {"sign": sign, "exact": exact, "perturbed": perturbed, "undo": undo, "keep": keep}
-        return store.moves.update(store, noise, keys, weights, how)
-    groups = noisy_groups(store, noise)
-    gridless = [group.dtype for group in groups if not group.grid]
     if keep and (sign < 0 or perturbed):
         raise ValueError(
             "expected keep=True at the centre, got sign=-1 or perturbed; fix: take the perturbation back first"
@@ -113,6 +113,11 @@ def update(
         _check_perturbed(store, noise, keys, perturbed, gridless, undo)
     elif undo is not None or gridless:
         check_update_log(store, noise, fixed.key, gridless, undo)
+    if (kind := moves_of(store)) is not None:
+        how = {"sign": sign, "exact": exact, "perturbed": perturbed, "undo": undo, "keep": keep}
+        return kind.update(store, noise, keys, weights, how)
+    store = on_host(store)
+    groups = noisy_groups(store, noise)
     on_grid, off_grid = ([x for x in groups if bool(exact and x.grid) == wanted] for wanted in (True, False))
     draw = noise.kind, keys, factors_of(store.whole, noise).rows
 
@@ -236,7 +241,7 @@ def update(
 
 
 def _check_perturbed(
-    store: Store, noise: Noise, keys: Array, perturbed: int, gridless: list[str], undo: UndoLog | None
+    store: AnyStore, noise: Noise, keys: Array, perturbed: int, gridless: list[str], undo: UndoLog | None
 ) -> None:
     """Raise unless what is to be taken back first has a seed and, for 16-bit leaves, a log."""
     if perturbed and not len(keys):

@@ -14,6 +14,10 @@ from flatstore.evaluation.runs import rate_at as rate_at
 from flatstore.evaluation.runs import refuse_two_starts as refuse_two_starts
 from flatstore.evaluation.runs import resumed_number as resumed_number
 from flatstore.evaluation.runs import way_on as way_on
+from flatstore.evaluation.serving import Evaluate as Evaluate
+from flatstore.evaluation.serving import one_number as one_number
+from flatstore.evaluation.serving import pickled as pickled
+from flatstore.evaluation.workers import MOST_DEATHS as MOST_DEATHS
 from flatstore.evaluation.workers import WorkerError as WorkerError
 from flatstore.evaluation.workers import Workers as Workers
 from flatstore.evaluation.workers import scorer as scorer

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flatstore.layout import Array, Spec, as_array, as_numpy, is_floating, is_integer
-from flatstore.store import Population
+from flatstore.store import AnyPopulation
 from flatstore.threads import refuse_waiting_at_the_end
 
 
@@ -65,15 +65,15 @@ def refuse_all_nan(scores: Array) -> None:
         )
 
 
-def refuse_unlendable(pop: Population, chunk: int | None) -> None:
+def refuse_unlendable(pop: AnyPopulation, chunk: int | None) -> None:
     """Raise `BufferError` if JAX cannot view the population, or a chunk of it, and `LentError` if it is written now."""
     with next(pop.chunks(chunk)).lend():
         pass
 
 
-def fitness_of(pop: Population, evaluate: Callable[[Any, int], Any], number: int, chunk: int | None) -> Array:
+def fitness_of(pop: AnyPopulation, evaluate: Callable[[Any, int], Any], number: int, chunk: int | None) -> Array:
     """The fitness of all members, shape (size,), float64, evaluated chunk by chunk where they lie."""
-    out, start = np.empty(pop.size), 0
+    out, start = np.empty(len(pop)), 0
     for part in pop.chunks(chunk):
         stop = start + part.size
         with part.lend() as stacked:

@@ -76,13 +76,13 @@ def _answer(pop: Population, evaluate: Evaluate, number: int, members: list[int]
     with pop.reading():
         for i in members:
             try:
-                scores.append(_as_number(evaluate(pop[i], number), i))
+                scores.append(one_number(evaluate(pop[i], number), i))
             except BaseException as error:
-                return Failure(i, _pickled(error), f"{type(error).__name__}: {error}", traceback.format_exc())
+                return Failure(i, pickled(error), f"{type(error).__name__}: {error}", traceback.format_exc())
     return scores
 
 
-def _as_number(value: Any, i: int) -> float:
+def one_number(value: Any, i: int) -> float:
     """A fitness as a float. Raises `ValueError` unless it is one real number."""
     given = as_array(value, "fitness")
     if not is_real(given.dtype) or given.shape != ():
@@ -94,7 +94,8 @@ def _as_number(value: Any, i: int) -> float:
     return float(given)
 
 
-def _pickled(error: BaseException) -> bytes | None:
+def pickled(error: BaseException) -> bytes | None:
+    """An exception as it travels; None if it would not arrive."""
     try:
         pickled = pickle.dumps(error)
         pickle.loads(pickled)

@@ -33,7 +33,7 @@ from flatstore.checks import whole
 from flatstore.evaluation.fitness import fitness_of, refuse_all_nan, refuse_unlendable
 from flatstore.evaluation.serving import READY, Evaluate, Failure, serve
 from flatstore.layout import Array
-from flatstore.store import Population
+from flatstore.store import AnyPopulation, Population
 from flatstore.threads import uninterrupted
 
 MOST_DEATHS = 3
@@ -66,7 +66,7 @@ class Workers:
 
 
 def scorer(
-    pop: Population, evaluate: Callable[..., Any], chunk: int | None, workers: Workers | int | None
+    pop: AnyPopulation, evaluate: Callable[..., Any], chunk: int | None, workers: Workers | int | None
 ) -> Callable[[int], Array]:
     """What evaluates generation n of a population, as `ga.evolve` and `es.evolve` do: n -> fitness, shape (size,).
 
@@ -79,7 +79,7 @@ def scorer(
     chosen = workers if isinstance(workers, Workers) else Workers(workers)
     if chunk is not None:
         raise ValueError(f"expected no chunk with workers, got {chunk}; fix: leave it out: members come one by one")
-    if pop.segment is None:
+    if pop.segment is None or not isinstance(pop, Population):
         raise BufferError(
             "expected a population that other processes can attach to, got one in memory of this process alone; "
             "fix: pop = pop.share(), before the run"

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from flatstore.files.checksums import PIECE, Counter
 from flatstore.files.contents import Located, contents_of
 from flatstore.files.half_way import refuse_half_way
+from flatstore.files.layout_note import Members
 from flatstore.files.planning import Plan, plan
 from flatstore.files.rows import pieces, rows_of
-from flatstore.layout import Array, Leaf
-from flatstore.store import Population, Store
+from flatstore.layout import Array, Layout, Leaf
+from flatstore.store import AnyPopulation, AnyStore, Population, Store, zeros_on_device
 from flatstore.threads import each, threads
 from flatstore.trees import Difference, Glob, Rename, StructureError
 
-_AT_ONCE = 32 << 20
-"""Bytes that a thread reads before an interrupt is raised."""
+_AT_ONCE = 0.2
+"""Seconds that a thread reads before an interrupt is raised."""
 
 
 def load(
@@ -28,8 +32,11 @@ def load(
     only: Glob | None = None,
     rename: Rename = None,
     verify: bool = True,
+    device: Any = None,
 ) -> Any:
     """A store, or a population, with what a safetensors file holds: a copy, read straight into its memory.
+
+    With a `device` of JAX it is a `JaxStore` or a `JaxPopulation`: each leaf is read, sent there and forgotten here.
 
     Without `like` the tree is made of ordered dicts, and what `save` wrote has the same layout again; a file of others
     gives one dict of its tensors' names. The file's metadata are not kept: `metadata_of` reads them, and `save` takes
@@ -43,47 +50,61 @@ def load(
             model that has others, too: `store.assign(load(path, only="backbone/*").items())`.
         rename: new names for leaves and nodes, {'model/*': '*'}, as for `replan`; before they are compared with `like`.
         verify: whether the checksums of what is read are compared with those that `save` wrote.
+        device: a device of JAX, such as `jax.devices()[0]`; None for memory on the host.
 
     Raises:
         StructureError: every leaf that differs from `like`; dtypes and shapes that NumPy and JAX do not have.
         ValueError: what is no safetensors file, holds no tensors, or is damaged; globs that match nothing.
         OSError: a file that is not there, or cannot be read.
+        TypeError: another device.
     """
     refuse_half_way(path)
     with contents_of(path) as contents:
         planned = plan(contents, like, only, rename)
         layout, members = planned.layout, planned.members
-        x = Store.zeros(layout) if members is None else Population.zeros(layout, members.size, order=members.order)
+        x = _zeros(layout, members, device)
         sources = {at: contents.tensors[name] for at, name in planned.names.items()}
         in_order = sorted(sources.items(), key=lambda item: (item[1].path, item[1].start))
         homes = [(source, layout.by_path[at]) for at, source in in_order if layout.by_path[at].tied is None]
-        _in_threads(_read(source, rows_of(x, leaf), verify) for source, leaf in homes)
+        if device is None:
+            _in_threads(_read(source, rows_of(x, leaf), verify) for source, leaf in homes)
+        else:
+            for source, leaf in homes:
+                rows = np.empty((1, source.nbytes), np.uint8)
+                _in_threads([_read(source, rows, verify)])
+                x[leaf.path] = rows.view(leaf.dtype).reshape(tuple(x[leaf.path].shape))
         _compare_ties(planned, sources, x)
     return x
 
 
-def _in_threads(tensors: Iterable[Iterator[int]]) -> None:
-    """Read tensors to their ends, several at once; each is an iterator that says how many bytes it has read."""
+def _zeros(layout: Layout, members: Members | None, device: Any) -> Any:
+    """What is to be filled."""
+    if device is not None:
+        return zeros_on_device(layout, device, members and members.size)
+    return Store.zeros(layout) if members is None else Population.zeros(layout, members.size, order=members.order)
+
+
+def _in_threads(tensors: Iterable[Iterator[None]]) -> None:
+    """Read tensors to their ends, several at once; each is an iterator over its pieces."""
     waiting = deque(tensors)
 
-    def read_some(_: int) -> None:
-        left = _AT_ONCE
-        while left > 0:
+    def read_some(number: int) -> None:
+        stop = time.monotonic() + _AT_ONCE
+        while True:
             try:
                 tensor = waiting.popleft()
             except IndexError:  # others have the rest
                 return
-            for nbytes in tensor:
-                left -= nbytes
-                if left <= 0:
+            for _ in tensor:
+                if time.monotonic() >= stop:
                     waiting.appendleft(tensor)
-                    break
+                    return
 
     while waiting:
         each(read_some, threads())
 
 
-def _read(source: Located, rows: Array, verify: bool) -> Iterator[int]:
+def _read(source: Located, rows: Array, verify: bool) -> Iterator[None]:
     """Read a tensor into the bytes of its leaf, piece by piece; to `verify`, compare the checksum."""
     counter, at = Counter(), source.start
     for piece in pieces(rows, PIECE, to_be_filled=True):
@@ -91,7 +112,7 @@ def _read(source: Located, rows: Array, verify: bool) -> Iterator[int]:
         if verify and source.checksum is not None:
             counter.update(piece.data)
         at += piece.size
-        yield piece.size
+        yield
     if verify and source.checksum is not None:
         check_sum(source, counter.intdigest())
 
@@ -119,7 +140,7 @@ def check_sum(source: Located, got: int) -> None:
         )
 
 
-def _compare_ties(planned: Plan, sources: dict[str, Located], x: Store | Population) -> None:
+def _compare_ties(planned: Plan, sources: dict[str, Located], x: AnyStore | AnyPopulation) -> None:
     """Raise `StructureError` if tied leaves are several tensors in the file, and not the same."""
     differences: list[Difference] = []
     for at, source in sources.items():
@@ -131,7 +152,7 @@ def _compare_ties(planned: Plan, sources: dict[str, Located], x: Store | Populat
         raise StructureError(differences)
 
 
-def _is_same(source: Located, x: Store | Population, home: Leaf) -> bool:
+def _is_same(source: Located, x: AnyStore | AnyPopulation, home: Leaf) -> bool:
     at = source.start
     for piece in pieces(rows_of(x, home), PIECE):
         other = piece.copy()

@@ -9,7 +9,7 @@ from flatstore.files import layout_note
 from flatstore.files.contents import Contents
 from flatstore.files.layout_note import Members, Note, Rows
 from flatstore.layout import Layout, Spec
-from flatstore.store import Population, Store
+from flatstore.store import AnyPopulation, AnyStore
 from flatstore.trees import (
     Difference,
     Glob,
@@ -39,11 +39,11 @@ def plan(contents: Contents, like: Any, only: Glob | None, rename: Rename) -> Pl
     if like is None:
         return _as_saved(contents, only, rename)
     names = _renamed({name: name for name in contents.specs}, only, rename)
-    given = like.layout if isinstance(like, Store | Population) else like
+    given = like.layout if isinstance(like, AnyStore | AnyPopulation) else like
     layout = given if isinstance(given, Layout) else Layout.from_tree(given)
     members = None
-    if isinstance(like, Population):
-        members = Members(like.size, "member" if like.order == "member" else "leaf")
+    if isinstance(like, AnyPopulation):
+        members = Members(len(like), "member" if like.order == "member" else "leaf")
     elif contents.has_note:
         try:
             members = layout_note.read_members(contents.metadata[layout_note.KEY])

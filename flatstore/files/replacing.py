@@ -161,7 +161,7 @@ def _target(path: str | os.PathLike[str]) -> tuple[str, os.stat_result | None]:
     """The path of the file that is replaced, no link, and what is there now."""
     given = os.fspath(path)
     target = os.path.realpath(given)
-    if not os.path.isdir(os.path.dirname(target)) or os.path.isdir(target):
+    if not os.path.basename(given) or not os.path.isdir(os.path.dirname(target)) or os.path.isdir(target):
         raise FileNotFoundError(f"expected a file in a folder that exists, got {given!r}; fix: make the folder")
     try:
         old = os.stat(target)

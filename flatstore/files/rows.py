@@ -16,14 +16,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from flatstore.layout import Array, Leaf
-from flatstore.store import Population, Store
+from flatstore.store import AnyPopulation, AnyStore
 
 MOST_SCRATCH = 2 << 20
 """Bytes of a piece that is a copy."""
 
 
-def rows_of(x: Store | Population, leaf: Leaf) -> Array:
-    """The bytes of a home, of all members: a view of shape (rows, bytes that lie together), writable even in a lend."""
+def rows_of(x: AnyStore | AnyPopulation, leaf: Leaf) -> Array:
+    """The bytes of a home, of all members, shape (rows, bytes that lie together).
+
+    On the host it is a view, writable even in a lend; of a leaf on a device it is read-only.
+    """
     matrix = x.leaf_matrix(leaf)
     if not matrix.strides[0]:  # one for all members
         matrix = matrix[:1]

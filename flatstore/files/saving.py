@@ -19,7 +19,7 @@ from flatstore.files.rows import pieces, rows_of
 from flatstore.files.tensor_order import Size, in_file_order
 from flatstore.layout import Array, Leaf
 from flatstore.memory import reading
-from flatstore.store import Population, Store
+from flatstore.store import AnyPopulation, AnyStore
 
 # The default of 'format'. Of files with metadata, huggingface_hub loads 'pt' and 'mlx'
 # (serialization/_torch.py), transformers 4 'pt', 'tf', 'flax' and 'mlx' (modeling_utils.py), and 5 any.
@@ -31,7 +31,9 @@ _WRITTEN_AT_ONCE = 4 << 20
 _OWN = {layout_note.KEY, checksums.KEY}
 
 
-def save(path: str | os.PathLike[str], x: Store | Population, *, metadata: Mapping[str, str] | None = None) -> None:
+def save(
+    path: str | os.PathLike[str], x: AnyStore | AnyPopulation, *, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a store or a population to a safetensors file: a copy. The file is replaced as a whole, or not at all.
 
     It is written leaf by leaf beside the old one, and flushed to the disk; a few MiB of memory are needed for any size.
@@ -48,7 +50,7 @@ def save(path: str | os.PathLike[str], x: Store | Population, *, metadata: Mappi
     or metadata are not strings, `FileNotFoundError` for a folder that does not exist, `LentError` while another thread
     writes the memory, and `OSError` for what the disk refuses. In all these cases the file is left as it was.
     """
-    if not isinstance(x, Store | Population):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(x, AnyStore | AnyPopulation):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"expected a Store or a Population, got {type(x).__name__}; fix: Store.from_tree(tree)")
     if x.parts is not None:
         raise ValueError(
@@ -56,8 +58,8 @@ def save(path: str | os.PathLike[str], x: Store | Population, *, metadata: Mappi
             "or fs.Store.from_tree(dict(store)), a model of its own"
         )
     members = None
-    if isinstance(x, Population):
-        members = Members(x.size, "member" if x.order == "member" else "leaf")
+    if isinstance(x, AnyPopulation):
+        members = Members(len(x), "member" if x.order == "member" else "leaf")
     check_savable(x.layout.homes)
     texts = _checked(metadata) | {layout_note.KEY: layout_note.written(x.layout, members)}
     homes = homes_in_order(x.layout.homes, members)
@@ -110,7 +112,7 @@ def placed(homes: list[Leaf], members: Members | None) -> list[Tensor]:
     return tensors
 
 
-def _write(file: Writer, x: Store | Population, leaf: Leaf, at: int) -> int:
+def _write(file: Writer, x: AnyStore | AnyPopulation, leaf: Leaf, at: int) -> int:
     """Write the data of a leaf at a place in the file, and return their checksum."""
 
     def parts() -> Iterator[Array]:

@@ -19,7 +19,6 @@ from flatstore.ga.mutation import Mutate as Mutate
 from flatstore.ga.mutation import Reset as Reset
 from flatstore.ga.mutation import Sparse as Sparse
 from flatstore.ga.on_torch import CardBreeding as CardBreeding
-from flatstore.ga.on_torch import HostBreeding as HostBreeding
 from flatstore.ga.selection import Tournament as Tournament
 from flatstore.ga.selection import Truncation as Truncation
 from flatstore.ga.selection import Universal as Universal

@@ -31,12 +31,12 @@ from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.layout import Array, as_array
 from flatstore.memory import write, write_at_once
 from flatstore.noise import Noise, Seed, integers_of, seeds
-from flatstore.store import JaxPopulation, Population, TorchPopulation
+from flatstore.store import AnyPopulation, Population, Step, breeding_of, host_of
 from flatstore.threads import noted, rounded_to_nearest, rounds_to_nearest
 
 
 def step(
-    pop: Population | JaxPopulation,
+    pop: AnyPopulation,
     fitness: Any,
     *,
     seed: Seed,
@@ -80,19 +80,13 @@ def step(
 
     Raises:
         ValueError: fitness of the wrong length or all NaN, elite or indices out of range, leaves of a dtype that cannot
-            evolve, operators or bounds that do not suit the layout. Nothing is written.
+            evolve, operators or bounds that do not suit the layout; a population in a file in which another generation
+            is not over. Nothing is written.
+        BlockingIOError: while another process is at work on the population's file. Nothing is written.
         LentError: while the population is lent. Nothing is written.
         UnfinishedError: an operator of your own failed, or memory stayed short, after some genes were replaced.
     """
-    if isinstance(pop, JaxPopulation):
-        given = {"mutate": mutate, "select": select, "crossover": crossover, "bounds": bounds, "elite": elite}
-        return pop.step(pop, fitness, seed=seed, left=left, **given)
-    if isinstance(pop, TorchPopulation):
-        given = {"mutate": mutate, "select": select, "crossover": crossover, "bounds": bounds, "elite": elite}
-        planned = pop.breeding.plan(pop, fitness, seed=seed, left=left, **given)
-        planned.run()
-        return planned.parents, planned.kept
-    family = plan_step(
+    planned = plan_step(
         pop,
         fitness,
         seed=seed,
@@ -103,13 +97,14 @@ def step(
         elite=elite,
         left=left,
     )
-    run_step(pop, family)
-    return family.parents, family.kept
+    planned.run()
+    return planned.parents, planned.kept
 
 
-class Step(NamedTuple):
-    """A generation that is chosen, but not yet born."""
+class PlannedStep(NamedTuple):
+    """A generation of a population on the host that is chosen, but not yet born."""
 
+    pop: Population
     loops: dict[str, DtypeLoop]
     left: Iterable[Left] | None
     parents: Array
@@ -121,9 +116,13 @@ class Step(NamedTuple):
     asked: Callable[[], Asked]
     """What it is a function of, beside the population, for a log."""
 
+    def run(self, then: Callable[[], object] = bool) -> None:
+        """Write the children over the members that they replace, and call `then`: uninterrupted."""
+        _run(self, then)
+
 
 def plan_step(
-    pop: Population,
+    pop: AnyPopulation,
     fitness: Any,
     *,
     seed: Seed,
@@ -135,6 +134,25 @@ def plan_step(
     left: Iterable[Left] | None = None,
 ) -> Step:
     """All of a step but the writing of the population: the arguments are checked, and the parents chosen."""
+    how: dict[str, Any] = {"mutate": mutate, "select": select, "crossover": crossover, "bounds": bounds, "elite": elite}
+    if (kind := breeding_of(pop)) is not None:
+        return kind.plan(pop, fitness, seed=seed, left=left, **how)
+    return plan_on_host(host_of(pop), fitness, seed=seed, left=left, **how)
+
+
+def plan_on_host(
+    pop: Population,
+    fitness: Any,
+    *,
+    seed: Seed,
+    mutate: Mutation | None,
+    select: Any,
+    crossover: Crossover | None,
+    bounds: Bounds | None,
+    elite: int,
+    left: Iterable[Left] | None = None,
+) -> PlannedStep:
+    """What `plan_step` does for a population on the host."""
     scores = as_fitness(fitness, pop.size)
     refuse_all_nan(scores)
     check_operators(mutate, select, crossover, bounds)
@@ -158,7 +176,7 @@ def plan_step(
         settings |= {"mutate": as_json(mutate), "crossover": as_json(crossover), "bounds": as_json(bounds)}
         return Asked(scores, chosen.ravel(), settings)
 
-    return Step(loops, left, parents, kept, fails, asked)
+    return PlannedStep(pop, loops, left, parents, kept, fails, asked)
 
 
 def parents_of(scores: Array, seed: Seed, select: Any, elite: int) -> tuple[Array, Array, Array]:
@@ -168,8 +186,8 @@ def parents_of(scores: Array, seed: Seed, select: Any, elite: int) -> tuple[Arra
     return slots, _select(select, scores, 2 * len(slots), int(keys[-1])).reshape(2, -1), np.take(keys, slots)
 
 
-def run_step(pop: Population, step: Step, then: Callable[[], object] = bool) -> None:
-    """Write the children over the members that they replace, and call `then`: uninterrupted."""
+def _run(step: PlannedStep, then: Callable[[], object]) -> None:
+    pop = step.pop
 
     def replace() -> None:
         run(pop, step.loops, step.left, step.asked, then)
@@ -223,9 +241,11 @@ def check_elite(size: int, elite: int) -> None:
         )
 
 
-def check_suitable(pop: Population, operators: Operators) -> None:
+def check_suitable(pop: Any, operators: Operators) -> None:
     """Raise `ValueError` for operators that do not suit the population's leaves, or leaves that cannot evolve."""
-    one = np.zeros(1, np.int32)
+    if (kind := breeding_of(pop)) is not None:
+        return kind.check(pop, operators.mutate, operators.crossover, operators.bounds)
+    one, pop = np.zeros(1, np.int32), host_of(pop)
     for name in _dtypes(pop):
         dtype_loop(pop, name, operators, Family(one, one, one, one), seeds(0, 1))
 

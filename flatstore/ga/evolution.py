@@ -16,7 +16,7 @@ from flatstore.evaluation import (
     way_on,
 )
 from flatstore.ga.bounds import Bounds
-from flatstore.ga.breeding import Step, check_elite, check_operators, check_suitable, plan_step, run_step
+from flatstore.ga.breeding import check_elite, check_operators, check_suitable, plan_step
 from flatstore.ga.crossover import Crossover, Uniform
 from flatstore.ga.generation import Operators, UnfinishedError
 from flatstore.ga.generation_records import Generation
@@ -25,11 +25,11 @@ from flatstore.ga.mutation import Mutation
 from flatstore.ga.selection import Tournament
 from flatstore.noise import Seed
 from flatstore.recording import RunPath
-from flatstore.store import Population
+from flatstore.store import AnyPopulation, Step
 
 
 def evolve(
-    pop: Population,
+    pop: AnyPopulation,
     evaluate: Callable[[Any, int], Any],
     *,
     seed: Seed,
@@ -66,7 +66,7 @@ def evolve(
     call goes on from there.
 
     Args:
-        pop: the population, in an order that JAX can take.
+        pop: the population, in an order that JAX can take; or one on a device.
         evaluate: `(stacked, generation) -> fitness`. It is given a lent tree, whose leaves have an axis of members in
             front, and the number of the generation; it returns real numbers of shape (members,). Usually a jitted
             `jax.vmap`.
@@ -99,18 +99,16 @@ def evolve(
         Whatever `evaluate` and `step` raise, and KeyboardInterrupt. A note says so if the population holds a generation
         that no record describes, and how to continue.
     """
-    if not isinstance(pop, Population):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            f"expected a Population on the host, got {type(pop).__name__}; fix: a loop of your own around ga.step"
-        )
+    if not isinstance(pop, AnyPopulation):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"expected a Population, got {type(pop).__name__}; fix: Population.from_tree(tree, members)")
     record = resume if isinstance(resume, Generation) else None
     number = record.number if record else resumed_number(resume)
     refuse_two_starts(run, resume)
     seed = check_run(evaluate, seed, number, generations, "generations")
-    check_elite(pop.size, elite)
-    if record and record.fitness.shape != (pop.size,):
+    check_elite(len(pop), elite)
+    if record and record.fitness.shape != (len(pop),):
         raise ValueError(
-            f"expected a record of {pop.size} members to resume from, got one of {len(record.fitness)}; "
+            f"expected a record of {len(pop)} members to resume from, got one of {len(record.fitness)}; "
             "fix: restore the population that was yielded with it"
         )
     first: Any = mutate(number) if callable(mutate) and not isinstance(mutate, type) else mutate
@@ -153,7 +151,7 @@ def evolve(
         nonlocal last, parents, kept
         if last is not None:
             step = planned(last)
-            run_step(pop, step, partial(is_born, step))
+            step.run(partial(is_born, step))
         folder.snapshot()
         made = Generation(n, score(n), parents, kept)
         folder.note(made)

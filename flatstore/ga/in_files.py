@@ -12,7 +12,7 @@ from typing import Any
 from flatstore import files
 from flatstore.checks import whole
 from flatstore.files import WrittenFile, alone_in, written_file
-from flatstore.ga.breeding import plan_step, run_step
+from flatstore.ga.breeding import plan_on_host
 from flatstore.ga.generation import has_read, left_of, write_back
 from flatstore.ga.generation_log import Log, boot, read_log
 from flatstore.ga.operators_as_json import from_json
@@ -83,7 +83,7 @@ def _finish(pop: Population, file: WrittenFile, log: Log, given: Mapping[str, An
     def as_before(*_: Any) -> Any:
         return log.asked.chosen
 
-    step = plan_step(
+    step = plan_on_host(
         members,
         log.asked.fitness,
         seed=settings["seed"],
@@ -97,7 +97,7 @@ def _finish(pop: Population, file: WrittenFile, log: Log, given: Mapping[str, An
         if number >= 0 and has_read(note) and note[REACHED] < task.stop:
             genes = step.loops[task.group]
             write_back(genes, task, int(note[REACHED]), log.rows[worker][genes.real])
-    run_step(members, step._replace(left=left_of(plan.tasks, log.progress)))
+    step._replace(left=left_of(plan.tasks, log.progress)).run()
     log.over()  # nothing may have been left but that
 
 

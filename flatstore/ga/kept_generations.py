@@ -15,16 +15,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from flatstore.ga.breeding import Step, run_step
 from flatstore.ga.generation_records import Generation
 from flatstore.recording import KeptOpen, RunFolder, RunPath, as_numbers, as_texts, described, run_entries, settings_of
-from flatstore.store import Population
+from flatstore.store import AnyPopulation, Step
 
 
 class KeptGenerations(KeptOpen):
     """A run in a folder, or in none: then there is nothing to do."""
 
-    def __init__(self, path: RunPath | None, pop: Population, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: RunPath | None, pop: AnyPopulation, settings: Mapping[str, Any]) -> None:
         self._path, self._pop, self._settings = path, pop, settings
 
     def restored(self, planned: Callable[[Generation], Step], most: int | None) -> Generation | None:
@@ -49,8 +48,10 @@ class KeptGenerations(KeptOpen):
         for record in _records(folder.entries(max(0, start - 1)), folder.path):
             step = None if last is None else planned(last)
             if step is not None and record.number > start:
-                run_step(self._pop, step)
-            last = Generation(record.number, record.fitness, None if step is None else step.parents, step and step.kept)
+                step.run()
+            last = Generation(
+                record.number, record.fitness, *(None, None) if step is None else (step.parents, step.kept)
+            )
         return last
 
     def snapshot(self) -> None:

@@ -16,8 +16,7 @@ from typing import Any
 
 from flatstore.extras import require
 from flatstore.layout import Layout
-from flatstore.memory import write
-from flatstore.store import TorchStore
+from flatstore.store import TorchStore, write_in_order
 from flatstore.trees import by_path
 
 
@@ -44,7 +43,7 @@ def adopted(tree: Mapping[str, Any], layout: Layout) -> TorchStore:
                 tensors[path].data = waiting
         _give_back(device)
         store = TorchStore.zeros(layout, device)
-        write([store.memory], lambda: _move_in(tensors, names, store))
+        write_in_order(device, [store.memory], lambda: _move_in(tensors, names, store))
     except BaseException:
         for home, paths in names.items():
             back = tensors[home].data.to(device, copy=True)
@@ -58,7 +57,7 @@ def moved_into(tree: Mapping[str, Any], store: TorchStore) -> None:
     """Make the tensors views of a store that there was before, with their values."""
     tensors, names = by_path(tree), _names(store.layout)
     _refuse_fixed(tensors)
-    write([store.memory], lambda: _move_in(tensors, names, store))
+    write_in_order(store.device, [store.memory], lambda: _move_in(tensors, names, store))
 
 
 def _move_in(tensors: Mapping[str, Any], names: Mapping[str, list[str]], store: TorchStore) -> None:

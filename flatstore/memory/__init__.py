@@ -18,6 +18,7 @@ from flatstore.memory.lending import refuse_jax_at_the_end as refuse_jax_at_the_
 from flatstore.memory.overlaps import region_of as region_of
 from flatstore.memory.readers_and_writers import MOVED as MOVED
 from flatstore.memory.readers_and_writers import Access as Access
+from flatstore.memory.readers_and_writers import released as released
 from flatstore.memory.readers_and_writers import settle as settle
 from flatstore.memory.segments import PAGE as PAGE
 from flatstore.memory.segments import sweep as sweep

@@ -5,6 +5,7 @@ from flatstore.noise.kinds import CROSSOVER as CROSSOVER
 from flatstore.noise.kinds import MUTATION as MUTATION
 from flatstore.noise.kinds import ROUNDING as ROUNDING
 from flatstore.noise.kinds import SPARSE as SPARSE
+from flatstore.noise.kinds import Factor as Factor
 from flatstore.noise.kinds import Noise as Noise
 from flatstore.noise.kinds import Normal as Normal
 from flatstore.noise.kinds import Rademacher as Rademacher

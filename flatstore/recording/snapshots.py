@@ -19,9 +19,9 @@ from typing import Any
 
 from flatstore.files import metadata_of, save
 from flatstore.files import open as open_file
-from flatstore.store import Population, Store
+from flatstore.store import AnyPopulation, AnyStore
 
-Parts = Mapping[str, Store | Population]
+Parts = Mapping[str, AnyStore | AnyPopulation]
 """What a run moves, by second names; the first is without one."""
 
 _NAME = re.compile(r"snapshot-(0|[1-9][0-9]*)(\.\w+)?\.safetensors")

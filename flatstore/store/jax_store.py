@@ -1,8 +1,7 @@
 """Stores on a device of JAX: a tree of `jax.Array`s, one per leaf, which verbs donate and replace in the same place.
 
 JAX owns the memory, and never changes an array. So a verb is a jitted function to which the leaves are donated: XLA
-writes the new ones where the old ones were, and a stale use of an old one raises. The layout, the indices and the bits
-are those of a store on the host.
+writes the new ones where the old ones were, and a stale use of an old one raises. The bits are those of the host.
 
 ```
 store["w"]   jax.Array at address a  --donated-->  es.perturb  -->  another jax.Array at address a
@@ -20,12 +19,15 @@ from typing import Any, ClassVar, Self
 import jax
 import numpy as np
 
-from flatstore.checks import whole
 from flatstore.layout import Array, Layout, Leaf, describe
-from flatstore.memory import Access, Memory, using, write
-from flatstore.store.assigning import checked_leaf, checked_leaves
+from flatstore.memory import Memory, using, write
+from flatstore.store.assigning import Pairs, checked_leaf, checked_leaves, is_pairs
+from flatstore.store.donation import replace_together, written
+from flatstore.store.lent_trees import LentTree
 from flatstore.store.moves import Moves
-from flatstore.threads import Leaving
+from flatstore.store.parts import Parts
+from flatstore.store.verbs import memories_in
+from flatstore.store.views import Views
 from flatstore.trees import Difference, StructureError
 
 jnp: Any = jax.numpy
@@ -37,7 +39,7 @@ MOVED = "elsewhere than before, since something holds a view of what was there; 
 class OnDevice(Mapping[str, jax.Array]):
     """What `JaxStore` and `JaxPopulation` have in common."""
 
-    __slots__ = ("_addresses", "_leaves", "device", "layout", "memory", "size")
+    __slots__ = ("_addresses", "_leaves", "device", "known", "layout", "memory", "size")
 
     _addresses: dict[str, int]
     _leaves: dict[str, jax.Array]
@@ -45,14 +47,17 @@ class OnDevice(Mapping[str, jax.Array]):
     device: Any
     """Where the leaves are."""
 
+    known: dict[str, Any]
+    """What verbs know of the arrays that they have made; for this package's own modules."""
+
     moves: ClassVar[Moves]
     """What the verbs do; set by the room that knows them."""
 
     layout: Layout
     """Where every parameter stands in the index."""
 
-    parts: ClassVar[None] = None
-    """It is a whole model."""
+    parts: Parts | None = None
+    """Where the leaves stand in a whole model, if they are parts of one."""
 
     memory: Memory
     """A byte that stands for the leaves: readers and writers are counted by it. For this package's own modules."""
@@ -67,27 +72,33 @@ class OnDevice(Mapping[str, jax.Array]):
     @classmethod
     def zeros(cls, layout: Layout, device: Any, size: int | None = None) -> Self:
         """New leaves of zeros on a device; of `size` members where they train."""
-        _check_device(device)
+        if not isinstance(device, _jax.Device):
+            raise TypeError(f"expected a device of JAX, got {device!r}; fix: pass one, such as jax.devices()[0]")
         self = object.__new__(cls)
         self.layout, self.device, self.size = layout, device, size
-        self.memory = Memory.heap(1)
-        self._leaves = {}
+        self.memory, self.known = Memory.heap(1), {}
         for leaf in layout.homes:
             if _jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
                 raise ValueError(
                     f"{leaf.path!r}: expected a dtype that JAX has, got {leaf.dtype} with 64-bit types off; "
                     "fix: jax.config.update('jax_enable_x64', True), or a float32 leaf"
                 )
-            self._leaves[leaf.path] = jnp.zeros(self._shape(leaf), leaf.dtype, device=device)
+        self._make()
+        return self
+
+    def _make(self) -> None:
+        self._leaves = {}  # the old ones go before there are new ones
+        for leaf in self.layout.homes:
+            self._leaves[leaf.path] = jnp.zeros(self._shape(leaf), leaf.dtype, device=self.device)
         _jax.block_until_ready(self._leaves)
         self._addresses = self._found()
-        return self
 
     def _shape(self, leaf: Leaf) -> tuple[int, ...]:
         return (self.size, *leaf.shape) if self.size is not None and leaf.trainable else leaf.shape
 
-    def _found(self) -> dict[str, int]:
-        leaves: dict[str, Any] = self._leaves
+    def _found(self, *paths: str) -> dict[str, int]:
+        """The addresses of homes, or of all of them."""
+        leaves: dict[str, Any] = {path: self._leaves[path] for path in paths} or self._leaves
         return {path: array.unsafe_buffer_pointer() for path, array in leaves.items() if array.size}
 
     # -- reading
@@ -107,7 +118,7 @@ class OnDevice(Mapping[str, jax.Array]):
         return iter(self.layout.by_path)
 
     def __len__(self) -> int:
-        """The number of paths; of a population the number of members."""
+        """The number of paths."""
         return len(self.layout.by_path)
 
     def __eq__(self, other: object) -> bool:
@@ -137,6 +148,27 @@ class OnDevice(Mapping[str, jax.Array]):
         ]
         return np.concatenate(rows, -1)
 
+    @property
+    def segment(self) -> None:
+        """Raises `BufferError`: other processes cannot attach to it."""
+        raise BufferError(
+            f"expected memory that other processes can attach to, got arrays on {self.device}; "
+            "fix: leave workers= out, or use a store on the host"
+        )
+
+    def share(self, name: str | None = None) -> None:
+        """Raises `BufferError`, as `segment`."""
+        return self.segment
+
+    def leaf_matrix(self, leaf: Leaf) -> Array:
+        """The numbers of a home, a row for each member, on the host; for this package's own modules.
+
+        On a CPU it is a view, and while it is held the leaf cannot be written in its place.
+        """
+        # An array keeps what it was copied to, as long as it lives: this one does not live long.
+        values = np.asarray(self._leaves[leaf.path].addressable_data(0))
+        return values.reshape(self.size if self.size is not None and leaf.trainable else 1, leaf.size)
+
     def lend(self, library: str = "jax", *, patience: float = 10.0) -> LentTree:
         """A context that gives the tree. Meanwhile writes through the store raise. There is nothing to wait for.
 
@@ -146,7 +178,7 @@ class OnDevice(Mapping[str, jax.Array]):
             raise ValueError(
                 f"expected 'jax', got {library!r}; fix: pass 'jax', or copy the leaves, np.array(store[path])"
             )
-        return LentTree(self)
+        return LentTree(self.memory, lambda: self.tree)
 
     def verify(self) -> None:
         """Raise `StructureError` unless every leaf lies where it lay before the last verb."""
@@ -164,46 +196,68 @@ class OnDevice(Mapping[str, jax.Array]):
     # -- writing
 
     def assign(self, values: Any) -> None:
-        """Copy `values` in: a tree, a packed vector or a mapping {path: array}, as for a store on the host."""
+        """Copy `values` in, leaf by leaf: a tree, a vector, a mapping or an iterable of pairs, as on the host."""
         if isinstance(values, OnDevice):
             values = values.tree
-        leading = () if self.size is None else (self.size,)
-        pairs = checked_leaves(self.layout, values, leading)
-        self._put({leaf.path: array for leaf, array in pairs})
+        elif isinstance(values, Views):
+            values = {path: values.leaf_view(path) for path in values.layout.by_path}
+        if is_pairs(self.layout, values):
+            for path, value in values:
+                self[path] = value
+            return
+        with using(reads=memories_in(values)) as own:
+            self._put(checked_leaves(self.layout, values, self._leading), own)
 
     def __setitem__(self, path: Any, value: Any) -> None:
         """Copy a value of the leaf's shape into the leaf."""
-        leaf, array = checked_leaf(self.layout, path, value, () if self.size is None else (self.size,))
-        self._put({leaf.path: array})
+        with using(reads=memories_in(value)) as own:
+            self._put([checked_leaf(self.layout, path, value, self._leading)], own)
 
-    def _put(self, arrays: Mapping[str, Any]) -> None:
-        given = {
-            path: _jax.device_put(np.array(array, self.layout.by_path[path].dtype), self.device)
-            for path, array in arrays.items()
-        }
+    def clear(self) -> None:
+        """Make all parameters zero, in new memory; for this package's own modules."""
+        self.write(self._make)
+
+    @property
+    def _leading(self) -> tuple[int, ...]:
+        return () if self.size is None else (self.size,)
+
+    def _put(self, pairs: Pairs, reads: using | None = None) -> None:
+        own = set(self._addresses.values())  # a leaf that is given as a value would be held
+        pairs = [(leaf, array.copy() if array.ctypes.data in own else array) for leaf, array in pairs]
 
         def put() -> None:
-            lost = {path for path in given if self._leaves[path].is_deleted()}  # to a verb that failed
-            there = {path: self._leaves[path] for path in given if path not in lost}
-            self._leaves = {**self._leaves, **given, **_written(there, {path: given[path] for path in there})}
-            self._addresses |= {path: address for path, address in self._found().items() if path in lost}
+            for leaf, array in pairs:
+                old = self._leaves[leaf.path]
+                given = _jax.device_put(np.asarray(array, leaf.dtype), self.device)
+                if old.is_deleted():  # to a verb that failed
+                    self._leaves[leaf.path] = jnp.array(given, copy=True)
+                    self._addresses |= self._found(leaf.path)
+                else:
+                    self._leaves |= written({leaf.path: old}, {leaf.path: given})
+                _jax.block_until_ready(self._leaves[leaf.path])
 
-        self.write(put)
+        self.write(put, reads)
 
     def replace(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Make the homes, {path: array}, what a jitted function that donates them makes of them and of `arguments`."""
-        try:
-            self._leaves = {**self._leaves, **_jax.block_until_ready(function(self._leaves, *arguments))}
-        except BaseException as error:
-            if any(array.is_deleted() for array in self._leaves.values()):
-                error.add_note("the leaves were donated to what failed, and are lost; fix: store.assign(values)")
-            raise
 
-    def write(self, work: Callable[[], object]) -> None:
-        """Do work that replaces leaves, uninterrupted, as the only writer. At its end, raise as `verify`."""
-        write([self.memory], work)
+        def donate(homes: tuple[Any, ...]) -> list[Any]:
+            return [function(homes[0], *arguments)]
+
+        replace_together([self], donate)
+
+    def write(self, work: Callable[[], object], reads: using | None = None) -> None:
+        """Do work that replaces leaves, uninterrupted, as the only writer. At its end, raise as `verify`.
+
+        `reads` is what the work itself reads.
+        """
+        write([self.memory], work, reads)
         if not self.memory.is_written():
             self.verify()
+
+    def put_in_place(self, homes: Mapping[str, Any]) -> None:
+        """Take arrays as homes, by their paths; for this package's own modules."""
+        self._leaves = {**self._leaves, **homes}
 
     @property
     def homes(self) -> dict[str, jax.Array]:
@@ -214,7 +268,7 @@ class OnDevice(Mapping[str, jax.Array]):
         """A copy, in memory of its own on the same device."""
         other = self.zeros(self.layout, self.device, self.size)
         with using(reads=[self.memory]):
-            other.replace(_written, dict(self._leaves))
+            other.replace(written, dict(self._leaves))
         other.verify()
         return other
 
@@ -231,68 +285,3 @@ class JaxStore(OnDevice):
     """One model on a device of JAX: what `Store.from_tree(tree, device=...)` makes."""
 
     __slots__ = ()
-
-
-class JaxPopulation(OnDevice):
-    """Many models on a device of JAX, stacked leaf by leaf: what `Population.from_tree(tree, n, device=...)` makes."""
-
-    __slots__ = ()
-
-    step: ClassVar[Callable[..., tuple[Array, Array]]]
-    """What `ga.step` does; set by the room that knows it."""
-
-    def __len__(self) -> int:
-        """The number of members."""
-        return self.size or 0
-
-    @property
-    def axes(self) -> Any:
-        """The tree of `in_axes` for `jax.vmap`: 0 where a leaf has the axis of the members, None where it is shared."""
-        return self.layout.unflatten([0 if leaf.trainable else None for leaf in self.layout.leaves], riders=False)
-
-
-class LentTree:
-    """A context in which the leaves of a store on a device are read, and not replaced."""
-
-    def __init__(self, store: OnDevice) -> None:
-        self._store = store
-        self._access: Access | None = None
-
-    def __enter__(self) -> Any:
-        self._access = access = Access(lends=[self._store.memory])
-        access.begin()
-        return self._store.tree
-
-    __exit__ = Leaving(lambda lent: lent._access is None or lent._access.over)
-
-    def leave(self, error: BaseException | None) -> None:
-        """End the access."""
-        if self._access is not None:
-            self._access.end()
-
-
-def on_device(tree_layout: Layout, tree: Any, device: Any, size: int | None = None) -> Any:
-    """A store, or a population of so many copies, of a tree on a device: copies leaf by leaf."""
-    if size is None:
-        store = JaxStore.zeros(tree_layout, device)
-        store.assign(tree)
-        return store
-    if not whole(size) >= 1:
-        raise ValueError(f"expected at least one member, got size {size!r}; fix: pass a size of 1 or more")
-    pop = JaxPopulation.zeros(tree_layout, device, size)
-    for leaf, array in checked_leaves(tree_layout, tree):
-        pop[leaf.path] = np.broadcast_to(array, (size, *leaf.shape)) if leaf.trainable else array
-    return pop
-
-
-@_jax.jit
-def _same(old: Any, new: Any) -> Any:
-    return {path: _jax.lax.dynamic_update_slice(x, new[path], (0,) * x.ndim) for path, x in old.items()}
-
-
-_written: Any = _jax.jit(_same, donate_argnums=0)
-
-
-def _check_device(device: Any) -> None:
-    if not isinstance(device, _jax.Device):
-        raise TypeError(f"expected a device of JAX, got {device!r}; fix: pass one, such as jax.devices()[0]")

@@ -11,6 +11,7 @@ spans             | kernel | others' bytes | bias |              each where its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -20,6 +21,9 @@ from flatstore.memory import JAX_ALIGN
 from flatstore.store.parts import Parts
 
 Order = Literal["store", "leaf", "member", "file", "spans"]
+
+CHUNK = 32 << 20
+"""Bytes of the members that are lent at once, unless it is told how many they are, or 1 % of a population is more."""
 
 
 class Place(NamedTuple):
@@ -114,3 +118,30 @@ def placement_of_population(layout: Layout, size: int, order: str) -> Placement:
         blocks.append((start, leaf.nbytes))
     places |= {leaf.path: places[leaf.tied] for leaf in layout.leaves if leaf.tied is not None}
     return Placement(places, tuple(blocks), order, end)
+
+
+def aligned_members(layout: Layout) -> int:
+    """The members from one at which every leaf starts where JAX takes it to the next, in order='leaf'."""
+    sizes = [leaf.nbytes for leaf in layout.homes if leaf.trainable]
+    return math.lcm(*(JAX_ALIGN // math.gcd(JAX_ALIGN, nbytes) for nbytes in sizes))
+
+
+def members_at_once(layout: Layout, size: int, at_most: int | None, stride: int = 1) -> int:
+    """How many of `size` members are lent at once: at most so many, in multiples of `stride`, unless they are all.
+
+    None: as many as have 32 MiB, or 1 % of all if that is more, aligned as in order='leaf'; so they depend on the
+    layout and on the number of members, on nothing else. Raises `ValueError` for less than 1, or than `stride`.
+    """
+    if at_most is None:
+        member, stride = sum(leaf.nbytes for leaf in layout.homes if leaf.trainable), aligned_members(layout)
+        parts = -(-size * member // max(CHUNK, size * member // 100)) or 1
+        return size if parts == 1 else -(-size // (parts * stride)) * stride  # equal parts: one shape to compile
+    if not whole(at_most) >= 1:
+        raise ValueError(f"expected at_most >= 1, got {at_most!r}; fix: pass 1 or more")
+    length = at_most - at_most % stride
+    if at_most < size and not length:
+        raise ValueError(
+            f"expected at_most >= {stride}, the members from one aligned start to the next, got {at_most}; "
+            f"fix: pass {stride} or more, or use order='member' if JAX need not take the chunks"
+        )
+    return length or size

@@ -20,7 +20,6 @@ Leaves that do not train are held once, after the rest, and shared by all member
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self, overload
 
@@ -31,16 +30,18 @@ from flatstore.layout import Array, Dims, Layout, Tied, Trainable
 from flatstore.memory import JAX_ALIGN, Memory, reading
 from flatstore.store.assigning import checked_leaves
 from flatstore.store.in_files import FilePath, handed_in
-from flatstore.store.jax_store import JaxPopulation
-from flatstore.store.placement import placement_in_file, placement_of_population
+from flatstore.store.jax_population import JaxPopulation
+from flatstore.store.placement import (
+    aligned_members,
+    members_at_once,
+    placement_in_file,
+    placement_of_population,
+)
 from flatstore.store.store import Store
-from flatstore.store.torch_store import on_device
+from flatstore.store.torch_population import TorchPopulation, on_device
 from flatstore.store.verbs import Verbs, memories_in
 
 PopulationOrder = Literal["leaf", "member"]
-
-CHUNK = 32 << 20
-"""Bytes that `Population.chunks` cuts a population into, unless it is told how many members, or 1 % of it is more."""
 
 
 class Population(Verbs):
@@ -224,30 +225,13 @@ class Population(Verbs):
         In order='leaf' each starts where every leaf is aligned: at a multiple of up to 16 members for float32.
         Raises `ValueError` if `at_most` is less than that multiple.
         """
-        if at_most is not None and not whole(at_most) >= 1:
-            raise ValueError(f"expected at_most >= 1, got {at_most!r}; fix: pass 1 or more")
-        trainable = [leaf for leaf in self.layout.homes if leaf.trainable]
-        stride = 1
-        if self.order in ("leaf", "file"):
-            stride = math.lcm(*(JAX_ALIGN // math.gcd(JAX_ALIGN, leaf.nbytes) for leaf in trainable))
-        if at_most is None:
-            member = sum(leaf.nbytes for leaf in trainable)
-            parts = -(-self.size * member // max(CHUNK, self.size * member // 100)) or 1
-            if parts == 1:
-                return iter([self])
-            at_most = -(-self.size // (parts * stride)) * stride  # equal parts: one shape to compile
-        if self._first % stride:
+        stride = aligned_members(self.layout) if self.order in ("leaf", "file") else 1
+        step = members_at_once(self.layout, self.size, at_most, stride)
+        if self._first % stride and (step < self.size or at_most is not None):
             raise ValueError(
                 f"expected a population that starts at a multiple of {stride} members, got a slice from {self._first}; "
                 "fix: take the chunks of the whole population, or slice it there"
             )
-        length = at_most - at_most % stride
-        if at_most < self.size and not length:
-            raise ValueError(
-                f"expected at_most >= {stride}, the members from one aligned start to the next, got {at_most}; "
-                f"fix: pass {stride} or more, or use order='member' if JAX need not take the chunks"
-            )
-        step = length or self.size
         return (self[start : start + step] for start in range(0, self.size, step))
 
     @property
@@ -297,3 +281,7 @@ class Population(Verbs):
     def __repr__(self) -> str:
         """The leaves with their places."""
         return self._describe(f"Population: {self.size:,} members, order={self.order!r}, of {self.layout.summary}")
+
+
+AnyPopulation = Population | JaxPopulation | TorchPopulation
+"""Many models on the host, or on a device."""

@@ -21,7 +21,8 @@ from flatstore.memory import GuardedView, Memory
 from flatstore.store.jax_store import JaxStore
 from flatstore.store.parts import Parts
 from flatstore.store.placement import placement_in_file, placement_in_spans, placement_of_store
-from flatstore.store.torch_store import on_device
+from flatstore.store.torch_population import on_device
+from flatstore.store.torch_store import TorchStore
 from flatstore.store.verbs import Verbs
 from flatstore.store.views import Views
 
@@ -227,3 +228,7 @@ class Store(Verbs, Mapping[str, Array]):
     def __repr__(self) -> str:
         """The leaves with their places."""
         return self._describe(f"Store: {self.layout.summary}")
+
+
+AnyStore = Store | JaxStore | TorchStore
+"""A model on the host, or on a device."""

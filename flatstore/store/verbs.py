@@ -96,6 +96,10 @@ class Verbs(Views):
         with np.errstate(all="ignore"):  # a warning would be a call in between
             at_once(steps)
 
+    def clear(self) -> None:
+        """Make all bytes zero; for this package's own modules, of memory that nobody else has."""
+        self._memory.bytes[:] = 0
+
     def lend(self, library: str = "jax", *, only: Glob | None = None, patience: float = 10.0) -> Lend:
         """A context manager that gives the tree with `jax.Array` leaves over the same bytes: views.
 

@@ -92,8 +92,9 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     for path in (tmp_path / "pipe", "/dev/null"):
         with pytest.raises(ValueError, match="expected a file, or nothing yet, got a device or a pipe at .*fix: "):
             replace(path)
-    with pytest.raises(FileNotFoundError, match="expected a file in a folder that exists"):
-        replace(tmp_path)
+    for path in (tmp_path, f"{tmp_path}/", f"{tmp_path}/new/", ""):
+        with pytest.raises(FileNotFoundError, match="expected a file in a folder that exists"):
+            replace(path)
     assert names(tmp_path) == ["pipe"] and stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 

@@ -215,7 +215,7 @@ def test_the_same_process_finishes_it_by_left(path):
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_of_two_that_open_a_half_way_population_at_once_one_finishes_it(path, monkeypatch, first):
-    here, real, calls = fs.Population.zeros(LAYOUT, SIZE), in_files.plan_step, []
+    here, real, calls = fs.Population.zeros(LAYOUT, SIZE), in_files.plan_on_host, []
     fs.Population.create(path, LAYOUT, SIZE)
     ga.step(here, fitness(0), seed=(7, 0), mutate=fs.Normal(0.1))
     fails(path, mutate=fs.Normal(0.1))
@@ -235,7 +235,7 @@ def test_of_two_that_open_a_half_way_population_at_once_one_finishes_it(path, mo
         except BlockingIOError as error:
             refused.append(error)
 
-    monkeypatch.setattr(in_files, "plan_step", planned)
+    monkeypatch.setattr(in_files, "plan_on_host", planned)
     assert bytes_of(fs.Population.open(path)) == bytes_of(here) == bytes_of(fs.load(path))
     assert len(calls) + len(refused) == 2
 
@@ -567,7 +567,7 @@ except BlockingIOError as error:
 """
 
 
-@pytest.mark.parametrize("before", ["_finish_alone", "plan_step", "run_step"])
+@pytest.mark.parametrize("before", ["_finish_alone", "plan_on_host"])
 def test_two_processes_that_open_a_file_at_once_do_not_both_finish_it(path, monkeypatch, before):
     here = fs.Population.zeros(LAYOUT, SIZE)
     fs.Population.create(path, LAYOUT, SIZE)

@@ -11,8 +11,7 @@ import flatstore as fs
 from flatstore import es
 from flatstore.interop import torch_cards
 from flatstore.interop.torch import adopt, verify
-from flatstore.store import OnTorch, TorchStore
-from flatstore.store.torch_store import as_array
+from flatstore.store import OnTorch, TorchStore, array_of
 from tests.example_trees import says
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,7 +54,7 @@ def test_a_module_becomes_views_of_one_buffer_with_its_values_and_its_parameters
     host = adopt(nn.Module.cpu(a_module()), fs.Store.zeros(store.layout))
     es.snap(host, NOISE)
     es.perturb(host, NOISE, 3)
-    assert all(as_array(store[path].cpu()).tobytes() == host[path].tobytes() for path in host)
+    assert all(array_of(store[path].cpu()).tobytes() == host[path].tobytes() for path in host)
     module.a.bias.data = module.a.bias.data.clone()
     with pytest.raises(fs.StructureError, match="1 leaf of the module not in the store any more") as error:
         verify(module, store)
@@ -119,6 +118,6 @@ def test_fused_and_sharded_parameters_have_the_indices_of_the_whole_model():
     for x, expected in ((store, whole), (beside, there)):
         for path, part in parts.items():
             block = tuple(slice(a, a + n) for a, n in zip(at[path], part.shape, strict=True))
-            assert np.array_equal(as_array(x[path].cpu()), expected[path][block])
+            assert np.array_equal(array_of(x[path].cpu()), expected[path][block])
     with pytest.raises(fs.StructureError, match="whose indices are not the store's"):
         es.sample(fs.store.TorchStore.zeros(store.layout, DEVICE), store, NOISE, [5])

@@ -424,7 +424,7 @@ def test_verbs_that_would_lose_the_indices_of_the_whole_refuse_parts_and_a_copy_
 def test_a_run_of_parts_is_not_kept_in_a_folder(tmp_path: Any) -> None:
     store = adopted(fs.adopt(trained()), engine(2), 1, 2)
     es.snap(store, NOISE)
-    with pytest.raises(ValueError, match="run: expected a whole model on the host") as error:
+    with pytest.raises(ValueError, match="run: expected a whole model to keep in a folder") as error:
         es.mezo(store, lambda *_: 0.0, seed=0, noise=NOISE, rate=1.0, steps=1, run=tmp_path / "run")
     says(error, "es.replay")
     assert not [*tmp_path.iterdir()]

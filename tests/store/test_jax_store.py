@@ -136,18 +136,22 @@ def test_leaves_that_were_lost_to_a_failure_are_reported_and_can_be_assigned_ane
     assert np.array(store["w"]).tolist() == [1] * 10
 
 
+def evolved(store, **how):
+    return es.evolve(store, lambda *_: 0, seed=0, noise=NOISE, rate=1.0, **how)
+
+
 def test_what_needs_host_memory_says_so():
     tree = {"w": np.zeros(4, "f4")}
     store = fs.Store.from_tree({"w": np.zeros(4, "f4")}, device=DEVICE)
     pop = fs.Population.from_tree({"w": np.zeros(4, "f4")}, 4, device=DEVICE)
     for call, kind, words in (
         (lambda: store.flat, ValueError, "arrays of JAX, one per leaf"),
-        (lambda: fs.save("x.safetensors", store), TypeError, "got JaxStore"),
-        (lambda: es.Adam(store), TypeError, "got JaxStore"),
-        (lambda: next(es.evolve(store, lambda *_: 0, seed=0, noise=NOISE, members=2, rate=1.0)), TypeError, "JaxStore"),
-        (lambda: next(ga.evolve(pop, lambda *_: 0, seed=0, mutate=NOISE)), TypeError, "JaxPopulation"),
+        (lambda: store.segment, BufferError, "leave workers= out"),
+        (lambda: next(evolved(store, members=2, workers=1)), BufferError, "leave workers= out"),
+        (lambda: next(evolved(store, members=fs.Population.from_tree(tree, 4))), TypeError, "got a Population beside"),
+        (lambda: next(ga.evolve(pop, lambda *_: 0, seed=0, mutate=NOISE, workers=1)), BufferError, "attach to"),
         (lambda: fs.Store.from_tree({"w": np.zeros(4)}, device=DEVICE), ValueError, "64-bit types off"),
-        (lambda: fs.Store.from_tree({"w": np.zeros(4, "f4")}, device="cpu"), TypeError, "expected a device of JAX"),
+        (lambda: fs.Store.from_tree({"w": np.zeros(4, "f4")}, device=3), TypeError, "expected a device of JAX"),
         (
             lambda: fs.Population.from_tree({"w": np.zeros(4, "f4")}, 0, device=DEVICE),
             ValueError,

@@ -10,8 +10,8 @@ import torch
 
 import flatstore as fs
 from flatstore import es
-from flatstore.store import TorchPopulation, TorchStore, host_of
-from flatstore.store.torch_store import ALIGN, as_array
+from flatstore.store import TorchPopulation, TorchStore, array_of, host_of
+from flatstore.store.torch_store import ALIGN
 from tests.example_trees import Pair, says
 
 NOISE = fs.Normal(0.02)
@@ -41,11 +41,11 @@ def test_it_is_one_buffer_with_the_layout_and_the_values_of_a_store_on_the_host(
     assert start % ALIGN == 0 and store.buffer.nbytes == host.buffer.nbytes
     for path, view in host.items():
         leaf = host.layout.by_path[path]
-        assert as_array(store[path]).tobytes() == view.tobytes() and tuple(store[path].shape) == view.shape
+        assert array_of(store[path]).tobytes() == view.tobytes() and tuple(store[path].shape) == view.shape
         assert not view.size or store[path].data_ptr() == start + host.layout.by_path[leaf.tied or path].offset
     assert store["one"] is store["other"] and store["a/left"] is store[("a", "left")]
     assert store.device == torch.device("cpu") and "TorchStore on cpu" in repr(store)
-    assert as_array(store.buffer).tobytes() == host.buffer.tobytes()
+    assert array_of(store.buffer).tobytes() == host.buffer.tobytes()
 
 
 def test_the_flat_vector_shows_the_same_bytes():

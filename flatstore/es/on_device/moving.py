@@ -6,37 +6,51 @@ of the parameters first, whether they are on the grid and below the bound, is co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
 from flatstore.es.grid import past_the_bound
-from flatstore.es.groups import IN_NOISE, IN_WEIGHTS, NO_NOISE, SIGNS_ACROSS, check_sign
-from flatstore.es.in_jit import snapped, updated, virtual
-from flatstore.es.perturbing import key_of
+from flatstore.es.groups import IN_NOISE, SIGNS_ACROSS, check_sign
+from flatstore.es.on_device.donating import (
+    members_at_once,
+    perturbed_size,
+    perturbing,
+    sampling,
+    snapping,
+    updated_size,
+    updating,
+)
+from flatstore.es.on_device.logged_leaves import LoggedLeaves
+from flatstore.es.on_device.looking import (
+    LARGER_BOUND,
+    check_dtypes,
+    largest_on_grid,
+    largest_to_snap,
+    refuse_not_finite,
+    refuse_past_the_bound,
+    remember,
+)
+from flatstore.es.on_device.optimising import numbers_for, optimising
+from flatstore.es.on_device.undo_log import Seeded
+from flatstore.es.perturbing import check_way_back, key_of
 from flatstore.es.sampling import refuse_other_layouts
-from flatstore.es.weights import weighted_seeds, words
-from flatstore.kernels.cpu import refuse_other_dtypes
-from flatstore.layout import Layout, Leaf
-from flatstore.memory import using
+from flatstore.es.undo_log import UndoLog, hand_over, refuse_used
+from flatstore.es.weights import fixed_point, weighted_seeds, words
+from flatstore.layout import Array
+from flatstore.memory import reading, using, write
 from flatstore.noise import Noise, as_keys
-from flatstore.store import JaxPopulation, JaxStore, OnDevice
-from flatstore.trees import by_path
-
-jnp: Any = jax.numpy
-_jax: Any = jax
-_lax: Any = jax.lax
-_Homes = Mapping[str, Any]
-
-AT_ONCE = 1 << 16
-"""Parameters that are looked at together: XLA keeps what it computes on the way."""
+from flatstore.store import JaxPopulation, JaxStore, OnDevice, replace_together
 
 
 class JaxMoves:
     """The moves of a `JaxStore`."""
+
+    def zeros(self, store: Any, size: int | None = None) -> Any:
+        """A store of zeros with the layout of another, beside it; or a population of so many."""
+        return (JaxStore if size is None else JaxPopulation).zeros(store.layout, store.device, size)
 
     def check(self, store: Any, noise: Any) -> None:
         """Raise unless a noise suits a store."""
@@ -46,62 +60,130 @@ class JaxMoves:
             )
         if not isinstance(noise, Noise):
             raise TypeError(f"expected a noise, got {type(noise).__name__}; fix: pass one, such as fs.Normal(0.02)")
-        noise.check_grid(store.layout)
-        refuse_other_dtypes(_noisy(store.layout, noise), "add noise to", NO_NOISE)
+        check_dtypes(store.layout, noise)
+
+    def check_values(self, store: Any, noise: Any) -> None:
+        """Raise unless the parameters of a centre are finite and, if there is a noise, on its grid."""
+        with using(reads=[store.memory]):
+            refuse_not_finite(store, name="numbers in a centre")
+            if noise is not None:
+                largest_on_grid(store, noise)
 
     def snap(self, store: Any, noise: Any) -> None:
         """Round the parameters to the grid."""
         self.check(store, noise)
 
         def move() -> None:
-            _refuse_not_finite(store)
-            for leaf, largest in _largest(store, noise):
+            for leaf, largest in largest_to_snap(store, noise):
                 if largest >= noise.bound - noise.grid(leaf.dtype) / 2:
-                    raise past_the_bound(noise, leaf.path, largest, "pass a larger bound= of the noise")
-            store.replace(_snapping(store.layout, noise))
+                    raise past_the_bound(noise, leaf.path, largest, LARGER_BOUND)
+            store.replace(snapping(store.layout, noise))
 
         store.write(move)
 
-    def perturb(self, store: Any, noise: Any, seed: Any, sign: int, exact: bool, undo: Any) -> None:
+    def perturb(self, store: Any, noise: Any, seed: Any, sign: int, exact: bool, undo: Any) -> Any:
         """Add the noise of a seed, `sign` times."""
         check_sign(sign, IN_NOISE, SIGNS_ACROSS)
         self.check(store, noise)
-        _refuse_logs(store, noise, exact, undo is not None)
-        key, function = words(key_of(seed))[0], _perturbing(store.layout, noise)
+        key, sign = key_of(seed), int(sign)
+        logged = LoggedLeaves(store, noise)
+        check_way_back(store, noise, key, sign, bool(exact and logged), undo)
+        at = undo.at if undo else 0
+        log = UndoLog(store, noise, key, at + sign, False)
+        arguments = words(key)[0], np.float32(sign)
+        near = partial(perturbed_size, store.layout, noise)
+
+        def change(times: int) -> Seeded:
+            return Seeded(arguments[0], np.float32(times))
 
         def move() -> None:
-            store.replace(function, key, np.float32(sign))
+            if not exact:
+                refuse_not_finite(store, noise)
+                return store.replace(perturbing(store.layout, noise, False), *arguments)
+            refuse_used(undo)
+            found = largest_on_grid(store, noise)
+            most = refuse_past_the_bound(
+                store, noise, found, abs(sign), lambda paths: near(paths)(store.homes, *arguments)
+            )
+            if undo:
+                logged.refuse_changed(undo)
+                logged.take_back(change(at), undo)
+            on_grid = perturbing(store.layout, noise, True)
+            store.replace(on_grid, *arguments)
+            try:
+                if log.at:
+                    logged.add(change(log.at), log)
+            except BaseException:
+                store.replace(on_grid, arguments[0], np.float32(-sign))
+                if undo:
+                    logged.add_again(change(at))
+                raise
+            remember(store, noise, most)
+            if undo:
+                undo.close()
 
-        if exact:
-            store.write(lambda: _below_the_bound(store, noise, abs(sign), "a larger bound= of the noise", move))
-        else:
-            store.write(lambda: (_refuse_not_finite(store), move()))
+        try:
+            store.write(move)
+        except BaseException as interrupt:
+            if log.chunks:  # the store has moved, and what came meanwhile is raised now
+                interrupt.add_note(f"the store is perturbed; {hand_over(interrupt, log)} takes it back")
+            raise
+        return log if log.chunks else None
 
-    def update(self, store: Any, noise: Any, seeds: Any, weights: Any, how: Mapping[str, Any]) -> None:
+    def update(self, store: Any, noise: Any, seeds: Any, weights: Any, how: Mapping[str, Any]) -> Any:
         """Add the weighted noise of many seeds."""
-        self.check(store, noise)
-        sign, exact, perturbed = how["sign"], how["exact"], how["perturbed"]
-        weighted = weighted_seeds(noise, seeds, weights)
-        check_sign(sign, IN_WEIGHTS)
-        if how["undo"] is not None or how["keep"]:
-            _refuse_logs(store, noise, True, True)
-        if sign < 0 or perturbed:
-            _refuse_logs(store, noise, exact, False)
-        function, times = _updating(store.layout, noise, sign, exact), abs(perturbed) + float(np.abs(weights).sum())
+        sign, exact, perturbed, undo, keep = (how[x] for x in ("sign", "exact", "perturbed", "undo", "keep"))
+        weighted, key = weighted_seeds(noise, seeds, weights), fixed_point(noise, seeds, weights)[1].key
+        layout, fix = store.layout, "pass smaller weights, or a larger bound= of the noise"
+        logged = LoggedLeaves(store, noise)
+        log = UndoLog(store, noise, key, 1, True)
+        times = float(np.abs(weighted.whole.astype(np.float64)).sum()) * 2.0 ** -float(weighted.point)
+        near = partial(updated_size, layout, noise, sign)
+
+        def perturb(times: int) -> None:
+            arguments = weighted.seeds[0], np.float32(times)
+            found, look = largest_on_grid(store, noise), partial(perturbed_size, layout, noise)
+            most = refuse_past_the_bound(store, noise, found, 1, lambda paths: look(paths)(store.homes, *arguments))
+            store.replace(perturbing(layout, noise, True), *arguments)
+            remember(store, noise, most)
+
+        def refuse_at_the_centre() -> dict[str, float]:
+            found = largest_on_grid(store, noise) if exact else {}
+            return refuse_past_the_bound(
+                store, noise, found, times, lambda paths: near(paths)(store.homes, weighted), fix
+            )
 
         def move() -> None:
+            refuse_used(undo)
+            refuse_not_finite(store, noise)
+            if undo:
+                logged.refuse_changed(undo)
             if perturbed:
-                store.replace(_perturbing(store.layout, noise), weighted.seeds[0], np.float32(-perturbed))
-            store.replace(function, weighted)
-
-        def move_if_finite() -> None:
-            _refuse_not_finite(store)
-            if exact:
-                _below_the_bound(store, noise, times, "smaller weights, or a larger bound=", move)
+                perturb(-perturbed)
+                try:
+                    most = refuse_at_the_centre()
+                except BaseException:
+                    perturb(perturbed)
+                    raise
+                if undo:
+                    logged.take_back(Seeded(weighted.seeds[0], np.float32(perturbed)), undo)
             else:
-                move()
+                most = refuse_at_the_centre()
+                if sign < 0 and undo:
+                    logged.take_back(weighted, undo)
+            store.replace(updating(layout, noise, sign, exact, keep or sign < 0), weighted)
+            try:
+                if keep:
+                    logged.add(weighted, log)
+            except BaseException:
+                store.replace(updating(layout, noise, -sign, exact, True), weighted)
+                raise
+            remember(store, noise, most)
+            if undo:
+                undo.close()
 
-        store.write(move_if_finite)
+        store.write(move)
+        return log if log.chunks else None
 
     def sample(self, out: Any, store: Any, noise: Any, seeds: Any, sign: int, antithetic: bool) -> None:
         """Write the store plus noise into a store, or into the members of a population."""
@@ -118,178 +200,43 @@ class JaxMoves:
                 f"expected {expected} seeds for {members} members{' in pairs' if antithetic else ''}, got {len(keys)}; "
                 f"fix: fs.seeds(seed, {expected})"
             )
+        signs = np.full(members, sign, np.float32)
+        if antithetic:
+            keys, signs[1::2] = keys.repeat(2, axis=0), -sign
         centre = store.copy() if out is store else store
+        fill_members, step = sampling(out.layout, noise, out.size), members_at_once(out.layout, members)
 
         def fill() -> None:
-            _refuse_not_finite(centre)
-            for member in range(members):
-                key, times = keys[member // 2 if antithetic else member], -sign if antithetic and member % 2 else sign
-                out.replace(
-                    _sampling(out.layout, noise, out.size), centre.homes, key, np.float32(times), np.int32(member)
-                )
+            refuse_not_finite(centre)
+            for first in range(0, members, step):
+                part = slice(first, first + step)
+                out.replace(fill_members, centre.homes, keys[part], signs[part], np.int32(first))
 
         with using(reads=[] if out is store else [store.memory]):
             out.write(fill)
 
+    def optimise(
+        self, rule: Any, stores: Sequence[Any], settings: Sequence[float], keys: Array, then: Callable[[], object]
+    ) -> None:
+        """Move a store along a gradient by a rule, and call `then`."""
+        store, gradient, *states = stores
+        if not isinstance(gradient, JaxStore):
+            raise TypeError(
+                f"expected a gradient on the device, got a {type(gradient).__name__}; "
+                "fix: Store.from_tree(tree, device=store.device)"
+            )
+        moved = [store, *states]
+        function, numbers = optimising(store.layout, rule, len(states)), numbers_for(store.layout, settings)
+
+        def move() -> None:
+            refuse_not_finite(gradient, None, "numbers in a gradient", "correct the computation that makes it")
+            replace_together(moved, function, gradient.homes, numbers, words(keys))
+            then()
+
+        with reading(gradient.memory) as own:
+            write([x.memory for x in moved], move, own)
+        for x in moved:
+            x.verify()
+
 
 OnDevice.moves = JaxMoves()
-
-
-def _noisy(layout: Layout, noise: Noise) -> list[Leaf]:
-    return [leaf for leaf in layout.homes if leaf.trainable and leaf.size and noise.scale_of(leaf.path)]
-
-
-def _has_16_bits(layout: Layout, noise: Noise) -> bool:
-    return any(leaf.dtype.itemsize == 2 for leaf in _noisy(layout, noise))
-
-
-def _on_a_grid(layout: Layout, noise: Noise) -> list[Leaf]:
-    return [leaf for leaf in _noisy(layout, noise) if leaf.dtype.itemsize > 2]
-
-
-def _refuse_logs(store: OnDevice, noise: Noise, exact: bool, is_log: bool) -> None:
-    if is_log or (exact and _has_16_bits(store.layout, noise)):
-        raise ValueError(
-            "expected float32 leaves to take back to the bit on a device, got 16-bit leaves, whose logs are kept on "
-            "the host alone; fix: pass exact=False, es.sample into a second store, or use a store on the host"
-        )
-
-
-def _over(layout: Layout, homes: _Homes, function: Callable[[Any], Any]) -> dict[str, Any]:
-    """What a function makes of the tree of some homes, home by home."""
-    made = by_path(function(layout.unflatten([homes[leaf.tied or leaf.path] for leaf in layout.leaves])))
-    return {path: made[path] for path in homes}
-
-
-def _jitted(function: Callable[..., Any]) -> Any:
-    return _jax.jit(function, donate_argnums=0)
-
-
-@_jitted
-def _put_back(homes: Any, before: Any) -> Any:
-    return dict(homes) | {path: _lax.dynamic_update_slice(homes[path], x, (0,) * x.ndim) for path, x in before.items()}
-
-
-@lru_cache(maxsize=32)
-def _perturbing(layout: Layout, noise: Noise) -> Any:
-    def move(homes: Any, key: Any, sign: Any) -> Any:
-        return _over(layout, homes, lambda tree: virtual(tree, noise, key, sign=sign, layout=layout))
-
-    return _jitted(move)
-
-
-@lru_cache(maxsize=32)
-def _updating(layout: Layout, noise: Noise, sign: int, exact: bool) -> Any:
-    def move(homes: Any, weighted: Any) -> Any:
-        return _over(layout, homes, lambda tree: updated(tree, noise, weighted, sign=sign, exact=exact, layout=layout))
-
-    return _jitted(move)
-
-
-@lru_cache(maxsize=32)
-def _snapping(layout: Layout, noise: Noise) -> Any:
-    def move(homes: Any) -> Any:
-        names = [leaf.path for leaf in _on_a_grid(layout, noise)]
-        return dict(homes) | {path: snapped(homes[path], noise, layout=layout, within=path) for path in names}
-
-    return _jitted(move)
-
-
-@lru_cache(maxsize=32)
-def _sampling(layout: Layout, noise: Noise, size: int | None) -> Any:
-    def fill(out: Any, homes: Any, key: Any, sign: Any, member: Any) -> Any:
-        made = _over(layout, homes, lambda tree: virtual(tree, noise, key, sign=sign, layout=layout))
-        trains = {leaf.path for leaf in layout.homes if leaf.trainable}
-        return {
-            path: x if path not in trains else made[path] if size is None else x.at[member].set(made[path])
-            for path, x in out.items()
-        }
-
-    return _jax.jit(fill, donate_argnums=0, keep_unused=True)
-
-
-@lru_cache(maxsize=32)
-def _looking(layout: Layout, noise: Noise) -> Any:
-    """The jitted function that tells of each leaf with a grid whether it is on it, below the bound, and its largest."""
-    names = [leaf.path for leaf in _on_a_grid(layout, noise)]
-
-    def look(homes: Any) -> Any:
-        return {path: _seen(homes[path], noise) for path in names}
-
-    return _jax.jit(look)
-
-
-def _seen(x: Any, noise: Noise) -> tuple[Any, Any]:
-    """Whether all parameters of a leaf are on the grid and below the bound, and the largest magnitude: part by part."""
-    flat, size = x.reshape(-1), min(x.size, AT_ONCE)
-
-    def look(i: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
-        part = _lax.dynamic_slice(flat, (jnp.minimum(i * size, x.size - size),), (size,))
-        largest = jnp.max(jnp.abs(part))
-        grid = part.dtype.type(noise.grid(part.dtype))
-        multiple = jnp.rint(part / grid) * grid
-        multiple = jnp.where(multiple == 0, part.dtype.type(0), multiple)
-        good = jnp.all(_bits(multiple) == _bits(part)) & (largest < noise.bound)
-        return state[0] & good, jnp.maximum(state[1], largest)
-
-    return _lax.fori_loop(0, -(-x.size // size), look, (jnp.asarray(True), jnp.zeros((), x.dtype)))
-
-
-def _bits(x: Any) -> Any:
-    return _lax.bitcast_convert_type(x, np.dtype(f"u{x.dtype.itemsize}"))
-
-
-@lru_cache(maxsize=32)
-def _finite(layout: Layout) -> Any:
-    names = [leaf.path for leaf in layout.homes if leaf.trainable and leaf.size]
-
-    def look(homes: Any) -> Any:
-        return {path: jnp.isfinite(homes[path]).all() for path in names}
-
-    return _jax.jit(look)
-
-
-def _largest(store: OnDevice, noise: Noise) -> list[tuple[Leaf, float]]:
-    found = _looking(store.layout, noise)(store.homes)
-    return [(leaf, float(found[leaf.path][1])) for leaf in _on_a_grid(store.layout, noise)]
-
-
-def _refuse_not_finite(store: OnDevice) -> None:
-    for path, good in _finite(store.layout)(store.homes).items():
-        if not good:
-            raise ValueError(f"{path!r}: expected finite parameters, got others; fix: go back to the last good ones")
-
-
-def _below_the_bound(store: OnDevice, noise: Noise, times: float, fix: str, move: Callable[[], None]) -> None:
-    """Add noise so many times, at most, to leaves on the grid. Raises `ValueError` if any reaches the bound.
-
-    Past the bound sums are rounded, and noise that is subtracted does not lead back. So where a leaf may come there, a
-    copy of the leaves is kept until it is known.
-    """
-    found = _looking(store.layout, noise)(store.homes)
-    _refuse_off_grid(store, noise, found)
-
-    def may_reach(path: str) -> bool:
-        most = noise.largest * noise.scale_of(path) + noise.step
-        return float(found[path][1]) + times * most + noise.step >= noise.bound
-
-    is_near = any(map(may_reach, found))
-    before = {leaf.path: jnp.copy(store.homes[leaf.path]) for leaf in _noisy(store.layout, noise) if is_near}
-    move()
-    for path, (good, largest) in _looking(store.layout, noise)(store.homes).items() if is_near else ():
-        if not good:
-            store.replace(_put_back, before)
-            raise past_the_bound(noise, path, float(largest), f"pass {fix}", " after the move")
-
-
-def _refuse_off_grid(store: OnDevice, noise: Noise, found: _Homes) -> None:
-    """Raise `ValueError` for leaves that are off the grid or reach the bound, by what was found of them."""
-    for path, (good, largest) in found.items():
-        if not good:
-            if float(largest) >= noise.bound:
-                raise past_the_bound(noise, path, float(largest), "pass a larger bound= of the noise")
-            _refuse_not_finite(store)
-            raise ValueError(
-                f"{path!r}: expected parameters on the grid of the noise (step {noise.step:.3g}), got others, the "
-                f"largest {float(largest):.6g}; fix: es.snap(store, noise) once"
-            )

@@ -1,4 +1,3 @@
 """The evolution strategies on stores of torch."""
 
-from flatstore.es.on_torch.in_host_memory import HostMoves as HostMoves
 from flatstore.es.on_torch.on_a_card import CardMoves as CardMoves

@@ -30,22 +30,27 @@ class Launch:
 
     def _all(self, kernel: Callable[[Table, int, int, Any], None]) -> None:
         """Launch `kernel(table, times, how, done)` for each table; if one fails, take all back."""
-        flags: list[tuple[Table, Any]] = []
-        unchecked: list[Table] = []
-        for table in self.tables:
-            if not (self.exact and table.is_gridded):
-                unchecked.append(table)
-                continue
-            done = self._torch.zeros(len(table.programs), dtype=self._torch.uint8, device=self.store.device)
-            kernel(table, 1, self._kernels.CHECKED, done)
-            flags.append((table, done))
+        checked = [table for table in self.tables if self.exact and table.is_gridded]
+        unchecked = [table for table in self.tables if table not in checked]
+        like = {"dtype": self._torch.uint8, "device": self.store.device}
+        flags = [(table, self._torch.zeros(len(table.programs), **like)) for table in checked]
+        try:
+            for table, done in flags:
+                kernel(table, 1, self._kernels.CHECKED, done)
+        except BaseException:
+            self._take_back(kernel, flags)
+            raise
         self.failed = [table for table, done in flags if not bool(done.all())]
         if self.failed:
-            for table, done in flags:
-                kernel(table, -1, self._kernels.WHERE_DONE, done)
+            self._take_back(kernel, flags)
             return
         for table in unchecked:  # they have no way back, so they come last
             kernel(table, 1, self._kernels.AT_ALL, table.programs)
+
+    def _take_back(self, kernel: Callable[[Table, int, int, Any], None], flags: Sequence[tuple[Table, Any]]) -> None:
+        for table, done in flags:
+            if bool(done.any()):
+                kernel(table, -1, self._kernels.WHERE_DONE, done)
 
     def perturb_all(self, key: Any, times: int) -> None:
         """Add the noise of a seed so many times; what fails is taken back, and noted."""

@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flatstore.es.on_torch.launches import Launch
 from flatstore.es.on_torch.looking import not_finite_after
 from flatstore.es.on_torch.tables import Table, on_device
-from flatstore.es.undo_log import Chunk, UndoLog, check_log
+from flatstore.es.undo_log import UndoLog
+from flatstore.es.weights import words
 from flatstore.extras import require
 from flatstore.kernels.cpu import TOO_LARGE_FOR
-from flatstore.layout import Array, Layout
+from flatstore.layout import Array
 from flatstore.noise import Noise
-from flatstore.store import OnTorch
+from flatstore.store import TorchStore
 
 SHARE = 16
 """The part of the leaves' words that the first pool has: most logs are smaller."""
@@ -35,16 +37,16 @@ class _Part(NamedTuple):
 class CardLog(UndoLog):
     """An undo log on a card."""
 
-    def __init__(self, layout: Layout, noise: Noise, key: Array, at: int) -> None:
-        super().__init__(layout, noise, key, at, of_update=False)
+    def __init__(self, store: TorchStore, noise: Noise, key: Array, at: int) -> None:
+        super().__init__(store, noise, key, at, False)
+        self.indices = store.parts
         self.parts: list[_Part] = []
 
     def keep(self, part: _Part) -> None:
         """Add the log of a table."""
         self.parts.append(part)
-        arrays = (part.done, part.headers, *part.pools)
-        for number, array in enumerate(arrays):
-            self.chunks[part.table.dtype, number] = Chunk(part.table.dtype, 0, 0, array)
+        for number, array in enumerate((part.done, part.headers, *part.pools)):
+            self.chunks[part.table.dtype, number] = array
 
     def close(self) -> None:
         """Use it up."""
@@ -52,22 +54,15 @@ class CardLog(UndoLog):
         self.parts.clear()
 
 
-def check_card_log(store: OnTorch, noise: Noise, key: Array, undo: Any) -> None:
-    """Raise `TypeError` or `ValueError` unless `undo` is a log on a card, of this store's layout, noise and seed."""
-    check_log(store, noise, key, undo)  # pyright: ignore[reportArgumentType]
-    if not isinstance(undo, CardLog):
-        raise TypeError("expected an undo log of a store on a card, got one of the host; fix: pass that of this store")
-
-
 class LoggedMoves:
     """Moves of the 16-bit tables of a store by the noise of one seed, from where a log says that they are."""
 
-    def __init__(self, store: OnTorch, noise: Noise, key: Array, tables: Sequence[Table]) -> None:
+    def __init__(self, store: TorchStore, noise: Noise, key: Array, tables: Sequence[Table]) -> None:
         self._store, self._noise, self._key, self._tables = store, noise, key, tables
         self._torch = require("torch", "torch")
         self._kernels = require("flatstore.kernels.triton.logged_moves", "triton")
         self._kinds = require("flatstore.kernels.triton.storage", "triton").KINDS
-        self._seed = on_device(store, np.array([[key[0] & np.uint64(0xFFFFFFFF), key[0] >> np.uint64(32)]], np.int64))
+        self._seed = on_device(store, words(key).astype(np.int64))
 
     def go(self, undo: CardLog | None, made: CardLog) -> None:
         """Go back to the centre by a log, if there is one, and to where a new one leads back from; or stay.
@@ -82,17 +77,21 @@ class LoggedMoves:
                 raise not_finite_after(self._store, self._noise, self._key, made.at, too_large)
         except BaseException:
             self._take_back(made)
-            if undo:
-                self._add(CardLog(undo.layout, undo.noise, undo.key, undo.at))
+            if undo:  # the same bits as before, for which its log is right: there may be no memory for another one
+                Launch(self._store, self._noise, self._tables, False).perturb_all(words(self._key), undo.at)
             raise
         if undo:
             undo.close()
 
     def refuse_others(self, undo: CardLog) -> None:
         """Raise `ValueError` if the store is not as a log left it."""
+        if undo.indices != self._store.parts:
+            raise ValueError(
+                "expected an undo log of this store, got one of other parts of a model; fix: pass the store it is of"
+            )
         for part in undo.parts:
             done = part.done.clone()
-            table = part.table
+            table = self._table_of(part)
             self._kernels.check[(len(table.programs),)](
                 table.rows, table.programs, done, part.headers, tile=self._kernels.LOGGED_TILE
             )
@@ -104,10 +103,14 @@ class LoggedMoves:
                     "back first, and write nothing in between"
                 )
 
+    def _table_of(self, part: _Part) -> Table:
+        """The table of this store for the log of one, which may have been made of another store of the same layout."""
+        return next(table for table in self._tables if table.dtype == part.table.dtype)
+
     def _take_back(self, undo: CardLog) -> None:
         """Go back to the centre."""
         for part in undo.parts:
-            table = part.table
+            table = self._table_of(part)
             self._kernels.take_back[(len(table.programs),)](
                 table.rows,
                 table.programs,

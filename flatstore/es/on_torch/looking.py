@@ -13,8 +13,7 @@ from flatstore.es.on_torch.tables import Table
 from flatstore.extras import require
 from flatstore.layout import Array, Leaf
 from flatstore.noise import Noise
-from flatstore.store import OnTorch
-from flatstore.store.torch_store import as_array
+from flatstore.store import OnTorch, array_of
 
 AT_ONCE = 1 << 20
 """Parameters of a leaf that are looked at together."""
@@ -36,13 +35,13 @@ def to_grid(part: Any, noise: Noise, leaf: Leaf) -> Any:
     return (part / grid).round() * grid + 0.0
 
 
-def refuse_not_finite(store: OnTorch, leaves: Sequence[Leaf]) -> None:
+def refuse_not_finite(
+    store: OnTorch, leaves: Sequence[Leaf], name: str = "parameters", fix: str = "go back to the last good ones"
+) -> None:
     """Raise `ValueError` if a leaf holds NaN or an infinity."""
     for leaf in leaves:
         if not all(bool(part.isfinite().all()) for part in parts(store, leaf)):
-            raise ValueError(
-                f"{leaf.path!r}: expected finite parameters, got others; fix: go back to the last good ones"
-            )
+            raise ValueError(f"{leaf.path!r}: expected finite {name}, got others; fix: {fix}")
 
 
 def off_the_grid(store: OnTorch, noise: Noise, tables: Sequence[Table], fix: str) -> ValueError:
@@ -76,7 +75,7 @@ def not_finite_after(store: OnTorch, noise: Noise, key: Array, change: int, tabl
         flat, indexed = store.homes[leaf.path].view(-1), replace(leaf, index=begin)
         for start in range(0, end - begin, AT_ONCE):
             stop = min(start + AT_ONCE, end - begin)
-            part = as_array(flat[at + start : at + stop].cpu()).astype(np.float32)
+            part = array_of(flat[at + start : at + stop].cpu()).astype(np.float32)
             delta = noise.delta(indexed, key, start, stop)[0]
             found[leaf.path] = max(found[leaf.path], float(np.abs(part + change * delta).max()))
     leaf = max(leaves, key=lambda leaf: found[leaf.path])

@@ -6,7 +6,7 @@ finds it writes nothing, and what the others have written is taken back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,22 +14,30 @@ import numpy as np
 from flatstore.es.grid import past_the_bound
 from flatstore.es.groups import IN_NOISE, IN_WEIGHTS, NO_NOISE, SIGNS_ACROSS, check_sign
 from flatstore.es.on_torch.launches import Launch
-from flatstore.es.on_torch.logged import CardLog, LoggedMoves, check_card_log
+from flatstore.es.on_torch.logged import CardLog, LoggedMoves
 from flatstore.es.on_torch.looking import largest, off_the_grid, parts, refuse_not_finite, to_grid
-from flatstore.es.on_torch.tables import noisy, tables_of
+from flatstore.es.on_torch.optimising import move_by_rule
+from flatstore.es.on_torch.tables import noisy, tables_of, trained
 from flatstore.es.perturbing import check_way_back, key_of
 from flatstore.es.sampling import refuse_other_layouts
 from flatstore.es.undo_log import hand_over, refuse_used
 from flatstore.es.weights import fixed_point, words
 from flatstore.extras import require
 from flatstore.kernels.cpu import refuse_other_dtypes
-from flatstore.memory import using
+from flatstore.layout import Array
+from flatstore.memory import reading, using
 from flatstore.noise import Noise, as_keys
-from flatstore.store import OnTorch, TorchStore
+from flatstore.store import OnTorch, TorchPopulation, TorchStore, write_in_order
 
 
 class CardMoves:
     """The moves of a `TorchStore` on a card."""
+
+    def zeros(self, store: Any, size: int | None = None) -> Any:
+        """A store of zeros with the layout and the indices of another, beside it; or a population of so many."""
+        made = (TorchStore if size is None else TorchPopulation).zeros(store.layout, store.device, size)
+        made.parts = store.parts
+        return made
 
     def check(self, store: Any, noise: Any) -> None:
         """Raise unless a noise suits a store."""
@@ -41,6 +49,14 @@ class CardMoves:
             raise TypeError(f"expected a noise, got {type(noise).__name__}; fix: pass one, such as fs.Normal(0.02)")
         noise.check_grid(store.whole)
         refuse_other_dtypes(noisy(store, noise), "add noise to", NO_NOISE)
+
+    def check_values(self, store: Any, noise: Any) -> None:
+        """Raise unless the parameters of a centre are finite and, if there is a noise, on its grid."""
+        with using(reads=[store.memory]):
+            refuse_not_finite(store, trained(store), "numbers in a centre")
+        if noise is not None:
+            nothing = {"sign": 1, "exact": True, "perturbed": 0, "undo": None, "keep": False}
+            self.update(store, noise, [], [], nothing)
 
     def snap(self, store: Any, noise: Any) -> None:
         """Round the parameters to the grid."""
@@ -67,9 +83,7 @@ class CardMoves:
         tables = tables_of(store, noise)
         logged = [table for table in tables if exact and not table.is_gridded]
         check_way_back(store, noise, key, sign, bool(logged), undo)
-        if undo is not None:
-            check_card_log(store, noise, key, undo)
-        made = CardLog(store.layout, noise, key, int(sign) + (undo.at if undo else 0))
+        made = CardLog(store, noise, key, int(sign) + (undo.at if undo else 0))
         moves = LoggedMoves(store, noise, key, logged)
         plain = Launch(store, noise, [table for table in tables if table not in logged], exact)
         new_log: CardLog | None = None
@@ -123,8 +137,6 @@ class CardMoves:
             )
         if perturbed:
             check_way_back(store, noise, keys[:1], -perturbed, bool(logged), undo)
-        if undo is not None:
-            check_card_log(store, noise, keys[:1], undo)
         first = words(keys[:1])
         moves = LoggedMoves(store, noise, keys[:1], logged)
         gridded = Launch(store, noise, [table for table in tables if table not in logged], exact)
@@ -139,7 +151,12 @@ class CardMoves:
             if perturbed:
                 gridded.perturb_all(first, -perturbed)
             if not gridded.failed:
-                gridded.update_all(words(keys), fixed, sign)
+                try:
+                    gridded.update_all(words(keys), fixed, sign)
+                except BaseException:
+                    if perturbed:
+                        gridded.perturb_all(first, perturbed)
+                    raise
                 if gridded.failed and perturbed:
                     failed = gridded.failed
                     gridded.perturb_all(first, perturbed)
@@ -148,7 +165,7 @@ class CardMoves:
                 raise off_the_grid(store, noise, gridded.failed, fix)
             # These tables cannot be taken back, so they come last, when nothing can fail any more.
             if undo:
-                moves.go(undo, CardLog(store.layout, noise, keys[:1], 0))
+                moves.go(undo, CardLog(store, noise, keys[:1], 0))
             gridless.update_all(words(keys), fixed, sign)
 
         store.write(_without_gradients(move))
@@ -159,6 +176,8 @@ class CardMoves:
         if not isinstance(out, OnTorch):
             raise TypeError(f"expected to sample into a device, got {type(out).__name__}; fix: zeros of the same kind")
         refuse_other_layouts("out", out, store)
+        _refuse_elsewhere(out, store)
+        store.refuse_moved()
         check_sign(sign, IN_NOISE)
         members = 1 if out.size is None else out.size
         keys = as_keys(seeds if np.ndim(seeds) else [seeds])
@@ -172,13 +191,13 @@ class CardMoves:
         if antithetic:
             keys = np.repeat(keys, 2)
         signs = np.where(np.arange(members) % 2 * antithetic, -sign, sign)
-        trained = [leaf for leaf in out.layout.homes if leaf.trainable and leaf.size]
+        leaves = trained(out)
         launch = Launch(out, noise, tables_of(out, noise), False)
 
         def fill() -> None:
-            refuse_not_finite(centre, trained)
+            refuse_not_finite(centre, leaves)
             with_noise = noisy(centre, noise)
-            for leaf in trained:
+            for leaf in leaves:
                 if leaf not in with_noise:
                     out.homes[leaf.path].copy_(centre.homes[leaf.path])
             for table in launch.tables:
@@ -186,6 +205,30 @@ class CardMoves:
 
         with using(reads=[] if centre is not store or out is store else [store.memory]):
             out.write(_without_gradients(fill))
+
+    def optimise(
+        self, rule: Any, stores: Sequence[Any], settings: Sequence[float], keys: Array, then: Callable[[], object]
+    ) -> None:
+        """Move a store along a gradient by a rule, and call `then`."""
+        store, gradient, *states = stores
+        if not isinstance(gradient, TorchStore):
+            raise TypeError(
+                f"expected a gradient on the card, got a {type(gradient).__name__}; "
+                "fix: Store.from_tree(tree, device=store.device)"
+            )
+
+        _refuse_elsewhere(gradient, store)
+        for x in stores:
+            x.refuse_moved()
+
+        def move() -> None:
+            leaves, fix = trained(store), "correct the computation that makes it"
+            refuse_not_finite(gradient, leaves, "numbers in a gradient", fix)
+            move_by_rule(rule, stores, settings, keys)
+            then()
+
+        with reading(gradient.memory) as own:
+            write_in_order(store.device, [x.memory for x in (store, *states)], _without_gradients(move), own)
 
 
 OnTorch.moves_on_card = CardMoves()
@@ -197,6 +240,14 @@ def _without_gradients(work: Callable[[], None]) -> Callable[[], None]:
             work()
 
     return do
+
+
+def _refuse_elsewhere(other: OnTorch, store: OnTorch) -> None:
+    """Raise `ValueError` unless both are on one device: kernels are given addresses."""
+    if other.device != store.device:
+        raise ValueError(
+            f"expected a store on {store.device}, got one on {other.device}; fix: make both on the same device"
+        )
 
 
 def _shares(out: OnTorch, store: OnTorch) -> bool:

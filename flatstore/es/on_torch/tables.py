@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flatstore.extras import require
 from flatstore.layout import Array, Leaf
-from flatstore.noise import Noise
+from flatstore.noise import Factor, Noise
 from flatstore.store import OnTorch, whole_leaf
 
 TILE = 1024
 """Parameters that a program moves: whole blocks of random words of every kind."""
+
+
+KEPT = 16
+"""Tables that are kept for a store at most."""
 
 
 class Table(NamedTuple):
@@ -39,6 +43,11 @@ def on_device(store: OnTorch, array: Array) -> Any:
     return require("torch", "torch").from_numpy(np.array(array)).to(store.device)
 
 
+def trained(store: OnTorch) -> list[Leaf]:
+    """The leaves that train and are not empty."""
+    return [leaf for leaf in store.layout.homes if leaf.trainable and leaf.size]
+
+
 def noisy(store: OnTorch, noise: Noise) -> list[Leaf]:
     """The leaves that noise is added to."""
     return [leaf for leaf in store.layout.homes if leaf.trainable and leaf.size and noise.scale_of(leaf.path)]
@@ -47,12 +56,18 @@ def noisy(store: OnTorch, noise: Noise) -> list[Leaf]:
 def tables_of(store: OnTorch, noise: Noise) -> Sequence[Table]:
     """A table for each dtype of the leaves that noise is added to; planned once for a store and a noise."""
     if noise not in store.cache:
-        leaves = noisy(store, noise)
-        store.cache[noise] = [
-            _table(store, noise, [leaf for leaf in leaves if leaf.dtype.name == name], name)
-            for name in dict.fromkeys(leaf.dtype.name for leaf in leaves)
-        ]
+        if len(store.cache) >= KEPT:  # a strength that fades is another noise each time
+            store.cache.clear()
+        factors = {leaf.path: noise.factor(noise.scale_of(leaf.path)) for leaf in noisy(store, noise)}
+        store.cache[noise] = _tables(store, noisy(store, noise), factors)
     return store.cache[noise]
+
+
+def trained_tables(store: OnTorch) -> Sequence[Table]:
+    """A table for each dtype of the leaves that train; planned once for a store."""
+    if "trained" not in store.cache:
+        store.cache["trained"] = _tables(store, trained(store), {})
+    return store.cache["trained"]
 
 
 def addresses_in(store: OnTorch, table: Table) -> Array:
@@ -61,7 +76,12 @@ def addresses_in(store: OnTorch, table: Table) -> Array:
     return np.array(starts, np.int64)
 
 
-def _table(store: OnTorch, noise: Noise, leaves: Sequence[Leaf], dtype: str) -> Table:
+def _tables(store: OnTorch, leaves: Sequence[Leaf], factors: Mapping[str, Factor]) -> list[Table]:
+    names = dict.fromkeys(leaf.dtype.name for leaf in leaves)
+    return [_table(store, [leaf for leaf in leaves if leaf.dtype.name == name], name, factors) for name in names]
+
+
+def _table(store: OnTorch, leaves: Sequence[Leaf], dtype: str, factors: Mapping[str, Factor]) -> Table:
     stretches: list[tuple[Leaf, int, int, int]] = []
     for leaf in leaves:
         firsts, size = whole_leaf(leaf) if store.parts is None else store.parts.firsts(leaf)
@@ -69,7 +89,7 @@ def _table(store: OnTorch, noise: Noise, leaves: Sequence[Leaf], dtype: str) -> 
     table = Table(dtype, leaves, stretches, None, None)
     counts = np.array([-(-end // TILE) - begin // TILE for _, _, begin, end in stretches])
     rows = [
-        [begin, end, first, *noise.factor(noise.scale_of(leaf.path)), address, leaf.nbytes]
+        [begin, end, first, *factors.get(leaf.path, (0, 0, 0)), address, leaf.nbytes]
         for (leaf, _, begin, end), first, address in zip(
             stretches, (np.cumsum(counts) - counts).tolist(), addresses_in(store, table).tolist(), strict=True
         )

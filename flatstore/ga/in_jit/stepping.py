@@ -26,7 +26,7 @@ from flatstore.ga.in_jit.parentage import Births
 from flatstore.ga.mutation import Mutation
 from flatstore.ga.selection import Tournament
 from flatstore.kernels.cpu import STORAGE, refuse_other_dtypes
-from flatstore.kernels.xla import rounded
+from flatstore.kernels.xla import cast, held, rounded
 from flatstore.layout import Layout, Leaf, Spec, is_trainable_dtype, spec_of
 from flatstore.noise import in_jax
 from flatstore.trees import Difference, StructureError, flatten, path_of
@@ -54,7 +54,8 @@ def stepped(
 
     Leaves that train have the axis of the members first, as those of a lent population; others are the same objects
     afterwards. The leaves are new arrays, or the donated ones in place. Temporaries: some arrays of a block of columns,
-    131,072 genes of all members (2 million on an accelerator), however large the population is.
+    131,072 genes of all members (2 million on an accelerator), however large the population is. On a CPU, a leaf of
+    bfloat16 is copied.
 
     >>> import jax, flatstore as fs
     >>> from flatstore import ga
@@ -135,15 +136,16 @@ def _moved(
         begin = jnp.minimum(start, genes - size)
         first = in_jax.plus(tuple(map(jnp.asarray, in_jax.as_words(leaf.index))), (begin.astype(_U) + zero, _U(0)))
         index = from_one(first, size)
-        old = _lax.dynamic_slice(flat, (0, begin), (members, size))
+        old = cast(_lax.dynamic_slice(flat, (0, begin), (members, size)), x.dtype)
         child = crossed(crossover, births, old[births.mothers], old[births.fathers], leaf, unit, index, zero)
         child = changed(change, births.keys, child, first, index, zero)
         child = bounded(bounds, layout, leaf, child, zero)
         new = old.at[births.slots].set(rounded(child, x.dtype), indices_are_sorted=True, unique_indices=True)
         new = jnp.where(begin + _lax.iota(np.int32, size) >= start, new, old)
-        return _lax.dynamic_update_slice(flat, new, (0, begin))
+        return _lax.dynamic_update_slice(flat, cast(new, flat.dtype), (0, begin))
 
-    return _lax.fori_loop(0, -(-genes // size), replace, x.reshape(members, genes)).reshape(x.shape)
+    flat = held(x.reshape(members, genes), zero)
+    return cast(_lax.fori_loop(0, -(-genes // size), replace, flat), x.dtype).reshape(x.shape)
 
 
 def _layout_of(stacked: Any) -> Layout:

@@ -1,4 +1,3 @@
-"""Generations of populations of torch."""
+"""Generations of populations of torch on a card."""
 
 from flatstore.ga.on_torch.breeding import CardBreeding as CardBreeding
-from flatstore.ga.on_torch.breeding import HostBreeding as HostBreeding

@@ -1,22 +1,21 @@
-"""`ga.step` of a population of torch: the host's loops in host memory, kernels in Triton on a card."""
+"""`ga.step` of a population of torch on a card: kernels in Triton, a block of genes at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flatstore.evaluation import as_fitness, refuse_all_nan
 from flatstore.extras import require
-from flatstore.ga.breeding import check_elite, check_operators, parents_of, plan_step
-from flatstore.ga.crossover import Crossover
+from flatstore.ga.breeding import check_elite, check_operators, parents_of
 from flatstore.ga.generation import Operators
-from flatstore.ga.mutation import Mutation
 from flatstore.ga.on_torch.operators import Crossing, LeafChange, change_of, crossing_of
 from flatstore.kernels.cpu import STORAGE, refuse_other_dtypes
 from flatstore.layout import Array, Leaf
-from flatstore.store import OnTorch, TorchPopulation, host_of
+from flatstore.store import TorchPopulation
 
 TILE = 1024
 """Genes of a child that a program makes."""
@@ -26,25 +25,6 @@ SCRATCH = 32 << 20
 
 CHILDREN = 65535
 """Children that a launch makes: the second number of a program is no larger."""
-
-
-class HostBreeding:
-    """The breeding of a population of torch in host memory."""
-
-    def plan(self, pop: Any, fitness: Any, **how: Any) -> Any:
-        """Plan what `ga.step` does; it accepts the same arguments."""
-        host = host_of(pop)
-        return _HostStep(host, plan_step(host, fitness, **how))
-
-
-class _HostStep:
-    def __init__(self, host, step):
-        self._host, self._step, self.parents, self.kept = host, step, step.parents, step.kept
-
-    def run(self, then=bool):
-        from flatstore.ga.breeding import run_step
-
-        run_step(self._host, self._step, then)
 
 
 class CardStep(NamedTuple):
@@ -66,16 +46,16 @@ class CardStep(NamedTuple):
     def run(self, then: Callable[[], object] = bool) -> None:
         """Write the children over the members that they replace, and call `then`: uninterrupted."""
         leaves = _trained(self.pop)
-        changes = [
-            (leaf, change_of(self.operators.mutate, self.operators.bounds, self.pop.layout, leaf)) for leaf in leaves
-        ]
+        _, mutate, bounds = self.operators
+        changes = [(leaf, change_of(mutate, bounds, self.pop.layout, leaf)) for leaf in leaves]
         crossing = crossing_of(self.operators.crossover, self.pop.layout, self.keys)
 
         def replace() -> None:
             with require("torch", "torch").no_grad():
                 generation = _Generation(self, crossing)
-                for leaf, change in changes:
-                    generation.replace(leaf, change)
+                launches = [launch for leaf, change in changes for launch in generation.launches(leaf, change)]
+                for launch in launches:
+                    launch()
             then()
 
         self.pop.write(replace)
@@ -92,39 +72,28 @@ class CardBreeding:
             change_of(mutate, bounds, pop.layout, leaf)
         crossing_of(crossover, pop.layout, np.zeros(1, np.uint64))
 
-    def plan(
-        self,
-        pop: Any,
-        fitness: Any,
-        *,
-        seed: Any,
-        mutate: Mutation | None,
-        select: Any,
-        crossover: Crossover | None,
-        bounds: Any,
-        elite: int,
-        left: Any = None,
-    ) -> CardStep:
+    def plan(self, pop: Any, fitness: Any, **how: Any) -> CardStep:
         """Plan what `ga.step` does; it accepts the same arguments."""
-        if left is not None:
+        if how["left"] is not None:
             raise ValueError(
-                f"left: expected None for a population on a device, which is never half made, got {left!r}; "
+                f"left: expected None for a population on a device, which is never half made, got {how['left']!r}; "
                 "fix: leave it out"
             )
         scores = as_fitness(fitness, pop.size)
         refuse_all_nan(scores)
-        check_operators(mutate, select, crossover, bounds)
-        check_elite(pop.size, elite)
-        self.check(pop, mutate, crossover, bounds)
-        slots, chosen, keys = parents_of(scores, seed, select, elite)
-        parents = np.repeat(np.arange(pop.size)[:, None], 2, axis=1)
+        operators = Operators(how["crossover"], how["mutate"], how["bounds"])
+        check_operators(how["mutate"], how["select"], how["crossover"], how["bounds"])
+        check_elite(pop.size, how["elite"])
+        self.check(pop, how["mutate"], how["crossover"], how["bounds"])
+        slots, chosen, keys = parents_of(scores, how["seed"], how["select"], how["elite"])
+        parents: Array = np.repeat(np.arange(len(scores))[:, None], 2, axis=1)
         parents[slots] = chosen.T
-        kept = np.ones(pop.size, bool)
+        kept = np.ones(len(scores), bool)
         kept[slots] = False
-        return CardStep(pop, Operators(crossover, mutate, bounds), slots, chosen, keys, parents, kept)
+        return CardStep(pop, operators, slots, chosen, keys, parents, kept)
 
 
-OnTorch.breeding_on_host, OnTorch.breeding_on_card = HostBreeding(), CardBreeding()
+TorchPopulation.breeding_on_card = CardBreeding()
 
 
 class _Generation:
@@ -158,54 +127,47 @@ class _Generation:
             self._tables[name] = values, self._on_card(np.array([values.data_ptr()]))
         return self._tables[name]
 
-    def replace(self, leaf: Leaf, change: LeafChange) -> None:
-        """Replace the genes of a leaf, block by block."""
-        members = self._pop.homes[leaf.path].view(len(self._pop), leaf.size)
+    def launches(self, leaf: Leaf, change: LeafChange) -> Iterator[Callable[[], None]]:
+        """What replaces the genes of a leaf, block by block. All that it needs is there before it is called."""
+        pop, crossing = self._pop, self._crossing
+        members: Any = pop.homes[leaf.path].view(len(pop), leaf.size)
         real, itemsize, rows = STORAGE[leaf.dtype.name][1], leaf.dtype.itemsize, len(self._parents)
         width = min(leaf.size, max(1, self._room // (rows * itemsize)))
-        if width < leaf.size:
-            width = max(1, width // TILE) * TILE
+        if TILE <= width < leaf.size:
+            width = width // TILE * TILE
         block = self._scratch[: rows * width * itemsize].view(members.dtype)
-        crossing, torch = self._crossing, self._torch
         _, places = self._table(("places", real), crossing.places.astype(real))
         _, table = self._table((change.name, real), change.table)
         thresholds, _ = self._table(("thresholds", change.name), change.thresholds)
         settings = self._on_card(np.array([change.scale, change.low, change.high], np.float64))
-        at = self._on_card(np.array([block.data_ptr()])), self._on_card(np.array([members.data_ptr()]))
+        addresses = [self._on_card(np.array([x.data_ptr()])) for x in (block, members)]
         of_mother = self._on_card(crossing.of_mother(leaf))
-        for column in range(0, leaf.size, width):
-            end = min(column + width, leaf.size)
-            scratch = block[: rows * (end - column)].view(rows, end - column)
-            torch.index_select(members[:, column:end], 0, self._parents, out=scratch)
-            first = leaf.index + column
-            tiles = -(-(leaf.index + end) // TILE) - first // TILE
-            numbers = np.array([first, leaf.index + end, first // TILE * TILE, leaf.index, leaf.size])
-            on_card = self._on_card(numbers)
+        constants = {
+            "cross": crossing.way(leaf),
+            "points": crossing.cuts.shape[1],
+            "mutate": change.way,
+            "kind": change.kind,
+            "width": change.width,
+            "outside": change.outside,
+            "dtype": self._kinds[leaf.dtype.name],
+        }
+
+        def replace(begin: int, end: int, tiles: int, numbers: Any) -> None:
+            scratch = block[: rows * (end - begin)].view(rows, end - begin)
+            self._torch.index_select(members[:, begin:end], 0, self._parents, out=scratch)
+            of_block = *addresses[:1], end - begin, addresses[1], numbers, settings
+            tables = of_mother, self._cuts, places, table, thresholds
             for since in range(0, self._children, CHILDREN):
-                self._kernel[(tiles, min(CHILDREN, self._children - since))](
-                    at[0],
-                    end - column,
-                    at[1],
-                    on_card,
-                    settings,
-                    *self._family,
-                    self._keys,
-                    of_mother,
-                    self._cuts,
-                    places,
-                    table,
-                    thresholds,
-                    since,
-                    cross=crossing.way(leaf),
-                    points=crossing.cuts.shape[1],
-                    mutate=change.way,
-                    kind=change.kind,
-                    width=change.width,
-                    outside=change.outside,
-                    dtype=self._kinds[leaf.dtype.name],
-                    tile=TILE,
-                    enable_fp_fusion=False,
-                )
+                grid = tiles, min(CHILDREN, self._children - since)
+                given = *of_block, *self._family, self._keys, *tables, since
+                self._kernel[grid](*given, **constants, tile=TILE, enable_fp_fusion=False)
+
+        for begin in range(0, leaf.size, width):
+            end = min(begin + width, leaf.size)
+            first, last = leaf.index + begin, leaf.index + end
+            numbers = np.array([first, last, first // TILE * TILE, leaf.index, leaf.size])
+            tiles = -(-last // TILE) - first // TILE
+            yield partial(replace, begin, end, tiles, self._on_card(numbers))
 
 
 def _trained(pop: Any) -> list[Leaf]:

@@ -16,15 +16,18 @@ from __future__ import annotations
 from typing import Any
 
 from flatstore.extras import require
-from flatstore.noise import normal, philox
+from flatstore.noise import BEND as _BEND
+from flatstore.noise import MIDDLE as _MIDDLE
+from flatstore.noise import RATE as _RATE
+from flatstore.noise import ROUNDS as _ROUNDS
 
 triton: Any = require("triton", "triton")
 tl: Any = require("triton.language", "triton")
 
-ROUNDS = tl.constexpr(philox.ROUNDS)
-MIDDLE = tl.constexpr(normal.MIDDLE)
-BEND_0, BEND_1 = (tl.constexpr(x) for x in normal.BEND)
-RATE_0, RATE_1, RATE_2, RATE_3, RATE_4 = (tl.constexpr(x) for x in normal.RATE)
+ROUNDS = tl.constexpr(_ROUNDS)
+MIDDLE = tl.constexpr(_MIDDLE)
+BEND_0, BEND_1 = (tl.constexpr(x) for x in _BEND)
+RATE_0, RATE_1, RATE_2, RATE_3, RATE_4 = (tl.constexpr(x) for x in _RATE)
 
 
 @triton.jit

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 
 from flatstore.extras import require
-from flatstore.kernels.cpu import storage
+from flatstore.kernels.cpu import ONE_HALF as _ONE_HALF
+from flatstore.kernels.cpu import REBIAS as _REBIAS
+from flatstore.kernels.cpu import SMALLEST_NORMAL as _SMALLEST_NORMAL
+from flatstore.kernels.cpu import TOO_LARGE as _TOO_LARGE
 
 triton: Any = require("triton", "triton")
 tl: Any = require("triton.language", "triton")
@@ -21,10 +24,8 @@ FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = (tl.constexpr(i) for i in range(4))
 KINDS = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
 """The numbers by which kernels know dtypes."""
 
-SMALLEST_NORMAL, TOO_LARGE, REBIAS = (
-    tl.constexpr(int(x)) for x in (storage.SMALLEST_NORMAL, storage.TOO_LARGE, storage.REBIAS)
-)
-HALF, UNIT = tl.constexpr(int(storage.ONE_HALF)), tl.constexpr(float(np.float32(2.0**24)))
+SMALLEST_NORMAL, TOO_LARGE, REBIAS = (tl.constexpr(int(x)) for x in (_SMALLEST_NORMAL, _TOO_LARGE, _REBIAS))
+HALF, UNIT = tl.constexpr(int(_ONE_HALF)), tl.constexpr(float(np.float32(2.0**24)))
 
 
 @triton.jit
@@ -97,7 +98,7 @@ def dithered(value, word, dtype: tl.constexpr):
     else:
         random = word & 0x1FFF
         normal = (x - REBIAS + random) >> 13
-        small = x.to(tl.float32, bitcast=True) * UNIT + random.to(tl.float32) / 8192.0
+        small = x.to(tl.float32, bitcast=True) * UNIT + random.to(tl.float32) * (1.0 / 8192.0)
         # What is not small has no such whole number.
         half = tl.where(x < SMALLEST_NORMAL, tl.where(x < SMALLEST_NORMAL, small, 0.0).to(tl.uint32), normal)
         rounded = tl.where(x < TOO_LARGE, half | sign, nearest(value, dtype))

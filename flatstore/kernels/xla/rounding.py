@@ -15,6 +15,7 @@ from flatstore.kernels.cpu import HALF_INFINITY, HALF_SIGN, INFINITY, ONE_HALF, 
 
 jnp: Any = jax.numpy
 _lax: Any = jax.lax
+_default_backend: Any = jax.default_backend
 _U = np.uint32
 
 
@@ -26,6 +27,26 @@ def bits_of(x: Any) -> Any:
 def float_of(bits: Any) -> Any:
     """The float32 of bits, uint32."""
     return _lax.bitcast_convert_type(bits, np.float32)
+
+
+def is_held_as_bits(dtype: Any) -> bool:
+    """Whether an array that is written part by part is held as bits: XLA on a CPU has no bfloat16.
+
+    It would convert all of the array, and back, for each part.
+    """
+    return dtype.name == "bfloat16" and _default_backend() == "cpu"
+
+
+def held(x: Any, zero: Any) -> Any:
+    """An array as it is held while it is written part by part; bits are copied when `zero` is known."""
+    if not is_held_as_bits(x.dtype):
+        return x
+    return _lax.bitcast_convert_type(x, np.uint16) | zero.astype(np.uint16)
+
+
+def cast(x: Any, dtype: Any) -> Any:
+    """The same bits as another dtype."""
+    return x if x.dtype == dtype else _lax.bitcast_convert_type(x, dtype)
 
 
 def loaded(x: Any, zero: Any) -> Any:

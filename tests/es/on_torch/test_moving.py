@@ -10,10 +10,9 @@ import torch
 
 import flatstore as fs
 from flatstore import es
-from flatstore.es.on_torch import logged
+from flatstore.es.on_torch import launches, logged
 from flatstore.es.on_torch.tables import TILE
-from flatstore.store import OnTorch, TorchPopulation
-from flatstore.store.torch_store import as_array
+from flatstore.store import OnTorch, TorchPopulation, array_of
 from tests.example_trees import says
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,7 +47,7 @@ def both(dtype=np.float32, noise=NOISE, tree=None):
 
 
 def bits_of(store, path):
-    return as_array(store[path].cpu()).tobytes()
+    return array_of(store[path].cpu()).tobytes()
 
 
 def same(store, host):
@@ -258,7 +257,7 @@ def test_a_failure_on_the_way_takes_all_back(monkeypatch):
 
     def failing(self, *arguments):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) >= 2:
             raise MemoryError
         return fill(self, *arguments)
 
@@ -270,15 +269,39 @@ def test_a_failure_on_the_way_takes_all_back(monkeypatch):
     assert [bits_of(store, path) for path in store] == before
 
 
+@pytest.mark.parametrize("verb", ["perturb", "update"])
+def test_a_launch_that_fails_takes_those_before_it_back(monkeypatch, verb):
+    monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
+    tree = {"a": np.linspace(-1, 1, 3000, dtype="f4"), "d": np.linspace(-1, 1, 50)}
+    _, store = both(tree=tree)
+    es.perturb(store, NOISE, 3)
+    before = [bits_of(store, path) for path in store]
+    real = getattr(launches.Launch, verb)
+
+    def failing(self, table, *arguments):
+        if table.dtype == "float64":
+            raise MemoryError
+        real(self, table, *arguments)
+
+    move = {
+        "perturb": lambda: es.perturb(store, NOISE, 1),
+        "update": lambda: es.update(store, NOISE, [3, 4], [0.5, 0.25], perturbed=1),
+    }
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(launches.Launch, verb, failing)
+        move[verb]()
+    assert [bits_of(store, path) for path in store] == before
+
+
 def test_what_a_card_cannot_do_says_so(monkeypatch):
     monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
     host, store = both("bfloat16")
     log = es.perturb(host, NOISE, 1)
     es.perturb(store, NOISE, 1)
     for call, kind, words in (
-        (lambda: es.perturb(store, NOISE, 1, sign=-1, undo=log), TypeError, "a store on a card, got one of the host"),
+        (lambda: es.perturb(store, NOISE, 1, sign=-1, undo=log), ValueError, "an undo log of a store of this kind"),
         (lambda: es.update(store, NOISE, [1], [1.0], keep=True), ValueError, "expected keep=False"),
-        (lambda: es.update(store, NOISE, [1], [1.0], sign=-1), ValueError, "expected keep=False"),
+        (lambda: es.update(store, NOISE, [1], [1.0], sign=-1), ValueError, "expected the undo log of bfloat16 leaves"),
         (lambda: es.update(store, NOISE, [1], [1.0], perturbed=1, exact=False), ValueError, "got exact=False"),
         (lambda: es.update(store, NOISE, [], [], perturbed=1), ValueError, "expected the seed that the store is"),
         (lambda: es.sample(fs.Store.zeros(store.layout), store, NOISE, [1]), TypeError, "to sample into a device"),
@@ -301,3 +324,72 @@ def test_mezo_climbs_with_functions_of_torch_as_on_the_host(kind):
         )
     ]
     assert entries[0] == entries[1] and same(store, host)
+
+
+@pytest.mark.parametrize("optimiser", [None, es.Adam, es.Momentum])
+def test_evolve_comes_to_the_same_centre_as_on_the_host(kind, optimiser, tmp_path):
+    tree = {"b": np.zeros(7, "f4"), "w": np.linspace(-1, 1, 65, dtype="f4").reshape(13, 5)}
+    host, store = both(tree=tree)
+    found = []
+    for x, root in ((host, jnp), (store, torch)):
+
+        def evaluate(members, number, root=root):
+            return np.asarray(-root.square(members["w"] - 0.25).sum((1, 2)))
+
+        how = {"seed": 1, "noise": NOISE, "members": 6, "rate": 0.1}
+        own = optimiser and optimiser(x)
+        records = [*es.evolve(x, evaluate, generations=2, optimiser=own, run=tmp_path / root.__name__, **how)]
+        again = x.copy()
+        own = optimiser and optimiser(again)
+        records += es.evolve(again, evaluate, generations=3, optimiser=own, run=tmp_path / root.__name__, **how)
+        found.append(([record.fitness.round(5).tolist() for record in records], again))
+    assert np.allclose(found[0][0], found[1][0], rtol=1e-4)
+    if optimiser is None:  # ranks, which are the same
+        assert same(found[1][1], found[0][1]) and same(store, host)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_optimisers_have_the_bits_of_the_host(kind, dtype):
+    for optimiser in (es.Adam, es.Momentum):
+        host, store = both(dtype)
+        own = [optimiser(x) for x in (host, store)]
+        for number in range(3):
+            for x, moves in ((host, own[0]), (store, own[1])):
+                slope = x.copy()
+                es.perturb(slope, NOISE, number, exact=False)
+                moves.step(slope, 0.01)
+        assert same(store, host) and own[1].count == 3
+
+
+def test_files_are_loaded_to_the_device_and_saved_from_it(tmp_path):
+    tree = a_tree("bfloat16")
+    host = fs.Store.from_tree(tree)
+    fs.save(tmp_path / "model", host)
+    store = fs.load(tmp_path / "model", device=torch.device(DEVICE))
+    assert same(store, host)
+    fs.save(tmp_path / "again", store)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "model").read_bytes()
+    members = fs.Population.from_tree(tree, 3)
+    fs.save(tmp_path / "members", members)
+    pop = fs.load(tmp_path / "members", device=DEVICE)
+    assert isinstance(pop, TorchPopulation) and same(pop, members)
+    fs.save(tmp_path / "again", pop)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "members").read_bytes()
+
+
+def test_a_log_takes_back_the_store_that_it_is_given_and_no_other(kind):
+    _, store = both("bfloat16")
+    before = [bits_of(store, path) for path in store]
+    log = es.perturb(store, NOISE, 7)
+    there = [bits_of(store, path) for path in store]
+    beside = store.copy()
+    es.perturb(beside, NOISE, 7, sign=-1, undo=log)
+    assert [bits_of(beside, path) for path in store] == before and [bits_of(store, path) for path in store] == there
+
+
+def test_tables_of_noises_that_come_and_go_are_not_kept(monkeypatch):
+    monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
+    _, store = both()
+    for number in range(1, 40):
+        es.perturb(store, fs.Normal(0.02 * number / 40, bound=16), 1, exact=False)
+    assert len(store.cache) <= 17

@@ -11,8 +11,7 @@ import torch
 import flatstore as fs
 from flatstore import ga
 from flatstore.ga.on_torch import breeding
-from flatstore.store import OnTorch
-from flatstore.store.torch_store import as_array
+from flatstore.store import TorchPopulation, array_of
 from tests.example_trees import says
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,7 +37,7 @@ WAYS = {
 def kind(request, monkeypatch):
     """Which breeding a population on this machine's device has."""
     if request.param == "kernels":
-        monkeypatch.setattr(OnTorch, "breeding", OnTorch.breeding_on_card)
+        monkeypatch.setattr(TorchPopulation, "breeding", TorchPopulation.breeding_on_card)
     elif DEVICE != "cpu":
         pytest.skip("the host's loops do not reach a card")
     return request.param
@@ -63,7 +62,7 @@ def both(tree=None):
 
 
 def same(there, here):
-    return all(as_array(there[path].cpu()).tobytes() == here[path].tobytes() for path in here.layout.by_path)
+    return all(array_of(there[path].cpu()).tobytes() == here[path].tobytes() for path in here.layout.by_path)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -91,7 +90,7 @@ def test_genes_that_are_no_numbers_or_infinite_are_brought_back_as_on_the_host(k
 
 
 def test_blocks_of_genes_that_are_smaller_than_a_leaf_make_no_difference(monkeypatch):
-    monkeypatch.setattr(OnTorch, "breeding", OnTorch.breeding_on_card)
+    monkeypatch.setattr(TorchPopulation, "breeding", TorchPopulation.breeding_on_card)
     monkeypatch.setattr(breeding, "SCRATCH", SIZE * 1024 * 4 * 2)
     monkeypatch.setattr(breeding, "CHILDREN", 2)
     here, there = both({"w": np.zeros(4000, "f4"), "x": np.zeros(3000, "f4")})
@@ -100,10 +99,19 @@ def test_blocks_of_genes_that_are_smaller_than_a_leaf_make_no_difference(monkeyp
     assert same(there, here)
 
 
+def test_scratch_for_fewer_genes_than_a_tile_is_enough(monkeypatch):
+    monkeypatch.setattr(TorchPopulation, "breeding", TorchPopulation.breeding_on_card)
+    monkeypatch.setattr(breeding, "SCRATCH", SIZE * 300 * 4 * 4 // 3)
+    here, there = both({"a": np.zeros(4, "f4"), "w": np.zeros(1100, "f4")})
+    for pop in (here, there):
+        ga.step(pop, np.arange(SIZE), seed=3, mutate=fs.Normal(0.1))
+    assert same(there, here)
+
+
 def test_a_part_of_what_is_asked_cannot_be_done_on_a_card(monkeypatch):
-    monkeypatch.setattr(OnTorch, "breeding", OnTorch.breeding_on_card)
+    monkeypatch.setattr(TorchPopulation, "breeding", TorchPopulation.breeding_on_card)
     _, pop = both()
-    before = [as_array(x.cpu()).tobytes() for x in pop.homes.values()]
+    before = [array_of(x.cpu()).tobytes() for x in pop.homes.values()]
     own = ga.Mutate(lambda gene, scale, draw: gene + scale, bits=0)
     for how, kind, words in (
         (dict(mutate=own), TypeError, "expected an operator of this package on a card, got Mutate"),
@@ -120,10 +128,23 @@ def test_a_part_of_what_is_asked_cannot_be_done_on_a_card(monkeypatch):
         with pytest.raises(kind, match=words) as error:
             ga.step(pop, np.arange(SIZE), seed=0, **how)
         says(error)
-    assert [as_array(x.cpu()).tobytes() for x in pop.homes.values()] == before
+    assert [array_of(x.cpu()).tobytes() for x in pop.homes.values()] == before
 
 
 def test_a_population_that_is_lent_is_not_replaced(kind):
     _, pop = both({"w": jnp.zeros(4)})
     with pop.lend("jax"), pytest.raises(fs.LentError, match="lent"):
         ga.step(pop, np.arange(SIZE), seed=0, mutate=fs.Normal(0.1))
+
+
+def test_evolve_comes_to_the_same_population_as_on_the_host(kind, tmp_path):
+    tree = {"w": np.linspace(-1, 1, 65, dtype="f4").reshape(13, 5)}
+    here, there = both(tree)
+    for pop, root in ((here, jnp), (there, torch)):
+
+        def evaluate(members, number, root=root):
+            return np.asarray(-root.square(members["w"] - 0.25).sum((1, 2))).round(3)
+
+        for _ in ga.evolve(pop, evaluate, seed=1, mutate=fs.Normal(0.1), generations=3, run=tmp_path / root.__name__):
+            pass
+    assert same(there, here)

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from flatstore import Normal, Rademacher
-from flatstore.kernels.triton import generation, logged_moves, moves
+from flatstore.kernels.triton import generation, logged_moves, moves, optimisers
 from flatstore.kernels.triton.storage import KINDS
 from flatstore.noise import SPARSE
 
@@ -56,6 +56,8 @@ def variants():
             yield f"check a log {dtype}", logged_moves.check, {}
             yield f"add {dtype} with a log", logged_moves.add, NOISES["normal"] | {"dtype": number}
             yield f"take back {dtype} by a log", logged_moves.take_back, NOISES["normal"] | {"dtype": number}
+        for rule in (optimisers.ADAM, optimisers.MOMENTUM):
+            yield f"a step of rule {rule} {dtype}", optimisers.step, {"rule": rule, "dtype": number}
         for name, own in GENERATIONS.items():
             yield f"replace {dtype} {name}", generation.replace, PLAIN | own | {"dtype": number}
 

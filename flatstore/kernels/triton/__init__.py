@@ -1,0 +1,1 @@
+"""Loops for cards, written in Triton, which is imported where they are used: each file by its name."""

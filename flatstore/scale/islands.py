@@ -1,0 +1,270 @@
+"""Islands on Ray: populations that evolve apart, each in its own process, and whose best travel now and then.
+
+```
+run/island-0/epoch-3/          a run of ga.evolve; what the island is made again from
+run/island-0/best-3.safetensors    the best of its last generation, which another island reads
+run/journal.jsonl              the fitness of all islands, epoch by epoch
+```
+
+An epoch of an island is a function of the seed, of the epoch before, and of those who come. So an island that has died
+is made again by another process, to the bit, from where its folder says; and so is a run whose driver has died.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import count as counted
+from typing import Any
+
+import numpy as np
+
+from flatstore import ga
+from flatstore.checks import whole
+from flatstore.evaluation import MOST_DEATHS, best_first, check_run
+from flatstore.extras import require
+from flatstore.files import load, metadata_of, save
+from flatstore.layout import Array
+from flatstore.noise import Seed, seeds
+from flatstore.recording import RunFolder, RunPath, as_numbers, as_texts, described, run_entries
+from flatstore.scale.replica import called, cause_of
+from flatstore.store import Population, Store
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The record of an epoch."""
+
+    number: int
+    """The number of the epoch, counted from 0."""
+    fitness: Array
+    """The fitness of each island's last generation, shape (islands, members), float64."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    make: Any
+    seed: tuple[int, ...]
+    count: int
+    every: int
+    migrants: int
+    route: str
+    run: str
+    operators: dict[str, Any]
+
+    def source(self, island: int, epoch: int) -> int:
+        """The island whose best come to an island as an epoch begins."""
+        ring = np.arange(self.count) if self.route == "ring" else np.argsort(seeds((*self.seed, epoch), self.count))
+        return int(ring[int(np.flatnonzero(ring == island)[0]) - 1])
+
+    def operators_with(self, mutate: Any) -> dict[str, Any]:
+        return {**self.operators, "mutate": mutate}
+
+    def folder(self, island: int, epoch: int) -> str:
+        return os.path.join(self.run, f"island-{island}", f"epoch-{epoch}")
+
+    def best(self, island: int, epoch: int) -> str:
+        return os.path.join(self.run, f"island-{island}", f"best-{epoch}.safetensors")
+
+
+class Island:
+    """What runs in a process: one population, wherever it is."""
+
+    def __init__(self, job: _Job, island: int) -> None:
+        self._job, self._island = job, island
+        self._pop: Any = None
+        self._last: tuple[int, Any] = -1, None
+
+    def evolve(self, epoch: int, keep: int) -> bytes:
+        """Make an epoch, or what is left of it, and return the fitness of its last generation; save its best.
+
+        Epochs before `keep` are removed.
+        """
+        if self._pop is None:
+            self._pop, self._evaluate = called(self._job.make, self._island)
+            if len(self._pop) <= self._job.migrants:
+                raise ValueError(
+                    f"expected more members than migrants, {self._job.migrants}, got {len(self._pop)}; "
+                    "fix: pass fewer migrants="
+                )
+        job, pop = self._job, self._pop
+        if epoch and not os.path.exists(os.path.join(job.folder(self._island, epoch), "settings.json")):
+            record = self._last[1] if self._last[0] == epoch - 1 else self._made(pop, epoch - 1)
+            self._receive(pop, epoch, record)
+        record = self._made(pop, epoch)
+        self._last = epoch, record
+        chosen = best_first(record.fitness)[: job.migrants]
+        out = Population.like(pop, len(chosen))
+        for leaf in pop.layout.homes:
+            out[leaf.path] = pop[leaf.path][chosen] if leaf.trainable else pop[leaf.path]
+        save(job.best(self._island, epoch), out, metadata={"fitness": json.dumps(as_texts(record.fitness[chosen]))})
+        for old in counted(keep - 1, -1):
+            if old < 0 or not os.path.exists(job.best(self._island, old)):
+                break
+            if os.path.isdir(job.folder(self._island, old)):
+                shutil.rmtree(job.folder(self._island, old))
+            os.unlink(job.best(self._island, old))
+        return record.fitness.tobytes()
+
+    def _made(self, pop: Population, epoch: int) -> Any:
+        """The record of the last generation of an epoch: evolved, or what its folder has."""
+        job, first = self._job, epoch * self._job.every
+        mutate = job.operators["mutate"]
+        later = partial(_later, mutate, first) if callable(mutate) else mutate
+        records = ga.evolve(
+            pop,
+            partial(_later, self._evaluate, first),
+            seed=(*job.seed, self._island, epoch),
+            generations=job.every,
+            run=job.folder(self._island, epoch),
+            **job.operators_with(later),
+        )
+        return deque(records, maxlen=1)[0]
+
+    def _receive(self, pop: Population, epoch: int, record: Any) -> None:
+        """Put those who come in the places of the worst, and make the first generation of an epoch."""
+        job, fitness = self._job, record.fitness.copy()
+        path = job.best(job.source(self._island, epoch), epoch - 1)
+        arrived: Any = load(path)
+        worst = best_first(fitness)[len(fitness) - arrived.size :]
+        for leaf in pop.layout.homes:
+            if leaf.trainable:
+                pop[leaf.path][worst] = arrived[leaf.path]
+        fitness[worst] = as_numbers(json.loads(metadata_of(path)["fitness"]))
+        mutate = job.operators["mutate"]
+        now = mutate(epoch * job.every - 1) if callable(mutate) else mutate
+        seed = *job.seed, self._island, epoch - 1, job.every - 1
+        ga.step(pop, fitness, seed=seed, **job.operators_with(now))
+
+
+def _later(function: Callable[..., Any], first: int, *arguments: Any) -> Any:
+    """A function whose last argument is the number of a generation, counted from another one."""
+    return function(*arguments[:-1], arguments[-1] + first)
+
+
+def islands(
+    make: Callable[[int], tuple[Population, Callable[[Any, int], Any]]] | str,
+    *,
+    seed: Seed,
+    mutate: Any,
+    count: int,
+    every: int,
+    run: RunPath,
+    migrants: int = 1,
+    route: str = "ring",
+    epochs: int | None = None,
+    select: Any = ga.Tournament(),  # noqa: B008 (a frozen value)
+    crossover: Any = ga.Uniform(),  # noqa: B008 (a frozen value)
+    bounds: ga.Bounds | None = None,
+    elite: int = 1,
+    options: Mapping[str, Any] | None = None,
+) -> Generator[Epoch]:
+    """`ga.evolve` on islands of a Ray cluster, each a population in the memory of a process: a generator of epochs.
+
+    After every so many generations the best of each island take the places of the worst of another one. An island waits
+    for nobody but itself and the one that it receives from. The run is a function of its seed, whoever dies.
+
+        def make(island):
+            return fs.Population.from_tree(model(island), 64), evaluate
+
+        for epoch in fs.scale.ray.islands(
+            make, seed=0, mutate=fs.Normal(0.02), count=8, every=10, migrants=2, run="/shared/run", epochs=50
+        ):
+            print(epoch.number, epoch.fitness.max())
+        fs.save("champion.safetensors", fs.scale.ray.champion("/shared/run"))
+
+    Args:
+        make: a function of the number of an island that returns its first population, and a function `(stacked,
+            generation) -> fitness` as in `ga.evolve`; or its name, "module:function". It is called where the island is.
+        seed: a non-negative integer or several.
+        mutate: as in `ga.evolve`, as are the other operators.
+        count: the number of islands, 2 or more.
+        every: the number of generations in an epoch.
+        run: a folder that all nodes see, such as one of a network file system. Those who travel go through it, and so
+            does what an island is made again from. The same call goes on from there.
+        migrants: how many travel from each island; fewer than its members.
+        route: "ring", from each island to the next one; or "random", along a ring that is drawn for each epoch.
+        epochs: the total number; None to go on until the caller stops.
+        select: as in `ga.step`.
+        crossover: as in `ga.step`.
+        bounds: as in `ga.step`.
+        elite: as in `ga.step`.
+        options: options of Ray's actors; `num_cpus` is 1.
+
+    Raises ImportError without Ray; ValueError and TypeError for arguments that are out of range; `RuntimeError` if an
+    island has died three times in an epoch. With the first epoch: the errors of a run's folder. What an evaluation
+    raises is raised here, with the traceback of the island as its cause.
+    """
+    for name, value, least in (("count", count, 2), ("every", every, 1), ("migrants", migrants, 1)):
+        if not whole(value) >= least:
+            raise ValueError(f"expected {name} >= {least}, got {value!r}; fix: pass a larger number")
+    if route not in ("ring", "random"):
+        raise ValueError(f"expected route 'ring' or 'random', got {route!r}; fix: pass one of these")
+    operators = {"mutate": mutate, "select": select, "crossover": crossover, "bounds": bounds, "elite": elite}
+    chosen = check_run(bool, seed, 0, epochs, "epochs")
+    job = _Job(make, chosen, count, every, migrants, route, os.path.abspath(os.fspath(run)), operators)
+    ray = require("ray", "ray")
+    return _epochs(ray, job, epochs, {"num_cpus": 1, **(options or {}), "max_restarts": 0, "max_task_retries": 0})
+
+
+def _epochs(ray: Any, job: _Job, most: int | None, options: Mapping[str, Any]) -> Generator[Epoch]:
+    settings = {name: getattr(job, name) for name in ("seed", "count", "every", "migrants", "route")}
+    with RunFolder(job.run, described({"algorithm": "scale.islands"} | settings | job.operators)) as folder:
+        if folder.is_new:
+            folder.begin({})
+        new = partial(ray.remote(Island).options(**options).remote, job)
+        actors: list[Any] = [new(island) for island in range(job.count)]
+        done, deaths = [len(folder) - 1] * job.count, [0] * job.count
+        came: dict[tuple[int, int], Array] = {}
+        running: dict[Any, int] = {}
+        try:
+            while most is None or len(folder) < most:
+                for island in range(job.count):
+                    epoch = done[island] + 1
+                    is_next = done[job.source(island, epoch)] + 1 >= epoch and (most is None or epoch < most)
+                    if is_next and island not in running.values():
+                        running[actors[island].evolve.remote(epoch, min(done))] = island
+                (answer,), _ = ray.wait([*running])
+                island = running.pop(answer)
+                try:
+                    fitness = ray.get(answer)
+                except ray.exceptions.RayTaskError as error:
+                    raised = cause_of(error)
+                    raise raised from raised.__cause__
+                except ray.exceptions.RayError as error:
+                    deaths[island] += 1
+                    if deaths[island] >= MOST_DEATHS:
+                        raise RuntimeError(
+                            f"expected an island that goes on, got island {island}, which died {MOST_DEATHS} times in "
+                            f"epoch {done[island] + 1}; fix: see what it printed"
+                        ) from error
+                    actors[island] = new(island)
+                    continue
+                done[island], deaths[island] = done[island] + 1, 0
+                came[done[island], island] = np.frombuffer(fitness)
+                while min(done) >= (number := len(folder)):
+                    all_of_it = np.stack([came.pop((number, i)) for i in range(job.count)])
+                    folder.append({"number": number, "fitness": [as_texts(row) for row in all_of_it]})
+                    yield Epoch(number, all_of_it)
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+
+
+def champion(run: RunPath) -> Store:
+    """The best member of the last epoch of a run of islands: a copy. Another process may go on with the run.
+
+    Raises `ValueError` for a run without an epoch.
+    """
+    entries = deque(run_entries(run), maxlen=1)
+    if not entries:
+        raise ValueError(f"expected a run of islands with an epoch, got none in {os.fspath(run)!r}; fix: wait")
+    last = entries[0]
+    highest = [float(np.nanmax(as_numbers(row))) for row in last["fitness"]]
+    best: Any = load(os.path.join(run, f"island-{int(np.argmax(highest))}", f"best-{last['number']}.safetensors"))
+    return best[0].copy()

@@ -1,0 +1,180 @@
+"""What workers make and evaluate; they import this file."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+
+import flatstore as fs
+
+MARKS = "FLATSTORE_TEST_MARKS"
+
+
+def model():
+    return {"b": np.zeros(3, "f4"), "frozen": np.int32(5), "w": np.zeros((6, 5), "f4")}
+
+
+def centre():
+    return fs.Store.from_tree(model())
+
+
+def score(member, number):
+    """A fitness that differs from generation to generation, and that all leaves enter."""
+    return -float(np.square(np.float64(member["w"]) - number % 3).sum() + np.float64(member["b"]).sum())
+
+
+def make():
+    return centre(), score
+
+
+def scores(stacked, number):
+    """The same for `es.evolve` in one process."""
+    leaves = [np.asarray(stacked[path]) for path in ("w", "b")]
+    return [score({"w": w, "b": b}, number) for w, b in zip(*leaves, strict=True)]
+
+
+def claimed(folder, name):
+    """Whether this is the first process to claim a name."""
+    try:
+        os.close(os.open(os.path.join(folder, name), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_in_generations(folder, *numbers):
+    """Workers die in the middle of evaluations, one in each of these generations."""
+
+    def evaluate(member, number):
+        if number in numbers and claimed(folder, f"killed in generation {number}"):
+            die()
+        return score(member, number)
+
+    return centre(), evaluate
+
+
+def killed_in(function, folder):
+    """A worker dies in the middle of a function of this package; before that, one in generation 2."""
+
+    def watch():
+        while True:
+            for frame in sys._current_frames().values():
+                while frame is not None:
+                    if frame.f_code.co_name == function and "flatstore" in frame.f_code.co_filename:
+                        if claimed(folder, f"killed in {function}"):
+                            die()
+                        return
+                    frame = frame.f_back
+            time.sleep(1e-5)
+
+    threading.Thread(target=watch, daemon=True).start()
+    sys.setswitchinterval(1e-5)
+    return large_centre(), killed_in_generations(folder, 2)[1]
+
+
+def large_centre():
+    """One whose moves take some milliseconds."""
+    return fs.Store.from_tree(model() | {"large": np.zeros(1_000_000, "f4")})
+
+
+def flipped(folder):
+    """One worker's centre has another bit from generation 2 on."""
+    here = centre()
+
+    def evaluate(member, number):
+        if number == 2 and claimed(folder, "flipped"):
+            here.buffer[0] ^= 1
+        return score(member, number)
+
+    return here, evaluate
+
+
+def other_centres():
+    """Another centre in each process."""
+    return fs.Store.from_tree(model() | {"b": np.full(3, os.getpid() % 1000 / 64, "f4")}), score
+
+
+def raises(member, number):
+    if number == 2:
+        raise LookupError(f"not generation {number}")
+    return score(member, number)
+
+
+class Unpicklable(Exception):
+    def __init__(self, one, other):
+        super().__init__("one argument, and another")
+
+
+def raises_what_does_not_pickle(member, number):
+    raise Unpicklable(1, 2)
+
+
+def gives_two(member, number):
+    return np.ones(2)
+
+
+def dies(member, number):
+    die()
+
+
+def uneven(folder, member, number):
+    """Some are NaN, and one is so slow that the generation is closed without it."""
+    value = score(member, number)
+    if number == 1 and claimed(folder, "slow"):
+        time.sleep(1.0)
+    return np.nan if int(abs(value) * 1e6) % 3 == 0 else value
+
+
+def slowly(member, number):
+    time.sleep(0.01)
+    return score(member, number)
+
+
+def made_with(evaluate):
+    """The centre with another evaluation."""
+    return centre(), evaluate
+
+
+def island(number):
+    """The first population of an island, and its evaluation."""
+    pop = fs.Population.zeros(centre().layout, 8)
+    fs.es.sample(pop, centre(), fs.Normal(1.0), fs.seeds((1, number), 8))
+    pop["frozen"] = np.int32(5)
+    return pop, scores
+
+
+def island_that_dies(folder, number):
+    """Island 1 dies in generation 3, in the middle of its second epoch of two."""
+
+    def evaluate(stacked, generation):
+        if number == 1 and generation == 3 and claimed(folder, "island died"):
+            die()
+        return scores(stacked, generation)
+
+    return island(number)[0], evaluate
+
+
+if __name__ == "__main__":
+    import ray
+
+    ray.init(address=sys.argv[1], log_to_driver=False)
+    run = fs.scale.ray.evolve(
+        "tests.scale.jobs:make",
+        workers=1,
+        run=sys.argv[2],
+        seed=3,
+        noise=fs.Normal({"b": 0.5, "*": 0.25}),
+        members=8,
+        rate=0.5,
+        generations=5,
+    )
+    for move in run:
+        print(move.number, flush=True)
+        time.sleep(0.05)

@@ -1,0 +1,146 @@
+"""Islands: populations that evolve apart, and whose best travel, as a function of the seed."""
+
+import os
+from functools import partial
+
+import numpy as np
+import pytest
+
+import flatstore as fs
+from flatstore import ga
+from flatstore.evaluation import best_first
+from flatstore.recording import run_entries
+from flatstore.scale.islands import Island, _Job
+from tests.scale import jobs
+
+COUNT, EVERY, MIGRANTS, EPOCHS = 3, 2, 2, 3
+
+
+def fading(number):
+    return fs.Normal({"b": 0.5 * 0.9**number, "*": 0.25})
+
+
+OPERATORS = dict(mutate=fading, select=ga.Tournament(3), crossover=ga.Uniform(), bounds=None, elite=1)
+
+
+def a_job(run, route="ring", count=COUNT):
+    return _Job(jobs.island, (7,), count, EVERY, MIGRANTS, route, str(run), OPERATORS)
+
+
+def oracle(job):
+    """All islands in this process, without folders: their populations and fitness after each epoch."""
+    pops = [jobs.island(i)[0] for i in range(job.count)]
+    history, records = [], None
+    for epoch in range(EPOCHS):
+        if epoch:
+            values = [record.fitness for record in records]
+            best = [pop.to_vector()[best_first(f)[:MIGRANTS]] for pop, f in zip(pops, values, strict=True)]
+            theirs = [f[best_first(f)[:MIGRANTS]] for f in values]
+            for i, pop in enumerate(pops):
+                fitness, matrix, comes = values[i].copy(), pop.to_vector(), job.source(i, epoch)
+                worst = best_first(fitness)[-MIGRANTS:]
+                matrix[worst], fitness[worst] = best[comes], theirs[comes]
+                pop.assign(matrix)
+                mutate = fading(epoch * EVERY - 1)
+                ga.step(pop, fitness, seed=(7, i, epoch - 1, EVERY - 1), **OPERATORS | {"mutate": mutate})
+        first = epoch * EVERY
+        records = [
+            [
+                *ga.evolve(
+                    pop,
+                    lambda stacked, n, first=first: jobs.scores(stacked, n + first),
+                    seed=(7, i, epoch),
+                    generations=EVERY,
+                    **OPERATORS | {"mutate": lambda n, first=first: fading(n + first)},
+                )
+            ][-1]
+            for i, pop in enumerate(pops)
+        ]
+        history.append([(pop.buffer.tobytes(), record.fitness) for pop, record in zip(pops, records, strict=True)])
+    return history
+
+
+@pytest.mark.parametrize("route", ["ring", "random"])
+def test_the_best_take_the_places_of_the_worst_of_the_island_that_the_seed_says(tmp_path, route):
+    job = a_job(tmp_path, route)
+    islands = [Island(job, i) for i in range(COUNT)]
+    for epoch, expected in enumerate(oracle(job)):
+        for island, (population, fitness) in zip(islands, expected, strict=True):
+            assert np.array_equal(np.frombuffer(island.evolve(epoch, 0)), fitness)
+            assert island._pop.buffer.tobytes() == population
+
+
+def test_a_route_is_a_ring_of_all_islands_and_a_random_one_another_in_each_epoch(tmp_path):
+    for route, least in (("ring", 1), ("random", 4)):
+        job, seen = _Job(jobs.island, (7,), 5, 1, 1, route, "", OPERATORS), set()
+        for epoch in range(20):
+            ring = tuple(job.source(island, epoch) for island in range(5))
+            seen.add(ring)
+            at, visited = 0, []
+            for _ in range(5):
+                visited.append(at := ring[at])
+            assert sorted(visited) == [0, 1, 2, 3, 4]
+        assert len(seen) >= least and (route == "random" or seen == {(4, 0, 1, 2, 3)})
+
+
+def test_an_island_is_made_again_from_its_folder_wherever_it_was(tmp_path):
+    job = a_job(tmp_path)
+    expected = oracle(job)
+    for epoch in range(EPOCHS):
+        for i in range(COUNT):
+            again = Island(job, i)  # as after each of its epochs
+            assert np.array_equal(np.frombuffer(again.evolve(epoch, epoch - 1)), expected[epoch][i][1])
+            assert np.array_equal(np.frombuffer(Island(job, i).evolve(epoch, 0)), expected[epoch][i][1])
+            assert again._pop.buffer.tobytes() == expected[epoch][i][0]
+    left = sorted(os.listdir(tmp_path / "island-0"))
+    assert left == ["best-1.safetensors", "best-2.safetensors", "epoch-1", "epoch-2"]  # those before are removed
+
+
+def test_islands_on_a_cluster_are_those_of_one_process_whoever_dies(cluster, tmp_path):
+    run = dict(seed=7, count=2, every=EVERY, migrants=MIGRANTS, epochs=EPOCHS, run=tmp_path / "run", **OPERATORS)
+    run |= {"make": partial(jobs.island_that_dies, str(tmp_path)), "options": {"num_cpus": 0.5}}
+    expected = oracle(a_job(tmp_path, count=2))
+    first = fs.scale.ray.islands(**run)
+    epochs = [next(first), next(first)]
+    first.close()  # and another driver goes on
+    epochs += fs.scale.ray.islands(**run)
+    assert [epoch.number for epoch in epochs] == [0, 1, 2] and (tmp_path / "island died").exists()
+    for epoch, there in zip(epochs, expected, strict=True):
+        assert np.array_equal(epoch.fitness, [fitness for _, fitness in there])
+    assert [entry["number"] for entry in run_entries(tmp_path / "run")] == [0, 1, 2]
+    island, member = np.unravel_index(epochs[-1].fitness.argmax(), epochs[-1].fitness.shape)
+    best = fs.Population.zeros(jobs.centre().layout, 8)
+    best.buffer[:] = np.frombuffer(expected[-1][island][0], np.uint8)
+    assert fs.scale.ray.champion(tmp_path / "run").buffer.tobytes() == best[int(member)].copy().buffer.tobytes()
+    assert list(fs.scale.ray.islands(**run)) == []
+    with pytest.raises(ValueError, match="expected the settings of the run .*, got others: every: 2 in the run, 5 in"):
+        next(fs.scale.ray.islands(**run | {"every": 5}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"count": 1}, "expected count >= 2, got 1; fix"),
+        ({"every": 0}, "expected every >= 1, got 0; fix"),
+        ({"migrants": 0}, "expected migrants >= 1, got 0; fix"),
+        ({"route": "star"}, "expected route 'ring' or 'random', got 'star'; fix"),
+        ({"epochs": 0}, "expected a whole number of epochs >= 1, got 0; fix"),
+        ({"seed": -1}, "expected a seed of non-negative integers"),
+    ],
+)
+def test_what_islands_are_asked_for_is_checked(change, message, tmp_path):
+    run = dict(make=jobs.island, seed=7, count=3, every=2, run=tmp_path, mutate=None)
+    with pytest.raises(ValueError, match=message):
+        fs.scale.ray.islands(**run | change)
+
+
+def test_fewer_travel_than_there_are(tmp_path):
+    job = _Job(jobs.island, (7,), 2, 1, 8, "ring", str(tmp_path), OPERATORS)
+    with pytest.raises(ValueError, match="expected more members than migrants, 8, got 8; fix: pass fewer migrants="):
+        Island(job, 0).evolve(0, 0)
+
+
+def test_a_run_without_an_epoch_has_no_champion(tmp_path):
+    (tmp_path / "journal.jsonl").touch()
+    with pytest.raises(ValueError, match="expected a run of islands with an epoch, got none in .*; fix: wait"):
+        fs.scale.ray.champion(tmp_path)
