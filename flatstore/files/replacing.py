@@ -125,26 +125,20 @@ class replacing:
                     if not (self._first and _is_linked(self._names[0], self._target)):
                         os.replace(self._names[0], self._target)
                     is_renamed = True
+                    forget(self._target)  # before the lock is gone: nobody has a log for the new file yet
             finally:
                 if self._number is not None:
                     release(self._number)
             if is_renamed:
-                forget(self._target)
-                if self._first:
-                    self._unlink()
                 flush_folder(self._folder)
         except BaseException as failed:
             if is_renamed:
                 add_notes(failed, since, f"the new file is at {self._target!r}; a power cut may bring the old one back")
             raise
         finally:
-            if not is_renamed:
-                self._unlink()
-
-    def _unlink(self) -> None:
-        for name in self._names:
-            with contextlib.suppress(FileNotFoundError):  # not there yet, or renamed
-                os.unlink(name)
+            for name in self._names:
+                with contextlib.suppress(FileNotFoundError):  # not there yet, or renamed
+                    os.unlink(name)
 
     def _leave_to_parent(self, error: BaseException | None) -> None:
         """Close the file in a child that a signal handler has forked: what is being written is its parent's."""
