@@ -124,20 +124,25 @@ class replacing:
                     os.fsync(number)
                     if not (self._first and _is_linked(self._names[0], self._target)):
                         os.replace(self._names[0], self._target)
+                        self._names.clear()
                     is_renamed = True
                     forget(self._target)  # before the lock is gone: nobody has a log for the new file yet
             finally:
-                if self._number is not None:
-                    release(self._number)
+                self._let_go()
             if is_renamed:
                 flush_folder(self._folder)
         except BaseException as failed:
             if is_renamed:
                 add_notes(failed, since, f"the new file is at {self._target!r}; a power cut may bring the old one back")
             raise
+
+    def _let_go(self) -> None:
+        try:
+            if self._number is not None:
+                release(self._number)
         finally:
             for name in self._names:
-                with contextlib.suppress(FileNotFoundError):  # not there yet, or renamed
+                with contextlib.suppress(FileNotFoundError):  # it is not there yet
                     os.unlink(name)
 
     def _leave_to_parent(self, error: BaseException | None) -> None:

@@ -48,7 +48,7 @@ class Spans(Memory):
         low -= low % _WIDEST  # numbers of any dtype are whole elements from there
         self.bytes = np.asarray(_Window(low, high - low, [array for *_, array in owners]))
         self.is_read_only = False
-        self._segment = self.segment = None
+        self.file = self._segment = self.segment = None
         self.start, self.stop = low, high
         self._parts = tuple(Memory(self.bytes[start - low : stop - low]) for start, stop in ranges)
         self._ends = [stop for _, stop in ranges]

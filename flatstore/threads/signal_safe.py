@@ -61,7 +61,7 @@ def _turn(
     `dropped` without that. With `idle` there is nothing to do without an exception.
     """
     block = caught = error = context = None
-    is_dropped = False
+    is_dropped, is_finalizing = False, sys.is_finalizing  # kept here: modules are emptied at the end
     before = sys.exception()  # that of an `except` clause around it all
 
     def task() -> None:
@@ -82,7 +82,7 @@ def _turn(
             return
         is_dropped = True
         try:
-            helper = helper_of_this_thread()
+            helper = None if is_finalizing() else helper_of_this_thread()
         except BaseException as raised:
             caught = raised
     except BaseException as raised:
