@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from functools import partial
+from io import FileIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from flatstore.files.shards import INDEX
 from flatstore.layout import Array
 from flatstore.memory import Memory
 from flatstore.store import Population, Store
-from flatstore.threads import when_dropped
+from flatstore.threads import uninterrupted, when_dropped
 from flatstore.trees import Difference, StructureError
 
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -140,10 +141,14 @@ def _mapped(contents: Contents, mode: str) -> tuple[Memory, int]:
     data: Array = np.frombuffer(mapping, np.uint8)[start:]
     memory = Memory(data, is_read_only=mode == "r")
     if mode == "r+":
-        number = os.dup(file.fileno())
-        last = when_dropped(partial(os.close, number))
-        memory.file = WrittenFile(os.path.realpath(contents.path), number, mapping, start, last)
+        path = os.path.realpath(contents.path)
+        memory.file = uninterrupted(lambda: _written(path, file, mapping, start))
     return memory, start
+
+
+def _written(path: str, file: FileIO, mapping: mmap.mmap, start: int) -> WrittenFile:
+    number = os.dup(file.fileno())
+    return WrittenFile(path, number, mapping, start, when_dropped(partial(os.close, number)))
 
 
 def _blank_checksums(contents: Contents) -> None:

@@ -98,7 +98,6 @@ class replacing:
         self._is_entered = False
 
     def __enter__(self) -> Writer:
-        sweep(self._folder)
         uninterrupted(self._begin)
         writer = Writer(cast(int, self._number))
         self._is_entered = True  # nothing interrupts from here to the block
@@ -107,6 +106,7 @@ class replacing:
     __exit__ = Leaving()
 
     def _begin(self) -> None:
+        sweep(self._folder)
         self._number = _begun(self._folder, 0o666 if self._old is None else 0o600, self._names)
 
     def leave(self, error: BaseException | None) -> None:

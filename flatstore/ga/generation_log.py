@@ -27,7 +27,7 @@ import numpy as np
 
 from flatstore.files import MAGIC, NOT_BEGUN, OVER, UNDER_WAY, Writer, half_way_error, log_of
 from flatstore.layout import Array
-from flatstore.threads import REACHED, Task
+from flatstore.threads import REACHED, Task, uninterrupted
 
 _START = len(MAGIC) + len(OVER)
 _NUMBERS = 4
@@ -220,14 +220,9 @@ def read_log(path: str, identity: os.stat_result) -> Log | None:
     """
     name = log_of(path)
     try:
-        number = os.open(name, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
+        mapping = uninterrupted(lambda: _mapped(name))
     except FileNotFoundError:
         return None
-    try:
-        size = os.fstat(number).st_size
-        mapping = mmap.mmap(number, size) if size else None
-    finally:
-        os.close(number)
     try:
         if mapping is None:
             raise ValueError("it is empty")
@@ -244,6 +239,16 @@ def read_log(path: str, identity: os.stat_result) -> Log | None:
             "remove the log; a copy of a population is one of its file alone, when no generation is under way"
         )
     return log
+
+
+def _mapped(name: str) -> mmap.mmap | None:
+    """The pages of a file; None if it is empty."""
+    number = os.open(name, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        size = os.fstat(number).st_size
+        return mmap.mmap(number, size) if size else None
+    finally:
+        os.close(number)
 
 
 def _read(mapping: mmap.mmap) -> Log:

@@ -155,7 +155,7 @@ class Memory:
     @classmethod
     def attached(cls, name: str) -> tuple[Memory, str]:
         """The bytes of a segment of another process, to be read, and its text. Raises as `attached_segment` does."""
-        array, segment, text = attached_segment(name)
+        array, segment, text = uninterrupted(lambda: attached_segment(name))
         return cls(array, is_read_only=True, segment=segment), text
 
     @classmethod
