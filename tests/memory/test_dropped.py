@@ -1,6 +1,7 @@
-"""What is dropped as a signal comes: it is closed, and what the handler raises is raised, not lost."""
+"""What is dropped as a signal comes, or struck as it opens a file: all is closed, and what is raised is not lost."""
 
 import ctypes
+import gc
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import flatstore as fs
+from flatstore import ga
 from flatstore.threads import helper_threads
 from tests.other_processes import segments_there
 
@@ -82,6 +84,101 @@ def test_what_a_handler_raises_as_the_last_view_of_a_lend_is_dropped_is_not_lost
         fs.es.perturb(shared, fs.Normal(0.1), 0)
     dropped_as_a_signal_comes(views)
     fs.es.perturb(shared, fs.Normal(0.1), 0)
+
+
+def struck_at(step, names):
+    """What has a trace raise an exception at the step of that number, in the files of these names."""
+
+    def strike(frame, event, _):
+        nonlocal step
+        if not frame.f_code.co_filename.endswith(names):
+            return None
+        step -= 1
+        if not step:
+            sys.settrace(None)
+            raise Struck
+        return strike
+
+    return strike
+
+
+OPENING = "contents.py", "mapping.py", "replacing.py", "generation_log.py", "segments.py", "holds.py", "host.py"
+
+
+@HAS_SEGMENTS
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files closed as they are dropped
+@pytest.mark.parametrize("opens", ["load", "open", "open a population", "seed_of", "save", "attach", "share"])
+def test_what_is_struck_at_any_step_as_it_opens_files_leaves_none_open(tmp_path, opens):
+    path, store, tracing = tmp_path / "x", fs.Store.from_tree(TREE), sys.gettrace()
+    pop = fs.Population.create(tmp_path / "pop", store.layout, 3)
+    ga.step(pop, np.arange(3.0), seed=0, mutate=fs.Normal(0.1))
+    fs.save(path, store)
+    shared = store.share()
+    call = {
+        "load": lambda: fs.load(path),
+        "open": lambda: fs.open(path, "r+"),
+        "open a population": lambda: fs.Population.open(tmp_path / "pop"),
+        "seed_of": lambda: ga.seed_of(tmp_path / "pop"),
+        "save": lambda: fs.save(path, store),
+        "attach": lambda: fs.attach(shared.segment),
+        "share": store.share,
+    }[opens]
+    call()
+    gc.collect()
+    files, there, step, struck = open_files(), segments_there(), 0, 0
+    while struck == step:
+        step += 1
+        try:
+            sys.settrace(struck_at(step, OPENING))
+            call()
+        except Struck:
+            struck += 1
+        finally:
+            sys.settrace(tracing)
+        if open_files() != files:
+            gc.collect()  # what a frame holds that is in a cycle with its exception
+        assert open_files() == files and segments_there() == there, step
+    assert step > 15
+
+
+USING = "access.py", "readers_and_writers.py", "lending.py", "waits.py"
+USES = {
+    "to_vector": lambda store, other: store.to_vector(),
+    "copy": lambda store, other: store.copy(),
+    "perturb": lambda store, other: fs.es.perturb(store, fs.Normal(0.25), 0),
+    "assign": lambda store, other: store.assign(other),
+    "update": lambda store, other: fs.es.update(store, fs.Normal(0.25), [1], [0.5]),
+    "Adam": lambda store, other: fs.es.Adam(store).step(other.copy(), 0.1),
+    "lend": lambda store, other: score(store),
+}
+
+
+def score(store):
+    with store.lend() as tree:
+        return tree["w"].sum()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what strikes a callback of JAX
+@pytest.mark.parametrize("use", USES)
+def test_what_is_struck_at_any_step_as_it_uses_memory_does_not_keep_it(use):
+    tracing, step, struck, work = sys.gettrace(), 0, 0, USES[use]
+    other = fs.Store.from_tree({"w": np.ones(10, "f4")})
+    while struck == step:
+        step += 1
+        store = other.copy()
+        memory = weakref.ref(store.memory)
+        try:
+            sys.settrace(struck_at(step, USING))
+            work(store, other)
+        except Struck:
+            struck += 1
+        finally:
+            sys.settrace(tracing)
+        del store
+        if memory() is not None:
+            gc.collect()
+        assert memory() is None, step
+    assert step > 20
 
 
 AT_THE_END = """
