@@ -229,14 +229,16 @@ class LoggedMove:
         key = task.group.dtype, task.stop
         whole = self._old.get(key)
         self._run(task.group, task.start, task.stop, self.at, self.target, whole, scratch, note)
-        if rows[-1][WHY]:
-            self._why[int(note[REACHED])] = int(rows[-1][WHY])
-        if not self.target:
-            return
         try:
+            if rows[-1][WHY]:
+                self._why[int(note[REACHED])] = int(rows[-1][WHY])
+            if not self.target:
+                return
             used = int(rows[-1][LENGTH]) + READ_BEYOND
             self._new[key] = Chunk(task.group.dtype, task.start, task.stop, out[:used].copy())
         except MemoryError:
+            if not self.target:
+                raise
             made = Chunk(task.group.dtype, task.start, task.stop, out)
             self._run(task.group, task.start, int(note[REACHED]), self.target, 0, made, scratch, scratch[2])
             if self.at:
