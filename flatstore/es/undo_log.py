@@ -227,17 +227,15 @@ class LoggedMove:
         """Do a task, and keep its new log. It stops where a block is not as the log left it, or would not be finite."""
         rows, out, _ = scratch
         key = task.group.dtype, task.stop
-        whole = self._old.get(key)
-        self._run(task.group, task.start, task.stop, self.at, self.target, whole, scratch, note)
+        self._run(task.group, task.start, task.stop, self.at, self.target, self._old.get(key), scratch, note)
         try:
             if rows[-1][WHY]:
                 self._why[int(note[REACHED])] = int(rows[-1][WHY])
-            if not self.target:
-                return
-            used = int(rows[-1][LENGTH]) + READ_BEYOND
-            self._new[key] = Chunk(task.group.dtype, task.start, task.stop, out[:used].copy())
+            if self.target:
+                used = int(rows[-1][LENGTH]) + READ_BEYOND
+                self._new[key] = Chunk(task.group.dtype, task.start, task.stop, out[:used].copy())
         except MemoryError:
-            if not self.target:
+            if not self.target:  # it leads back by the log that was given
                 raise
             made = Chunk(task.group.dtype, task.start, task.stop, out)
             self._run(task.group, task.start, int(note[REACHED]), self.target, 0, made, scratch, scratch[2])
