@@ -83,6 +83,10 @@ def _turn(
             helper = None if is_finalizing() else helper_of_this_thread()
         except BaseException as raised:
             caught = raised
+            try:  # without a helper the next handler would break the work off
+                helper = helper_of_this_thread()
+            except BaseException as raised_too:
+                earlier, caught = caught, raised_too
     except BaseException as raised:
         if not prepared:
             raise

@@ -297,6 +297,16 @@ def test_of_what_two_handlers_raise_as_something_is_dropped_nothing_is_lost(monk
     assert done and not strikes and str(caught.value.__context__) == "the first"
 
 
+def test_what_is_dropped_is_closed_by_a_helper_though_a_handler_strikes_first(monkeypatch):
+    strikes, seen = [TimeoutError("the first")], []
+    last = signal_safe.uninterrupted(lambda: signal_safe.when_dropped(lambda: seen.append(threading.get_ident())))
+    monkeypatch.setattr(signal_safe, "helper_of_this_thread", struck(signal_safe.helper_of_this_thread, strikes))
+    with pytest.raises(TimeoutError, match="the first"):
+        del last
+        len(strikes)
+    assert len(seen) == 1 and seen[0] != threading.get_ident()
+
+
 def test_a_handler_that_raises_nothing_is_called_after_the_work():
     calls = []
     before = signal.signal(signal.SIGINT, lambda number, frame: calls.append(number))
