@@ -73,13 +73,11 @@ class UndoLog:
     True
     """
 
-    layout: Layout
-    kind: Moves | None
-    noise: Noise
-    key: Array
-
     def __init__(self, store: AnyStore, noise: Noise, key: Array, at: int, of_update: bool) -> None:
-        self.layout, self.kind, self.noise, self.key = store.layout, moves_of(store), noise, key
+        self.layout: Layout = store.layout
+        self.kind: Moves | None = moves_of(store)
+        self.noise: Noise = noise
+        self.key: Array = key
         self.at = at
         """How many times the noise has been added, negative if it has been subtracted; 0 when it is taken back."""
         self.of_update = of_update
@@ -180,10 +178,7 @@ def _leaves_in(store: Store, noise: Noise, group: Group, index: int) -> list[Lea
 
 
 class LoggedMove:
-    """A move of 16-bit leaves by `sign` times the noise, from where a log says that they are: in tasks for the threads.
-
-    Without a log they are at the centre.
-    """
+    """A move of 16-bit leaves by `sign` times the noise, from where a log says, or the centre: in tasks for threads."""
 
     _is_update = False
 
@@ -232,16 +227,16 @@ class LoggedMove:
         """Do a task, and keep its new log. It stops where a block is not as the log left it, or would not be finite."""
         rows, out, _ = scratch
         key = task.group.dtype, task.stop
-        whole = self._old.get(key)
-        self._run(task.group, task.start, task.stop, self.at, self.target, whole, scratch, note)
-        if rows[-1][WHY]:
-            self._why[int(note[REACHED])] = int(rows[-1][WHY])
-        if not self.target:
-            return
+        self._run(task.group, task.start, task.stop, self.at, self.target, self._old.get(key), scratch, note)
         try:
-            used = int(rows[-1][LENGTH]) + READ_BEYOND
-            self._new[key] = Chunk(task.group.dtype, task.start, task.stop, out[:used].copy())
+            if rows[-1][WHY]:
+                self._why[int(note[REACHED])] = int(rows[-1][WHY])
+            if self.target:
+                used = int(rows[-1][LENGTH]) + READ_BEYOND
+                self._new[key] = Chunk(task.group.dtype, task.start, task.stop, out[:used].copy())
         except MemoryError:
+            if not self.target:  # it leads back by the log that was given
+                raise
             made = Chunk(task.group.dtype, task.start, task.stop, out)
             self._run(task.group, task.start, int(note[REACHED]), self.target, 0, made, scratch, scratch[2])
             if self.at:

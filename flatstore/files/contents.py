@@ -15,6 +15,7 @@ from flatstore.files.header import Header, Tensor, read_header
 from flatstore.files.layout_note import Members, Note, Rows
 from flatstore.files.shards import INDEX, shards_of
 from flatstore.layout import Layout, Spec, is_trainable_dtype
+from flatstore.threads import uninterrupted
 from flatstore.trees import path_of
 
 Path = str | os.PathLike[str]
@@ -122,7 +123,7 @@ def contents_of(path: Path, *, mode: str = "rb") -> Generator[Contents]:
 @contextmanager
 def _opened(path: str, mode: str) -> Generator[tuple[FileIO, Header]]:
     """A context in which a file is open, and its header. Raises `ValueError` that says what is wrong with it."""
-    with FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+    with uninterrupted(lambda: FileIO(path, mode, opener=_number_of)) as file:
         status = os.fstat(file.fileno())
         try:
             if not stat.S_ISREG(status.st_mode):
@@ -131,6 +132,11 @@ def _opened(path: str, mode: str) -> Generator[tuple[FileIO, Header]]:
         except ValueError as error:
             raise ValueError(f"expected a safetensors file, got {path!r}: {error}; fix: save it again") from error
         yield file, header
+
+
+def _number_of(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes is not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _located(file: FileIO, path: str, header: Header) -> dict[str, Located]:

@@ -17,16 +17,12 @@ from flatstore.store import Population, placement_of_population
 def create(path: str | os.PathLike[str], layout: Layout, size: int) -> Population:
     """A population of zeros over the bytes of a new file, whose room on the disk is taken: views."""
     check_layout(layout)
-    if os.path.exists(path):
-        raise FileExistsError(
-            f"expected no file yet, got one at {os.fspath(path)!r}; fix: Population.open(path), or remove the file"
-        )
     placement_of_population(layout, size, "leaf")  # raises what Population.zeros does
     check_savable(layout.homes)
     members = Members(size, "leaf")
     tensors = placed(homes_in_order(layout.homes, members), members)
     start = header.written(tensors, {"format": FORMAT, layout_note.KEY: layout_note.written(layout, members)})
-    with replacing(path) as file:
+    with replacing(path, first=True) as file:
         file.write(start, 0)
         file.reserve(len(start) + tensors[-1].stop)
     return _open(path, "r+")

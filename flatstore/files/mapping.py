@@ -6,8 +6,9 @@ import mmap
 import os
 import re
 import sys
+from functools import partial
+from io import FileIO
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from flatstore.files.shards import INDEX
 from flatstore.layout import Array
 from flatstore.memory import Memory
 from flatstore.store import Population, Store
+from flatstore.threads import uninterrupted, when_dropped
 from flatstore.trees import Difference, StructureError
 
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -37,9 +39,8 @@ class WrittenFile(NamedTuple):
     mapping: mmap.mmap
     start: int
     """The byte of the mapping at which the memory starts."""
-
-
-_written: WeakKeyDictionary[Memory, WrittenFile] = WeakKeyDictionary()
+    last: Any
+    """What closes the file as it is dropped."""
 
 
 def open(path: str | os.PathLike[str], mode: str = "r", *, like: Any = None, verify: bool = False) -> Any:
@@ -106,7 +107,7 @@ def flush(x: Store | Population) -> None:
 
 def written_file(memory: Memory) -> WrittenFile | None:
     """The file that a memory writes through to, if there is one."""
-    return _written.get(memory)
+    return memory.file
 
 
 def _check_places(planned: Plan, contents: Contents) -> None:
@@ -140,10 +141,14 @@ def _mapped(contents: Contents, mode: str) -> tuple[Memory, int]:
     data: Array = np.frombuffer(mapping, np.uint8)[start:]
     memory = Memory(data, is_read_only=mode == "r")
     if mode == "r+":
-        number = os.dup(file.fileno())
-        finalize(memory, os.close, number)
-        _written[memory] = WrittenFile(os.path.realpath(contents.path), number, mapping, start)
+        path = os.path.realpath(contents.path)
+        memory.file = uninterrupted(lambda: _written(path, file, mapping, start))
     return memory, start
+
+
+def _written(path: str, file: FileIO, mapping: mmap.mmap, start: int) -> WrittenFile:
+    number = os.dup(file.fileno())
+    return WrittenFile(path, number, mapping, start, when_dropped(partial(os.close, number)))
 
 
 def _blank_checksums(contents: Contents) -> None:

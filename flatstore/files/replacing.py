@@ -80,12 +80,17 @@ class replacing:
     If the block fails, or is interrupted, the old file stays. The new one has its mode and its owner; without an old
     file, those of any new file. A link at `path` stays, and the file that it leads to is replaced.
 
-    Raises `FileNotFoundError` for a folder that does not exist, `ValueError` where something lies that is no file, and
-    `OSError` for whatever the disk refuses.
+    If it is to be the `first` file there, one that others have made meanwhile stays, where the file system has links.
+
+    Raises `FileNotFoundError` for a folder that does not exist, `ValueError` where something lies that is no file,
+    `FileExistsError` for a second file, and `OSError` for whatever the disk refuses.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, first: bool = False) -> None:
+        self._first = first
         self._target, self._old = _target(path)
+        if first and self._old is not None:
+            raise _not_first(os.fspath(path))
         self._folder = os.path.dirname(self._target)
         self._names: list[str] = []
         self._number: int | None = None
@@ -93,7 +98,6 @@ class replacing:
         self._is_entered = False
 
     def __enter__(self) -> Writer:
-        sweep(self._folder)
         uninterrupted(self._begin)
         writer = Writer(cast(int, self._number))
         self._is_entered = True  # nothing interrupts from here to the block
@@ -102,6 +106,7 @@ class replacing:
     __exit__: Leaving = Leaving()
 
     def _begin(self) -> None:
+        sweep(self._folder)
         self._number = _begun(self._folder, 0o666 if self._old is None else 0o600, self._names)
 
     def leave(self, error: BaseException | None) -> None:
@@ -117,23 +122,28 @@ class replacing:
                     if self._old is not None:
                         _like_the_old(number, self._old)
                     os.fsync(number)
-                    os.replace(self._names[0], self._target)
+                    if not (self._first and _is_linked(self._names[0], self._target)):
+                        os.replace(self._names[0], self._target)
+                        self._names.clear()
                     is_renamed = True
+                    forget(self._target)  # before the lock is gone: nobody has a log for the new file yet
             finally:
-                if self._number is not None:
-                    release(self._number)
+                self._let_go()
             if is_renamed:
-                forget(self._target)
                 flush_folder(self._folder)
         except BaseException as failed:
             if is_renamed:
                 add_notes(failed, since, f"the new file is at {self._target!r}; a power cut may bring the old one back")
             raise
+
+    def _let_go(self) -> None:
+        try:
+            if self._number is not None:
+                release(self._number)
         finally:
-            if not is_renamed:
-                for name in self._names:
-                    with contextlib.suppress(FileNotFoundError):  # not there yet, or renamed right before an error
-                        os.unlink(name)
+            for name in self._names:
+                with contextlib.suppress(FileNotFoundError):  # it is not there yet
+                    os.unlink(name)
 
     def _leave_to_parent(self, error: BaseException | None) -> None:
         """Close the file in a child that a signal handler has forked: what is being written is its parent's."""
@@ -159,6 +169,22 @@ def _target(path: str | os.PathLike[str]) -> tuple[str, os.stat_result | None]:
     if not stat.S_ISREG(old.st_mode):
         raise ValueError(f"expected a file, or nothing yet, got a device or a pipe at {given!r}; fix: name a file")
     return target, old
+
+
+def _not_first(path: str) -> FileExistsError:
+    return FileExistsError(f"expected no file yet, got one at {path!r}; fix: Population.open(path), or remove the file")
+
+
+def _is_linked(name: str, target: str) -> bool:
+    """Give a file a second name, unless there is a file of that name, and return whether the file system can do so."""
+    try:
+        os.link(name, target)
+    except FileExistsError:
+        raise _not_first(target) from None
+    except OSError as error:
+        raise_unless_of_system(error)
+        return False
+    return True
 
 
 def _begun(folder: str, mode: int, names: list[str]) -> int:

@@ -15,7 +15,6 @@ from flatstore.ga.crossover import Blend, Crossover, Exchange, Points, Uniform
 from flatstore.ga.generation import (
     DtypeLoop,
     Family,
-    Left,
     Operators,
     UnfinishedError,
     dtype_loop,
@@ -23,7 +22,7 @@ from flatstore.ga.generation import (
     run,
     steps_of,
 )
-from flatstore.ga.generation_log import Asked
+from flatstore.ga.generation_log import Asked, Left
 from flatstore.ga.mutation import Mutate, Mutation, Reset, Sparse
 from flatstore.ga.operators_as_json import as_json
 from flatstore.ga.selection import Tournament

@@ -17,7 +17,7 @@ from flatstore.files import written_file
 from flatstore.ga.bounds import Bounds, limits
 from flatstore.ga.crossover import Crossover, Mother
 from flatstore.ga.disk_order import genes_in_task
-from flatstore.ga.generation_log import Asked, Plan
+from flatstore.ga.generation_log import Asked, Left, Plan, left_of
 from flatstore.ga.kept_progress import kept
 from flatstore.ga.mutation import Mutation, mutating
 from flatstore.kernels import COMPILES
@@ -37,9 +37,6 @@ SMALL = 1 << 15
 
 TASK = 1 << 20
 """Genes of all members in one task: about a millisecond."""
-
-Left = tuple[str, int, int]
-"""Genes that have not been replaced: the name of their dtype, the first index and the end."""
 
 
 class UnfinishedError(RuntimeError):
@@ -193,12 +190,6 @@ def write_back(genes: DtypeLoop, task: Task, begin: int, rows: Array) -> None:
     """Write the parents of the block that begins there back from scratch."""
     write, end = writer(task.group), min(begin + rows.shape[1], task.stop)
     write(begin, end, first_run(genes.runs, begin), rows, genes.parents, genes.raw, genes.runs)
-
-
-def left_of(tasks: Iterable[Task], progress: Array) -> tuple[Left, ...]:
-    """The genes that tasks have not replaced."""
-    ends = progress[:, REACHED].tolist()
-    return tuple((x.group, end, x.stop) for x, end in zip(tasks, ends, strict=True) if end < x.stop)
 
 
 def is_small(pop: Population, loops: dict[str, DtypeLoop]) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -27,11 +27,15 @@ import numpy as np
 
 from flatstore.files import MAGIC, NOT_BEGUN, OVER, UNDER_WAY, Writer, half_way_error, log_of
 from flatstore.layout import Array
-from flatstore.threads import REACHED, Task
+from flatstore.threads import REACHED, Task, uninterrupted
 
 _START = len(MAGIC) + len(OVER)
 _NUMBERS = 4
 """The device and inode of the population's file, the length of the JSON, and the checksum of all that is asked."""
+
+
+Left = tuple[str, int, int]
+"""Genes that have not been replaced: the name of their dtype, the first index and the end."""
 
 
 class Asked(NamedTuple):
@@ -99,10 +103,14 @@ class Log:
         return self.mapping[len(MAGIC) : _START] == UNDER_WAY
 
     @property
+    def left(self) -> tuple[Left, ...]:
+        """The genes that are not replaced."""
+        return left_of(self.plan.tasks, self.progress)
+
+    @property
     def is_half_way(self) -> bool:
         """Whether it is under way, and some genes are not replaced."""
-        stops = [task.stop for task in self.plan.tasks]
-        return self.is_under_way and self.progress[:, REACHED].tolist() != stops
+        return self.is_under_way and bool(self.left)
 
     @property
     def seed(self) -> list[int] | None:
@@ -111,11 +119,17 @@ class Log:
         return self.asked.settings["seed" if begun else "seed before"]
 
 
+def left_of(tasks: Iterable[Task], progress: Array) -> tuple[Left, ...]:
+    """The genes that tasks have not replaced."""
+    ends = progress[:, REACHED].tolist()
+    return tuple((x.group, end, x.stop) for x, end in zip(tasks, ends, strict=True) if end < x.stop)
+
+
 def begun(path: str, number: int, asked: Asked, plan: Plan, goes_on: bool) -> Log:
     """The log of a generation that is about to begin in the file at `path`, whose open file has this number.
 
     If it `goes_on` with one that was left, it counts as under way from now on. Raises `ValueError` if one was left that
-    it does not go on with, or none that it could; `OSError` if no log can be written beside the file.
+    it does not go on with, or none that it could, or another; `OSError` if no log can be written beside the file.
     """
     before = _log_before(path, number)
     is_half_way = before is not None and before.is_half_way
@@ -125,6 +139,12 @@ def begun(path: str, number: int, asked: Asked, plan: Plan, goes_on: bool) -> Lo
         raise ValueError(
             f"left: expected a generation that is not over in {path!r}, got none, for Population.open has finished it; "
             "fix: go on with the next generation"
+        )
+    if goes_on and before is not None and not _is_of(before, asked, plan):
+        raise ValueError(
+            f"left: expected the genes, fitness and seed of the generation that is not over in {path!r}, got others; "
+            "fix: repeat the call that was interrupted, with left=error.left of its last UnfinishedError, or "
+            "Population.open(path), which finishes it"
         )
     dtypes = list(dict.fromkeys(task.group for task in plan.tasks))
     tasks = np.array([(dtypes.index(x.group), x.start, x.stop) for x in plan.tasks], np.int64)
@@ -161,6 +181,24 @@ def begun(path: str, number: int, asked: Asked, plan: Plan, goes_on: bool) -> Lo
     return log
 
 
+def _is_of(before: Log, asked: Asked, plan: Plan) -> bool:
+    """Whether a plan is of all that a generation has left, and of what it was asked for; operators may be corrected."""
+    same = all(before.asked.settings[name] == asked.settings[name] for name in ("seed", "elite", "first", "size"))
+    same = same and before.asked.fitness.tobytes() == asked.fitness.tobytes()
+    same = same and before.asked.chosen.tobytes() == asked.chosen.tobytes()
+    return same and _joined(before.left) == _joined((x.group, x.start, x.stop) for x in plan.tasks)
+
+
+def _joined(genes: Iterable[Left]) -> list[Left]:
+    """Ranges of genes, in order, with those that follow each other as one."""
+    found: list[Left] = []
+    for dtype, start, stop in sorted(genes):
+        if found and found[-1][0] == dtype and found[-1][2] == start:
+            start = found.pop()[1]
+        found.append((dtype, start, stop))
+    return found
+
+
 def _log_before(path: str, number: int) -> Log | None:
     try:
         return read_log(path, os.fstat(number))
@@ -182,14 +220,9 @@ def read_log(path: str, identity: os.stat_result) -> Log | None:
     """
     name = log_of(path)
     try:
-        number = os.open(name, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
+        mapping = uninterrupted(lambda: _mapped(name))
     except FileNotFoundError:
         return None
-    try:
-        size = os.fstat(number).st_size
-        mapping = mmap.mmap(number, size) if size else None
-    finally:
-        os.close(number)
     try:
         if mapping is None:
             raise ValueError("it is empty")
@@ -206,6 +239,16 @@ def read_log(path: str, identity: os.stat_result) -> Log | None:
             "remove the log; a copy of a population is one of its file alone, when no generation is under way"
         )
     return log
+
+
+def _mapped(name: str) -> mmap.mmap | None:
+    """The pages of a file; None if it is empty."""
+    number = os.open(name, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        size = os.fstat(number).st_size
+        return mmap.mmap(number, size) if size else None
+    finally:
+        os.close(number)
 
 
 def _read(mapping: mmap.mmap) -> Log:

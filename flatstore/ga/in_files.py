@@ -13,7 +13,7 @@ from flatstore import files
 from flatstore.checks import whole
 from flatstore.files import WrittenFile, alone_in, written_file
 from flatstore.ga.breeding import plan_on_host
-from flatstore.ga.generation import has_read, left_of, write_back
+from flatstore.ga.generation import has_read, write_back
 from flatstore.ga.generation_log import Log, boot, read_log
 from flatstore.ga.operators_as_json import from_json
 from flatstore.store import InFiles, Population, hand_in_files
@@ -97,7 +97,7 @@ def _finish(pop: Population, file: WrittenFile, log: Log, given: Mapping[str, An
         if number >= 0 and has_read(note) and note[REACHED] < task.stop:
             genes = step.loops[task.group]
             write_back(genes, task, int(note[REACHED]), log.rows[worker][genes.real])
-    step._replace(left=left_of(plan.tasks, log.progress)).run()
+    step._replace(left=log.left).run()
     log.over()  # nothing may have been left but that
 
 

@@ -17,12 +17,14 @@ import struct
 import sys
 import weakref
 from collections.abc import Callable
+from functools import partial
 from io import FileIO
 from typing import Any
 
 import numpy as np
 
 from flatstore.layout import Array
+from flatstore.threads import when_dropped
 
 try:
     import fcntl
@@ -34,17 +36,18 @@ ALIVE, USED, IS_WRITTEN = 0, 1, 63
 
 
 class Segment:
-    """A segment that this process has made or attached to, and its open file, to be closed with it."""
+    """A segment that this process has attached to, or has made and is to `remove`; and its open file.
+
+    As it is dropped it is removed, and the file is closed.
+    """
 
     name: str
     number: int
 
-    def __init__(self, name: str, number: int, *, is_own: bool) -> None:
+    def __init__(self, name: str, number: int, remove: Callable[[], object] | None = None) -> None:
         self.name, self.number = name, number
-        self._creator = os.getpid() if is_own else None
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # kept here: modules are emptied at the end
-        close(self.number)
+        self._creator = None if remove is None else os.getpid()
+        self._last = when_dropped(partial(os.close, number)), remove and when_dropped(remove)
 
     @property
     def is_own(self) -> bool:

@@ -32,7 +32,18 @@ class Memory:
     The views that were handed out are known, so that they are read-only while what they show is lent.
     """
 
-    __slots__ = ("__weakref__", "_segment", "bytes", "is_read_only", "region", "segment", "start", "stop", "views")
+    __slots__ = (
+        "__weakref__",
+        "_segment",
+        "bytes",
+        "file",
+        "is_read_only",
+        "region",
+        "segment",
+        "start",
+        "stop",
+        "views",
+    )
 
     region: Region
     """Where it is noted who reads and who writes: that of all memories that share addresses with this one."""
@@ -40,13 +51,17 @@ class Memory:
     is_read_only: bool
     """Whether verbs and the views that are handed out must not write it, although the system would let them."""
 
+    file: Any
+    """The file that it writes through to, if there is one."""
+
     segment: weakref.ref[Segment] | None
     """A weak reference to the segment, if this is the whole of one."""
 
     def __init__(self, array: Array, *, is_read_only: bool = False, segment: Segment | None = None) -> None:
         self.bytes: Array = array
         self.is_read_only = is_read_only
-        self._segment = segment  # it is closed with this
+        self.file = None
+        self._segment = segment  # it is dropped with this
         self.segment = None if segment is None else weakref.ref(segment)
         self.start: int = array.__array_interface__["data"][0]
         self.stop: int = self.start + array.nbytes
@@ -132,21 +147,15 @@ class Memory:
         """
 
         def make() -> Memory:
-            array, segment, remove = make_segment(check_name(name), text, nbytes)
-            try:
-                memory = cls(array, segment=segment)
-                weakref.finalize(memory, remove)
-            except BaseException:
-                remove()
-                raise
-            return memory
+            array, segment = make_segment(check_name(name), text, nbytes)
+            return cls(array, segment=segment)
 
         return uninterrupted(make)
 
     @classmethod
     def attached(cls, name: str) -> tuple[Memory, str]:
         """The bytes of a segment of another process, to be read, and its text. Raises as `attached_segment` does."""
-        array, segment, text = attached_segment(name)
+        array, segment, text = uninterrupted(lambda: attached_segment(name))
         return cls(array, is_read_only=True, segment=segment), text
 
     @classmethod

@@ -30,7 +30,7 @@ from flatstore.memory.host import Memory
 from flatstore.memory.live_views import joined
 from flatstore.memory.overlaps import region_of
 from flatstore.memory.readers_and_writers import Access, released
-from flatstore.threads import Leaving, add_notes, moment, uninterrupted
+from flatstore.threads import Leaving, add_notes, moment, uninterrupted, when_dropped
 from flatstore.trees import Difference, first_of, listing
 
 JAX_ALIGN = 64
@@ -170,6 +170,7 @@ class Lend:
         self._memory, self._views, self._tree, self._patience = memory, views, tree, patience
         self._access: Access | None = None
         self._arrays: list[jax.Array] = []
+        self._locks: list[Any] = []
 
     __exit__: Leaving = Leaving(lambda lend: lend._access is None)
 
@@ -185,7 +186,8 @@ class Lend:
             access.begin()
             self._freeze((addresses[path], addresses[path] + view.nbytes) for path, view in views.items())
             if access.holds:
-                views = {path: held(view, access.holds[:]) for path, view in views.items()}
+                self._locks = [when_dropped(hold.release) for hold in access.holds]
+                views = {path: held(view, self._locks) for path, view in views.items()}
             exports, arrays = import_views(views, addresses)
             self._arrays = list(arrays.values())
             noted = [(addresses[path], path, weakref.ref(view)) for path, view in exports.items()]
@@ -219,7 +221,7 @@ class Lend:
         if not held:
             return
         if self._access:
-            self._access.holds = []  # from here on the exports alone hold the locks
+            self._access.holds = self._locks = []  # from here on the exports alone hold the locks
         message = (
             f"expected all lent leaves back, got {len(held)} still read after {self._patience} s: "
             f"{first_of(held)}; "

@@ -20,11 +20,12 @@ import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from flatstore.memory.guarded_views import LentError
 from flatstore.memory.holds import Hold, Segment
 from flatstore.memory.host import Memory
-from flatstore.memory.overlaps import LENDS, READS, WRITES, enter, overlap, region_of
+from flatstore.memory.overlaps import LENDS, READS, WRITES, Region, enter, overlap, region_of
 from flatstore.memory.overlaps import lends as lends_of_all
 from flatstore.memory.waits import BusyError, persist
 from flatstore.threads import caller
@@ -37,8 +38,7 @@ MOVED = "elsewhere than where the store was made"
 class Access:
     """What reads, lends and writes memories, each as a `Use` of it, all of them at once."""
 
-    __slots__ = ("__weakref__", "beside", "holds", "over", "uses")
-
+    __slots__ = ("__weakref__", "_memories", "beside", "holds", "over", "uses")
     uses: list[Use]
 
     def __init__(
@@ -58,7 +58,8 @@ class Access:
         """The locks of the segments among the memories: other processes know of it by these."""
         threads = threading.get_ident() if runner is None else runner, caller()
         ref = weakref.ref(self)
-        for memory in (*reads, *lends, *writes):
+        self._memories = *reads, *lends, *writes  # their addresses must not become another's while they are used
+        for memory in self._memories:
             if moved := memory.moved():
                 raise StructureError(moved, MOVED)
         self.uses = [Use(ref, part, READS, *threads) for memory in reads for part in memory.parts] if reads else []
@@ -78,7 +79,7 @@ class Access:
         try:
             for use in self.uses:
                 use.begin()
-                segment = region_of(use.memory).segment
+                segment = region_of(use).segment
                 if segment is not None and (there := segment()) is not None:
                     self._hold(there, use)
         except BaseException:
@@ -142,28 +143,26 @@ class Use:
     references tell whether it is still read.
     """
 
-    __slots__ = ("_access", "caller", "exports", "kind", "memory", "runner", "start", "stop")
+    __slots__ = ("_access", "_lent", "caller", "exports", "kind", "region", "runner", "segment", "start", "stop")
 
-    caller: int
-    runner: int
-    start: int
-    stop: int
-
-    def __init__(
-        self, access: Callable[[], Access | None], memory: Memory, kind: int, runner: int, caller: int
-    ) -> None:
-        self._access = access
-        self.memory: Memory = memory  # kept alive: its addresses must not become another's while they are used
-        self.start, self.stop = memory.start, memory.stop
+    def __init__(self, access: Callable[[], Any], memory: Memory, kind: int, runner: int, caller: int) -> None:
+        self._access: Callable[[], Access | None] = access
+        self.start: int = memory.start
+        self.stop: int = memory.stop
+        self.region: Region = memory.region
+        self.segment: Any = memory.segment
+        # What is lent is kept until all exports are gone. Else one that is over would keep it until others come.
+        self._lent = memory if kind == LENDS else None
         self.kind: int = kind
-        self.runner, self.caller = runner, caller
+        self.runner: int = runner
+        self.caller: int = caller
         self.exports: list[tuple[str, Callable[[], object]]] = []
 
     def begin(self) -> None:
         """Enter the region of the memory. Raises `LentError` if others there are in the way."""
         kind, token = self.kind, object()
         while True:
-            region = region_of(self.memory)
+            region = region_of(self)
             version = region.version
             readers, lends, writers = users = region.users
             if kind == WRITES:
@@ -178,7 +177,7 @@ class Use:
 
     def leave(self) -> None:
         """Leave the region, and make views writable that are no longer lent."""
-        region = region_of(self.memory)
+        region = region_of(self)
         if self.kind == LENDS:
             lends_of_all.pop(self, None)
             for member in region.members():
@@ -207,7 +206,7 @@ class Use:
     def is_within_a_writer(self) -> bool:
         """Whether this process writes the memory already: then it is by the same thread, of which this is a part."""
         own = self._access()
-        writers = self._others(region_of(self.memory).users[WRITES])
+        writers = self._others(region_of(self).users[WRITES])
         return any(use is not self and use._access() is not own for use in writers)
 
     def _refuse_writers(self, users: Sequence[dict[Use, None]]) -> None:

@@ -25,7 +25,6 @@ import stat
 import struct
 import weakref
 from collections.abc import Callable
-from functools import partial
 from io import FileIO
 
 import numpy as np
@@ -82,22 +81,21 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def make_segment(name: str, text: str, nbytes: int) -> tuple[Array, Segment, Callable[[], None]]:
-    """A new segment of zeros with a text: its bytes, and what removes it when they are not used any more.
+def make_segment(name: str, text: str, nbytes: int) -> tuple[Array, Segment]:
+    """The bytes of a new segment, zeros, with a text; it is removed as it is dropped, or when the interpreter ends.
 
     Raises `FileExistsError` for a name that is in use, `MemoryError` where there is no room.
     """
     sweep()
     path, content = os.path.join(folder(), prefix() + name), text.encode()
     start = -(-(_TEXT + len(content)) // PAGE) * PAGE
-    file = _begun(name, path)
-    remove = partial(_remove, path, os.getpid(), file)
+    file, remove = _begun(name, path)
     try:
         os.posix_fallocate(file.fileno(), 0, start + nbytes)  # what is missing is missed now, not as it is written
         head = _HEAD.pack(_MAGIC, _VERSION, len(content), nbytes, _digest(content, nbytes))
         _write(file, content, _TEXT)
         _write(file, head, 0)
-        segment = Segment(name, _open(path, os.O_RDWR), is_own=True)
+        segment = Segment(name, _open(path, os.O_RDWR), remove)
         array = _mapped(segment, start, nbytes, mmap.MAP_SHARED)
     except BaseException as error:
         remove()
@@ -107,11 +105,14 @@ def make_segment(name: str, text: str, nbytes: int) -> tuple[Array, Segment, Cal
                 "fix: give it more room, such as docker run --shm-size, or share less"
             ) from error
         raise
-    return array, segment, remove
+    return array, segment
 
 
-def _begun(name: str, path: str) -> FileIO:
-    """A new file, locked by its creator. The lock is that of this file alone: a mapping would keep it in a child."""
+def _begun(name: str, path: str) -> tuple[FileIO, Callable[[], object]]:
+    """A new file, locked by its creator, and what removes it: when it is called, or the interpreter ends.
+
+    The lock is that of this file alone: a mapping would keep it in a child.
+    """
     was_swept = False
     while True:
         try:
@@ -129,7 +130,7 @@ def _begun(name: str, path: str) -> FileIO:
             os.fchmod(file.fileno(), 0o600)
             lock(file, fcntl.F_WRLCK, ALIVE)
             if os.fstat(file.fileno()).st_nlink:
-                return file
+                return file, weakref.finalize(Segment, _remove, path, os.getpid(), file)  # no class is ever dropped
         except BlockingIOError:
             pass
         except BaseException:
@@ -200,7 +201,7 @@ def attached_segment(name: str) -> tuple[Array, Segment, str]:
             raise ValueError(
                 f"expected a creator of {name!r} that lives, got one that has ended; fix: share it in a new process"
             )
-        segment = Segment(name, os.dup(file.fileno()), is_own=False)
+        segment = Segment(name, os.dup(file.fileno()))
         return _mapped(segment, start, nbytes, mmap.MAP_PRIVATE | _NO_RESERVE), segment, text
 
 

@@ -53,6 +53,7 @@ class Spans(Memory):
         low -= low % _WIDEST  # numbers of any dtype are whole elements from there
         self.bytes: Array = _bytes_at(low, high - low, [array for *_, array in owners])
         self.is_read_only = False
+        self.file: Any = None
         self._segment = None
         self.segment: weakref.ref[Segment] | None = None
         self.start, self.stop = low, high

@@ -10,11 +10,11 @@ from flatstore.threads.notes import raised_later as raised_later
 from flatstore.threads.pool import each as each
 from flatstore.threads.pool import set_threads as set_threads
 from flatstore.threads.pool import threads as threads
+from flatstore.threads.rounding import rounded_to_nearest as rounded_to_nearest
+from flatstore.threads.rounding import rounds_to_nearest as rounds_to_nearest
 from flatstore.threads.signal_safe import Closing as Closing
 from flatstore.threads.signal_safe import Leaving as Leaving
 from flatstore.threads.signal_safe import noted as noted
-from flatstore.threads.signal_safe import rounded_to_nearest as rounded_to_nearest
-from flatstore.threads.signal_safe import rounds_to_nearest as rounds_to_nearest
 from flatstore.threads.signal_safe import uninterrupted as uninterrupted
 from flatstore.threads.signal_safe import when_dropped as when_dropped
 from flatstore.threads.tasks import REACHED as REACHED

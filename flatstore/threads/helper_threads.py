@@ -47,6 +47,8 @@ process: object = object()  # another one in a forked child, where the helpers o
 class _Lock:
     """A lock, taken."""
 
+    _as_parameter_ = ctypes.c_void_p()
+
     def __init__(self) -> None:
         self._as_parameter_ = ctypes.c_void_p(_new_lock())
         if not self._as_parameter_:
@@ -102,9 +104,10 @@ class Helper:
                 time.sleep(0)
 
     def __del__(self) -> None:
-        if self.mail.process is process:
-            self.mail.ends = True
-            release(self.mail.wake)
+        mail = getattr(self, "mail", None)  # there is none where memory was short
+        if mail is not None and mail.process is process:
+            mail.ends = True
+            release(mail.wake)
 
 
 class _Here(threading.local):

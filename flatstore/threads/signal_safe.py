@@ -46,8 +46,6 @@ class _Sending:
         self.__getitem__ = generator.send
 
 
-_ONE, _HALF = 1.0, 2.0**-53  # half of the distance to the next larger number
-
 Step = Callable[[BaseException | None], Any]
 """It is given the exception that is being handled, as the `with` block that it ends has raised it."""
 
@@ -60,8 +58,8 @@ def _turn(
     If it is `prepared` it does so when it is sent the class of the exception that is being handled, or None; or
     `dropped` without that. With `idle` there is nothing to do without an exception.
     """
-    block = caught = error = context = None
-    is_dropped = False
+    block = caught = earlier = error = context = None
+    is_dropped, is_finalizing = False, sys.is_finalizing  # kept here: modules are emptied at the end
     before = sys.exception()  # that of an `except` clause around it all
 
     def task() -> None:
@@ -82,9 +80,13 @@ def _turn(
             return
         is_dropped = True
         try:
-            helper = helper_of_this_thread()
+            helper = None if is_finalizing() else helper_of_this_thread()
         except BaseException as raised:
             caught = raised
+            try:  # without a helper the next handler would break the work off
+                helper = helper_of_this_thread()
+            except BaseException as raised_too:
+                earlier, caught = caught, raised_too
     except BaseException as raised:
         if not prepared:
             raise
@@ -100,8 +102,7 @@ def _turn(
     else:
         mail = helper.mail
         mail.context = context
-        mail.busy = True
-        mail.over = False
+        mail.busy, mail.over = True, False
         mail.work = task
         told = False
         while not told:  # again only for want of memory: to jump back may raise, too
@@ -109,28 +110,26 @@ def _turn(
                 release(mail.wake)
                 told = True
             except SHORT_OF_MEMORY as raised:
-                if caught is None:
-                    caught = raised
+                caught = raised if caught is None else caught
             except BaseException as raised:
                 told = True
-                if caught is None:
-                    caught = raised
+                earlier, caught = caught, raised
         if mail.process is helper_threads.process:
             try:
                 acquire(mail.done, 1)
+            except SHORT_OF_MEMORY as raised:
+                caught = raised if caught is None else caught
             except BaseException as raised:
-                if caught is None:
-                    caught = raised
+                earlier, caught = caught, raised
         while not mail.over and mail.process is helper_threads.process:  # only then, too
             try:
                 acquire(mail.done, 1)
+            except SHORT_OF_MEMORY as raised:
+                caught = raised if caught is None else caught
             except BaseException as raised:
-                if caught is None:
-                    caught = raised
-        over = mail.over
-        error = mail.error
-        mail.error = None
-        mail.busy = False
+                earlier, caught = caught, raised
+        over, error = mail.over, mail.error
+        mail.error, mail.busy = None, False
         del mail
         if not over:
             error = RuntimeError(
@@ -139,8 +138,15 @@ def _turn(
             )
     try:
         if caught is not None:
+            if caught.__context__ is None and earlier is not caught:
+                caught.__context__ = earlier
             if is_dropped and not isinstance(caught, SHORT_OF_MEMORY):
-                raised_later(caught)[0]  # what is raised here would be lost
+                try:
+                    raised_later(caught)[0]  # what is raised here would be lost
+                except BaseException as raised:  # by one more handler
+                    if raised.__context__ is None:
+                        raised.__context__ = caught
+                    raised_later(raised)[0]
             elif error is None:
                 raise caught
             else:
@@ -150,7 +156,8 @@ def _turn(
         if then is not None and not is_dropped:
             then(block)
     finally:
-        del block, caught, error, work, task, helper, before  # an exception holds this frame, which must not hold it
+        # An exception holds this frame, which must not hold it.
+        del block, caught, earlier, error, work, task, helper, before
     if prepared and not is_dropped:
         yield
 
@@ -251,28 +258,11 @@ def uninterrupted(work: Callable[[], T]) -> T:
     says so; without the note nothing has begun. In a thread that nothing interrupts, and while the interpreter ends,
     the work is done here.
     """
-    return _handed_over(work, HELD_UNTIL_FINISHED, HELD_AFTER_FAILURE)
+    return handed_over(work, HELD_UNTIL_FINISHED, HELD_AFTER_FAILURE)
 
 
-def rounded_to_nearest(work: Callable[[], T]) -> T:
-    """Do the work in a thread that rounds to the nearest, whatever this one has been told, and return its result.
-
-    >>> rounded_to_nearest(lambda: 0.1 + 0.2)
-    0.30000000000000004
-    """
-    return work() if rounds_to_nearest() else _handed_over(work)
-
-
-def rounds_to_nearest() -> bool:
-    """Whether this thread rounds to the nearest, which nearly all do.
-
-    >>> rounds_to_nearest()
-    True
-    """
-    return _ONE + _HALF == _ONE and _ONE - _HALF / 2 == _ONE
-
-
-def _handed_over(work: Callable[[], T], finished: str | None = None, failure: str | None = None) -> T:
+def handed_over(work: Callable[[], T], finished: str | None = None, failure: str | None = None) -> T:
+    """Do the work in the helper of this thread, and return its result; the notes are for what is raised meanwhile."""
     helper = helper_of_this_thread()
     if helper is None:
         return work()

@@ -109,8 +109,7 @@ def run_tasks(
     except BaseException as error:
         if undo:
             _twice(take_all_back, error)
-        reached = [note[REACHED] > task.start for task, note in zip(tasks, notes, strict=True)]
-        if not undo and isinstance(error, finish) and any(reached):
+        elif isinstance(error, finish) and any(note[REACHED] > x.start for x, note in zip(tasks, notes, strict=True)):
             _twice(run_rest, error)
             return None
         raise

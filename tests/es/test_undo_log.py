@@ -292,6 +292,41 @@ def test_float32_leaves_that_reach_the_bound_stop_16_bit_leaves_too():
     assert store.buffer.tobytes() == before
 
 
+@pytest.mark.parametrize("sign", [0, -1, -2])
+def test_without_memory_right_after_a_task_the_store_is_as_it_was(monkeypatch, cut, sign):
+    cut(TASK=1)
+    move, asked = sys.modules["flatstore.es.undo_log"].LoggedMove, []
+    scratch, run = move.scratch, move._run
+
+    class Short(tuple):
+        """Scratch that is looked at without memory, once."""
+
+        def __getitem__(self, at):
+            asked.append(at)
+            if len(asked) == 3:
+                raise MemoryError("injected")
+            return super().__getitem__(at)
+
+    def short(self):
+        rows, *rest = scratch(self)
+        return Short(rows), *rest
+
+    def runs(self, *given):
+        *others, (rows, *rest), note = given
+        return run(self, *others, (tuple(rows), *rest), note)
+
+    store = a_model(size=60_000)
+    log = es.perturb(store, MIXED, 7) if sign else None
+    before = store.buffer.tobytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(move, "scratch", short)
+        patch.setattr(move, "_run", runs)
+        with pytest.raises(MemoryError, match="injected") as caught:
+            es.perturb(store, MIXED, 7, sign=sign or 1, undo=log)
+    assert not hasattr(caught.value, "__notes__") and store.buffer.tobytes() == before
+    es.perturb(store, MIXED, 7, sign=sign or 1, undo=log)
+
+
 def test_without_memory_for_a_log_the_store_is_as_it_was(monkeypatch, cut):
     cut(TASK=1)
     module, made = sys.modules["flatstore.es.undo_log"], []

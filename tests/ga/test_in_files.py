@@ -13,7 +13,7 @@ import pytest
 
 import flatstore as fs
 from flatstore import ga
-from flatstore.files import half_way
+from flatstore.files import half_way, replacing
 from flatstore.ga import disk_order, generation_log, in_files
 
 SIZE = 24
@@ -67,7 +67,7 @@ def log_at(path):
     return path.with_name(path.name + ".generation")
 
 
-def fails(path, times=1, mutate="own", **arguments):
+def fails(path, times=1, mutate="own", seed=(7, 0), **arguments):
     """Begin a generation in a file whose operator fails in the middle, as if its process were killed there."""
     count = 0
 
@@ -90,7 +90,7 @@ def fails(path, times=1, mutate="own", **arguments):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ga.UnfinishedError) as caught:
         patch.setattr(ga.generation, "run_tasks", stopped)
-        ga.step(pop, fitness(0), seed=(7, 0), mutate=mutate, **arguments)
+        ga.step(pop, fitness(0), seed=seed, mutate=mutate, **arguments)
     return pop, caught.value, mutate
 
 
@@ -464,6 +464,76 @@ def test_create_takes_room_and_refuses_what_is_there(path):
     fs.save(path, fs.Store.zeros(LAYOUT))
     with pytest.raises(ValueError, match="expected the file of a population, got that of one model, .*; fix: fs.open"):
         fs.Population.open(path)
+
+
+OTHERS = "left: expected the genes, fitness and seed of the generation that is not over in .*, got others; fix: repeat"
+
+
+def test_what_is_left_of_one_generation_is_not_that_of_another(path):
+    noise, here = dict(mutate=fs.Normal(0.1)), fs.Population.zeros(LAYOUT, SIZE)
+    fs.Population.create(path, LAYOUT, SIZE)
+    pop, error, _ = fails(path, **noise)
+    others = [
+        dict(seed=(7, 0), left=error.left[1:]),
+        dict(seed=(7, 1), left=error.left),
+        dict(seed=(7, 0), left=error.left, elite=2),
+        dict(seed=(7, 0), left=error.left, select=ga.Truncation(0.5)),
+    ]
+    half_made = bytes_of(pop)
+    for other in others:
+        with pytest.raises(ValueError, match=OTHERS):
+            ga.step(pop, fitness(0), **noise, **other)
+    with pytest.raises(ValueError, match=OTHERS):
+        ga.step(pop, fitness(1), seed=(7, 0), left=error.left, **noise)
+    assert bytes_of(pop) == half_made
+    fs.Population.open(path)  # as another process may, which begins the next, too
+    _, later, _ = fails(path, seed=(7, 1), **noise)
+    with pytest.raises(ValueError, match=OTHERS):
+        ga.step(pop, fitness(0), seed=(7, 0), left=error.left, **noise)
+    ga.step(pop, fitness(0), seed=(7, 1), left=later.left[::-1], **noise)
+    for number in range(2):
+        ga.step(here, fitness(0), seed=(7, number), **noise)
+    assert bytes_of(pop) == bytes_of(here) == bytes_of(fs.load(path))
+
+
+def test_no_generation_is_begun_in_a_new_file_before_the_log_of_the_old_one_is_gone(path, monkeypatch):
+    fs.Population.create(path, LAYOUT, SIZE)
+    refused, forget = [], replacing.forget
+
+    def forgets(target):
+        with pytest.raises(BlockingIOError, match="expected a population that nobody else is at work on") as caught:
+            ga.step(fs.Population.open(path), fitness(0), seed=0, mutate=fs.Normal(1))
+        refused.append(caught.value)
+        forget(target)
+
+    monkeypatch.setattr(replacing, "forget", forgets)
+    fs.save(path, fs.Population.zeros(LAYOUT, SIZE))
+    assert refused and ga.seed_of(path) is None
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_two_that_create_a_population_at_once_the_second_is_refused(path, monkeypatch, has_links):
+    flush, made = os.fsync, []
+
+    def meanwhile(number):
+        if not made:
+            made.append(None)
+            made[0] = fs.Population.create(path, LAYOUT, SIZE)
+            ga.step(made[0], fitness(0), seed=(7, 0), mutate=fs.Normal(1))
+        flush(number)
+
+    def no_link(*names):
+        raise OSError(errno.EPERM, "no links")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_link)
+        assert not fs.Population.create(path, LAYOUT, SIZE)["w"].any()
+    else:
+        monkeypatch.setattr(os, "fsync", meanwhile)
+        with pytest.raises(FileExistsError, match="expected no file yet, got one at .*; fix: "):
+            fs.Population.create(path, LAYOUT, SIZE)
+        assert ga.seed_of(path) == (7, 0) and bytes_of(fs.Population.open(path)) == bytes_of(made[0])
+    assert {x.name for x in path.parent.iterdir()} <= {path.name, log_at(path).name}
 
 
 def test_a_generation_that_was_killed_after_its_last_gene_is_over_on_the_next_open(path):

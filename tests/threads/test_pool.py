@@ -12,7 +12,7 @@ import weakref
 import numpy as np
 import pytest
 
-from flatstore.threads import each, set_threads, threads
+from flatstore.threads import each, set_threads, signal_safe, threads
 
 
 @pytest.fixture(autouse=True)
@@ -263,6 +263,48 @@ def test_what_the_handler_of_another_signal_raises_is_held_back_too():
         assert sorted(done) == list(range(6))
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def struck(call, strikes):
+    """A function after which something is raised, as by a signal handler."""
+
+    def then_struck(*arguments):
+        result = call(*arguments)
+        if strikes:
+            raise strikes.pop(0)
+        return result
+
+    return then_struck
+
+
+def test_of_what_two_handlers_raise_during_one_piece_of_work_nothing_is_lost(monkeypatch):
+    strikes, done = [TimeoutError("the first"), SystemExit(143)], []
+    for name in ("release", "acquire"):
+        monkeypatch.setattr(signal_safe, name, struck(getattr(signal_safe, name), strikes))
+    with pytest.raises(SystemExit) as caught:
+        signal_safe.uninterrupted(lambda: done.append(None))
+    assert done and not strikes and str(caught.value.__context__) == "the first"
+
+
+def test_of_what_two_handlers_raise_as_something_is_dropped_nothing_is_lost(monkeypatch):
+    strikes, done = [TimeoutError("the first"), SystemExit(143)], []
+    for name in ("acquire", "raised_later"):
+        monkeypatch.setattr(signal_safe, name, struck(getattr(signal_safe, name), strikes))
+    last = signal_safe.when_dropped(lambda: done.append(None))
+    with pytest.raises(SystemExit) as caught:
+        del last
+        len(strikes)
+    assert done and not strikes and str(caught.value.__context__) == "the first"
+
+
+def test_what_is_dropped_is_closed_by_a_helper_though_a_handler_strikes_first(monkeypatch):
+    strikes, seen = [TimeoutError("the first")], []
+    last = signal_safe.uninterrupted(lambda: signal_safe.when_dropped(lambda: seen.append(threading.get_ident())))
+    monkeypatch.setattr(signal_safe, "helper_of_this_thread", struck(signal_safe.helper_of_this_thread, strikes))
+    with pytest.raises(TimeoutError, match="the first"):
+        del last
+        len(strikes)
+    assert len(seen) == 1 and seen[0] != threading.get_ident()
 
 
 def test_a_handler_that_raises_nothing_is_called_after_the_work():
