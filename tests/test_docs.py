@@ -12,10 +12,13 @@ PAGES = [
     "docs/coming-from.md",
     "docs/destructure.md",
     "docs/devices.md",
+    "docs/evolution-strategies.md",
     "docs/evolving.md",
     "docs/index.md",
     "docs/libraries.md",
     "docs/model-surgery.md",
+    "docs/runs-and-files.md",
+    "docs/sixteen-bits.md",
     "docs/tracking.md",
     "docs/views-and-copies.md",
 ]

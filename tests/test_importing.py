@@ -39,7 +39,12 @@ def test_what_is_imported_later_is_what_its_types_say(room, name):
     assert name in dir(fs)
     value = getattr(fs, name)
     assert value is getattr(sys.modules[room], name) and getattr(fs, name) is value
-    assert shown(f"from flatstore import {name}; print({name}.__name__)") == value.__name__
+
+
+def test_all_of_it_can_be_imported_by_name_in_any_order():
+    names = [name for _, name in reversed(TYPED)]
+    code = f"from flatstore import {', '.join(names)}; print(*(x.__name__ for x in ({', '.join(names)})))"
+    assert shown(code).split() == [getattr(fs, name).__name__ for name in names]
 
 
 def test_all_that_is_imported_later_has_types():
