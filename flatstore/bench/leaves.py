@@ -35,7 +35,7 @@ def moved(before: Any, after: Any) -> list[str]:
 
     Both are trees, or what `addresses` has said of one.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> step = jax.jit(lambda p: {"w": p["w"] + 1, "b": p["b"].astype("bfloat16")}, donate_argnums=0)
     >>> params = {"w": jnp.zeros(1000), "b": jnp.zeros(7)}
     >>> where = addresses(params)

