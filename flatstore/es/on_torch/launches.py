@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from flatstore.es.on_torch.tables import Table, addresses_in, are_aligned, on_device
 from flatstore.es.weights import FixedPoint, words
 from flatstore.extras import require
+from flatstore.kernels.triton import Planned
 from flatstore.noise import Noise
 from flatstore.store import OnTorch
 
 MEMBERS = 65535
 """Members that a launch goes over: the second number of a program is no larger."""
-
-
-class Planned(NamedTuple):
-    """A launch of a kernel, with all that it needs on the device."""
-
-    kernel: Any
-    programs: int
-    given: tuple[Any, ...]
-    constants: Mapping[str, Any]
-
-    def __call__(self) -> None:
-        """Launch it."""
-        self.kernel[(self.programs,)](*self.given, **self.constants)
-
-    def compiled(self) -> Planned:
-        """Compile it, by a launch of no program: after that, nothing can fail for a lack of memory."""
-        self._replace(programs=0)()
-        return self
 
 
 class Launch:
@@ -108,7 +91,7 @@ class Launch:
         """A launch that adds the noise of a seed so many times."""
         seed, settings = self._on(key.astype(np.int64)), self._settings(times * self.noise.step, table)
         given = table.rows, table.programs, done, seed, settings
-        return Planned(self._kernels.perturb, len(table.programs), given, {"how": how} | self._common(table))
+        return Planned(self._kernels.perturb, (len(table.programs),), given, {"how": how} | self._common(table))
 
     def update(self, table: Table, keys: Any, fixed: FixedPoint, times: int, how: int, done: Any) -> Planned:
         """A launch that adds the weighted noise of some seeds."""
@@ -127,7 +110,7 @@ class Launch:
             self._settings(times * self.noise.step * 2.0 ** (drop - fixed.point), table),
         )
         constants = {"how": how, "gridded": gridded} | self._common(table)
-        return Planned(self._kernels.update, len(table.programs), given, constants)
+        return Planned(self._kernels.update, (len(table.programs),), given, constants)
 
     def sample(self, table: Table, centre: OnTorch, keys: Any, signs: Any) -> None:
         """Write the centre plus noise into each member."""

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flatstore.es.on_torch.launches import Launch, Planned
+from flatstore.es.on_torch.launches import Launch
 from flatstore.es.on_torch.looking import not_finite_after
 from flatstore.es.on_torch.tables import Table, on_device
 from flatstore.es.undo_log import UndoLog
 from flatstore.es.weights import words
 from flatstore.extras import require
 from flatstore.kernels.cpu import TOO_LARGE_FOR
+from flatstore.kernels.triton import Planned
 from flatstore.layout import Array
 from flatstore.noise import Noise
 from flatstore.store import TorchStore
@@ -113,7 +114,7 @@ class LoggedMoves:
             table = self._table_of(part)
             given = table.rows, table.programs, part.done, self._seed, self._step(undo.at), part.headers
             planned.append(
-                Planned(self._kernels.take_back, len(table.programs), given, self._constants(table)).compiled()
+                Planned(self._kernels.take_back, (len(table.programs),), given, self._constants(table)).compiled()
             )
         return planned
 
