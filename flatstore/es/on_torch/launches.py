@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -29,50 +30,43 @@ class Launch:
         self._torch = require("torch", "torch")
         self._kernels = require("flatstore.kernels.triton.moves", "triton")
 
-    def _all(self, plan: Callable[[Table, int, int, Any], Planned]) -> None:
-        """Launch `plan(table, times, how, done)` for each table; if one fails, take all back."""
+    def _all(self, plan: Callable[[Table, int, Any], Planned], back: ExitStack) -> None:
+        """Launch `plan(table, how, done)` for each table. What takes all back is there before, and added to `back`."""
         checked = [table for table in self.tables if self.exact and table.is_gridded]
         unchecked = self._unchecked(plan, [table for table in self.tables if table not in checked])
         like = {"dtype": self._torch.uint8, "device": self.store.device}
-        flags = [(table, self._torch.zeros(len(table.programs), **like)) for table in checked]
-        try:
-            for table, done in flags:
-                plan(table, 1, self._kernels.CHECKED, done)()
-        except BaseException:
-            self._take_back(plan, flags)
-            raise
-        self.failed = [table for table, done in flags if not bool(done.all())]
-        if self.failed:
-            self._take_back(plan, flags)
-            return
+        flags = [self._torch.zeros(len(table.programs), **like) for table in checked]
+        launches = [plan(table, self._kernels.CHECKED, done) for table, done in zip(checked, flags, strict=True)]
+        with ExitStack() as own:
+            for launch in launches:
+                own.callback(launch.but(how=self._kernels.WHERE_DONE).compiled())
+            for launch in launches:
+                launch()
+            self.failed = [table for table, done in zip(checked, flags, strict=True) if not bool(done.all())]
+            if self.failed:
+                return
+            back.push(own.pop_all())
         for launch in unchecked:  # they have no way back, so they come last
             launch()
 
-    def _unchecked(self, plan: Callable[[Table, int, int, Any], Planned], tables: Sequence[Table]) -> Sequence[Planned]:
-        return [plan(table, 1, self._kernels.AT_ALL, table.programs).compiled() for table in tables]
+    def _unchecked(self, plan: Callable[[Table, int, Any], Planned], tables: Sequence[Table]) -> Sequence[Planned]:
+        return [plan(table, self._kernels.AT_ALL, table.programs).compiled() for table in tables]
 
-    def _take_back(self, plan: Callable[[Table, int, int, Any], Planned], flags: Sequence[tuple[Table, Any]]) -> None:
-        for table, done in flags:
-            if bool(done.any()):
-                plan(table, -1, self._kernels.WHERE_DONE, done)()
+    def perturb_all(self, key: Any, times: int, back: ExitStack) -> None:
+        """Add the noise of a seed so many times, and its way back to `back`; what fails is taken back, and noted."""
+        self._all(lambda table, how, done: self.perturb(table, key, times, how, done), back)
 
-    def perturb_all(self, key: Any, times: int) -> None:
-        """Add the noise of a seed so many times; what fails is taken back, and noted."""
-        self._all(lambda table, sign, how, done: self.perturb(table, key, times * sign, how, done))
-
-    def update_all(self, keys: Any, fixed: FixedPoint, times: int) -> None:
-        """Add the weighted noise of some seeds; what fails is taken back, and noted."""
-        self._all(lambda table, sign, how, done: self.update(table, keys, fixed, times * sign, how, done))
+    def update_all(self, keys: Any, fixed: FixedPoint, times: int, back: ExitStack) -> None:
+        """Add the weighted noise of some seeds, as `perturb_all` does."""
+        self._all(lambda table, how, done: self.update(table, keys, fixed, times, how, done), back)
 
     def perturbing(self, key: Any, times: int) -> Sequence[Planned]:
         """Launches that add the noise of a seed so many times, unchecked."""
-        return self._unchecked(lambda table, _, how, done: self.perturb(table, key, times, how, done), self.tables)
+        return self._unchecked(lambda table, how, done: self.perturb(table, key, times, how, done), self.tables)
 
     def updating(self, keys: Any, fixed: FixedPoint, times: int) -> Sequence[Planned]:
         """Launches that add the weighted noise of some seeds, unchecked."""
-        return self._unchecked(
-            lambda table, _, how, done: self.update(table, keys, fixed, times, how, done), self.tables
-        )
+        return self._unchecked(lambda table, how, done: self.update(table, keys, fixed, times, how, done), self.tables)
 
     def _on(self, array: Any) -> Any:
         return on_device(self.store, array)

@@ -7,6 +7,7 @@ finds it writes nothing, and what the others have written is taken back.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -95,14 +96,12 @@ class CardMoves:
                 moves.refuse_others(undo)
             if not exact:
                 refuse_not_finite(store, noisy(store, noise))
-            plain.perturb_all(words(key), sign)
-            if plain.failed:
-                raise off_the_grid(store, noise, plain.failed, "pass a larger bound= of the noise")
-            try:
+            with ExitStack() as back:
+                plain.perturb_all(words(key), sign, back)
+                if plain.failed:
+                    raise off_the_grid(store, noise, plain.failed, "pass a larger bound= of the noise")
                 moves.go(undo, made)
-            except BaseException:
-                plain.perturb_all(words(key), -sign)
-                raise
+                back.pop_all()
             new_log = made if logged and made.at else None
 
         try:
@@ -151,19 +150,13 @@ class CardMoves:
             refuse_not_finite(store, unchecked)
             # These tables cannot be taken back, so they come last, when nothing can fail any more.
             last = [*(moves.taking_back(undo) if undo else ()), *gridless.updating(words(keys), fixed, sign)]
-            if perturbed:
-                gridded.perturb_all(first, -perturbed)
-            if not gridded.failed:
-                try:
-                    gridded.update_all(words(keys), fixed, sign)
-                except BaseException:
-                    if perturbed:
-                        gridded.perturb_all(first, perturbed)
-                    raise
-                if gridded.failed and perturbed:
-                    failed = gridded.failed
-                    gridded.perturb_all(first, perturbed)
-                    gridded.failed = failed
+            with ExitStack() as back:
+                if perturbed:
+                    gridded.perturb_all(first, -perturbed, back)
+                if not gridded.failed:
+                    gridded.update_all(words(keys), fixed, sign, back)
+                if not gridded.failed:
+                    back.pop_all()
             if gridded.failed:
                 raise off_the_grid(store, noise, gridded.failed, fix)
             for launch in last:

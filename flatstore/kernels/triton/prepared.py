@@ -18,6 +18,10 @@ class Planned(NamedTuple):
         """Launch it."""
         self.kernel[self.programs](*self.given, **self.constants)
 
+    def but(self, **constants: Any) -> Planned:
+        """The same with other constants."""
+        return self._replace(constants={**self.constants, **constants})
+
     def compiled(self) -> Planned:
         """Compile it, by a launch of no program: after that, nothing can fail for a lack of memory."""
         self._replace(programs=(0,) * len(self.programs))()
