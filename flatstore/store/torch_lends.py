@@ -16,7 +16,7 @@ import jax
 
 from flatstore.extras import require
 from flatstore.memory import Access, LentError, refuse_jax_at_the_end, released
-from flatstore.store.torch_streams import finish
+from flatstore.store.torch_streams import after_verbs, finish
 from flatstore.store.torch_tensors import numpy_dtype_of
 from flatstore.threads import Leaving, add_notes, moment, uninterrupted
 from flatstore.trees import Difference, first_of, listing
@@ -43,10 +43,11 @@ class LentTensors:
         self._since = moment()
         try:
             access.begin()
-            if not self._to_jax:
-                return store.tree
-            refuse_jax_at_the_end()
-            exported, self._arrays = _imported(store.homes)
+            with after_verbs(store.device):
+                if not self._to_jax:
+                    return store.tree
+                refuse_jax_at_the_end()
+                exported, self._arrays = _imported(store.homes)
             homes = store.homes
             access.note([(homes[path].data_ptr(), path, export) for path, export in exported.items()])
             leaves = store.layout.leaves

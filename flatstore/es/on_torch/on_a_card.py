@@ -1,4 +1,4 @@
-"""Stores of torch on a card: kernels in Triton, one launch for all leaves of a dtype.
+"""Stores of torch on a card: kernels in Triton, for each dtype a launch over whole tiles and one over what is left.
 
 The bits are those of the host. What a move may not do, such as to reach the bound, is found on the way: a program that
 finds it writes nothing, and what the others have written is taken back.
@@ -28,7 +28,7 @@ from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.layout import Array
 from flatstore.memory import reading, using
 from flatstore.noise import Noise, as_keys
-from flatstore.store import OnTorch, TorchPopulation, TorchStore, write_in_order
+from flatstore.store import OnTorch, TorchPopulation, TorchStore, after_verbs, write_in_order
 
 
 class CardMoves:
@@ -53,7 +53,7 @@ class CardMoves:
 
     def check_values(self, store: Any, noise: Any) -> None:
         """Raise unless the parameters of a centre are finite and, if there is a noise, on its grid."""
-        with using(reads=[store.memory]):
+        with using(reads=[store.memory]), after_verbs(store.device):
             refuse_not_finite(store, trained(store), "numbers in a centre")
         if noise is not None:
             nothing = {"sign": 1, "exact": True, "perturbed": 0, "undo": None, "keep": False}

@@ -1,4 +1,4 @@
-"""Optimisers on a card: the store and the states of a rule moved along a gradient, one launch for a dtype."""
+"""Optimisers on a card: the store and the states of a rule moved along a gradient, table by table."""
 
 from __future__ import annotations
 
