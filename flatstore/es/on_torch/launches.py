@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -106,13 +106,16 @@ class Launch:
         constants = {"how": how, "gridded": gridded} | self._common(table)
         return Planned(self._kernels.update, (len(table.programs),), given, constants)
 
-    def sample(self, table: Table, centre: OnTorch, keys: Any, signs: Any) -> None:
-        """Write the centre plus noise into each member."""
+    def sampling(self, centre: OnTorch, keys: Any, signs: Any) -> Sequence[Planned]:
+        """Launches that write the centre plus noise into each member."""
+        return [launch for table in self.tables for launch in self._sampling(table, centre, keys, signs)]
+
+    def _sampling(self, table: Table, centre: OnTorch, keys: Any, signs: Any) -> Iterator[Planned]:
         addresses = addresses_in(centre, table)
         constants = self._common(table) | {"whole": table.is_fast and are_aligned(addresses)}
         centres, seeds = self._on(addresses), self._on(keys.astype(np.int64))
         signed, settings = self._on(signs.astype(np.float64)), self._settings(self.noise.step, table)
         for since in range(0, len(signs), MEMBERS):
-            self._kernels.sample[(len(table.programs), min(MEMBERS, len(signs) - since))](
-                table.rows, table.programs, centres, seeds, signed, settings, since, **constants
-            )
+            programs = len(table.programs), min(MEMBERS, len(signs) - since)
+            given = table.rows, table.programs, centres, seeds, signed, settings, since
+            yield Planned(self._kernels.sample, programs, given, constants).compiled()

@@ -94,6 +94,12 @@ class LoggedMoves:
             raise ValueError(
                 "expected an undo log of this store, got one of other parts of a model; fix: pass the store it is of"
             )
+        device = undo.parts[0].done.device if undo.parts else self._store.device
+        if device != self._store.device:
+            raise ValueError(
+                f"expected an undo log on {self._store.device}, as the store, got one on {device}; "
+                "fix: pass the store it is of"
+            )
         for part in undo.parts:
             done = part.done.clone()
             table = self._table_of(part)

@@ -191,12 +191,12 @@ class CardMoves:
 
         def fill() -> None:
             refuse_not_finite(centre, leaves)
-            with_noise = noisy(centre, noise)
+            with_noise, launches = noisy(centre, noise), launch.sampling(centre, words(keys), signs)
             for leaf in leaves:
                 if leaf not in with_noise:
                     out.homes[leaf.path].copy_(centre.homes[leaf.path])
-            for table in launch.tables:
-                launch.sample(table, centre, words(keys), signs)
+            for launched in launches:
+                launched()
 
         with using(reads=[] if centre is not store or out is store else [store.memory]):
             out.write(_without_gradients(fill))

@@ -340,7 +340,7 @@ def steps_that_fail(n, patch, only):
         patch.setattr(module, "on_device", failing(module.on_device))
     for name in ("zeros", "empty"):
         patch.setattr(torch, name, failing(getattr(torch, name)))
-    for module, names in ((moves, ("perturb", "update")), (logged_moves, ("add", "check", "take_back"))):
+    for module, names in ((moves, ("perturb", "sample", "update")), (logged_moves, ("add", "check", "take_back"))):
         for name in names:
             patch.setattr(module, name, Compiled(getattr(module, name), seen, failing))
 
@@ -394,6 +394,39 @@ def test_what_may_not_be_and_fails_on_the_way_leaves_the_bits(monkeypatch, verb)
         if error.type is ValueError:
             break
     assert n > 5
+
+
+@pytest.mark.parametrize("only", [True, False], ids=["once", "from then on"])
+def test_a_sample_that_fails_writes_no_member(monkeypatch, only):
+    monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
+    tree = {"a": np.linspace(-1, 1, 3000, dtype="f4"), "b": np.ones(5, "f4"), "h": np.ones(90, "f2")}
+    noise, n = fs.Normal({"b": 0, "*": 0.02}), 0
+    _, store = both(noise=noise, tree=tree)
+    pop = TorchPopulation.zeros(store.layout, DEVICE, 3)
+    while True:
+        n += 1
+        with monkeypatch.context() as patch:
+            steps_that_fail(n, patch, only)
+            try:
+                es.sample(pop, store, noise, fs.seeds(1, 3))
+                break
+            except MemoryError:
+                assert not pop.to_vector().any(), n
+    assert n > 5 and pop.to_vector().all()
+
+
+def test_a_log_on_another_device_is_refused(monkeypatch):
+    monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
+    _, store = both("bfloat16")
+    log = es.perturb(store, NOISE, 1)
+    log.parts[:] = [part._replace(done=part.done.to("meta")) for part in log.parts]
+    for call in (
+        lambda: es.perturb(store, NOISE, 1, sign=-1, undo=log),
+        lambda: es.update(store, NOISE, [1], [1.0], perturbed=1, undo=log),
+    ):
+        with pytest.raises(ValueError, match=f"expected an undo log on {DEVICE}.*, got one on meta") as error:
+            call()
+        says(error)
 
 
 def test_what_a_card_cannot_do_says_so(monkeypatch):
