@@ -142,7 +142,8 @@ class OnTorch(OnDevice):
 
         'jax': `jax.Array`s over the same bytes, views by DLPack. On exit they are deleted, and the exit waits until the
         last computation that reads them has finished, or raises `LentError` after `patience` seconds. 'torch': the
-        tree as it is, on the same stream as the verbs.
+        tree as it is. On a card the stream that is current as the block begins comes after all verbs before it, and all
+        verbs after the block come after what that stream was asked.
 
         Raises `BufferError` for leaves that JAX cannot view.
         """

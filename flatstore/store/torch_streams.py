@@ -42,15 +42,25 @@ def write_in_order(
 
 
 @contextmanager
-def after_verbs(device: Any) -> Generator[None]:
-    """A context in which a card is the current one, and reads of the caller's stream come after all verbs before it."""
+def after_verbs(device: Any) -> Generator[Any]:
+    """A context in which a card is the current one, and the caller's stream comes after the verbs of all threads.
+
+    It gives that stream, or None in host memory.
+    """
     if device.type != "cuda":
-        yield
+        yield None
         return
     torch = require("torch", "torch")
     with torch.cuda.device(device):
-        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
-        yield
+        stream = torch.cuda.current_stream()
+        stream.wait_stream(torch.cuda.default_stream())
+        yield stream
+
+
+def before_verbs(stream: Any) -> None:
+    """Have the verbs of all threads come after what a stream was asked; None is that of no card."""
+    if stream is not None:
+        require("torch", "torch").cuda.default_stream(stream.device).wait_stream(stream)
 
 
 def finish(device: Any) -> None:
