@@ -14,6 +14,7 @@ import argparse
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,6 +112,33 @@ def other_streams(store: Any, n: int) -> Iterator[Line]:
             es.perturb(store, noise, 1)
             wrong += int((store["w"] != expected).sum())
     yield "a stream of its own", wrong == 0, f"{wrong} differ in 10 moves"
+
+    def move() -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                store["w"].mul_(0.5)
+            store["w"].fill_(1.0)
+            es.perturb(store, noise, 1)
+
+    wrong = 0
+    for library in ["torch", "jax"] * 5:
+        thread = threading.Thread(target=move)
+        thread.start()
+        thread.join()
+        with torch.cuda.stream(side), store.lend(library) as params:
+            wrong += differing(params["w"], expected)
+    yield "a lend after the verb of another thread", wrong == 0, f"{wrong} differ in 10 lends"
+    wrong = 0
+    for _ in range(10):
+        move()
+        with torch.cuda.stream(side), store.lend() as params:
+            for _ in range(20):
+                copied = params["w"] * 1.0
+        thread = threading.Thread(target=es.perturb, args=(store, noise, 2))
+        thread.start()
+        thread.join()
+        wrong += differing(copied, expected)
+    yield "the verb of another thread after a lend", wrong == 0, f"{wrong} differ in 10 lends"
     if torch.cuda.device_count() > 1:
         other = fs.Store.from_tree({"w": np.ones((n, n), "f4")}, device="cuda:1")
         es.perturb(other, noise, 1)

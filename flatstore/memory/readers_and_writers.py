@@ -236,9 +236,9 @@ class Use:
             return
         if lends:
             held = sorted({path for lend in lends for path in lend.unreleased()})
+            leaves = f", of {first_of(held)}" if held else ""  # a lend that has begun, or of whole trees, names none
             message = (
-                f"expected a buffer that nobody reads, got one that is lent: {len(lends)} lend(s), of "
-                f"{first_of(held) or 'no leaf yet'}; "
+                f"expected a buffer that nobody reads, got one that is lent: {len(lends)} lend(s){leaves}; "
                 "fix: leave the `with` block of the lend first, and drop NumPy or torch views taken in it"
             )
         else:

@@ -27,6 +27,7 @@ from flatstore.store.torch_population import TorchPopulation as TorchPopulation
 from flatstore.store.torch_population import zeros_on_device as zeros_on_device
 from flatstore.store.torch_store import OnTorch as OnTorch
 from flatstore.store.torch_store import TorchStore as TorchStore
+from flatstore.store.torch_streams import after_verbs as after_verbs
 from flatstore.store.torch_streams import write_in_order as write_in_order
 from flatstore.store.torch_tensors import array_of as array_of
 from flatstore.store.verbs import memories_in as memories_in

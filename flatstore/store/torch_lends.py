@@ -16,7 +16,7 @@ import jax
 
 from flatstore.extras import require
 from flatstore.memory import Access, LentError, refuse_jax_at_the_end, released
-from flatstore.store.torch_streams import finish
+from flatstore.store.torch_streams import after_verbs, before_verbs, finish
 from flatstore.store.torch_tensors import numpy_dtype_of
 from flatstore.threads import Leaving, add_notes, moment, uninterrupted
 from flatstore.trees import Difference, first_of, listing
@@ -31,6 +31,7 @@ class LentTensors:
         self._store, self._to_jax, self._patience = store, to_jax, patience
         self._access: Access | None = None
         self._arrays: dict[str, jax.Array] = {}
+        self._stream: Any = None  # on which torch reads: the end is left to another thread, which has its own
 
     __exit__: Leaving = Leaving(lambda lent: lent._access is None)
 
@@ -43,10 +44,12 @@ class LentTensors:
         self._since = moment()
         try:
             access.begin()
-            if not self._to_jax:
-                return store.tree
-            refuse_jax_at_the_end()
-            exported, self._arrays = _imported(store.homes)
+            with after_verbs(store.device) as stream:
+                if not self._to_jax:
+                    self._stream = stream
+                    return store.tree
+                refuse_jax_at_the_end()
+                exported, self._arrays = _imported(store.homes)
             homes = store.homes
             access.note([(homes[path].data_ptr(), path, export) for path, export in exported.items()])
             leaves = store.layout.leaves
@@ -63,6 +66,7 @@ class LentTensors:
         for array in self._arrays.values():
             array.delete()
         self._arrays = {}
+        before_verbs(self._stream)
         self._access.end()
 
     def left(self, error: BaseException | None) -> None:

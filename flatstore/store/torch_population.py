@@ -16,6 +16,7 @@ from flatstore.store.lent_trees import LentTree
 from flatstore.store.moves import Breeding
 from flatstore.store.placement import members_at_once
 from flatstore.store.torch_store import OnTorch, TorchStore
+from flatstore.store.torch_streams import after_verbs
 from flatstore.store.torch_tensors import check_device
 
 _jax: Any = jax
@@ -101,7 +102,8 @@ class Chunk:
 
     def _tree(self) -> Any:
         pop, some = self._pop, slice(self._start, self._start + self.size)
-        homes = {leaf.path: pop[leaf.path][some] if leaf.trainable else pop[leaf.path] for leaf in pop.layout.homes}
+        with after_verbs(pop.device):
+            homes = {leaf.path: pop[leaf.path][some] if leaf.trainable else pop[leaf.path] for leaf in pop.layout.homes}
         return pop.layout.unflatten([homes[leaf.tied or leaf.path] for leaf in pop.layout.leaves])
 
 

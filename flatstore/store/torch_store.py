@@ -27,7 +27,7 @@ from flatstore.store.on_device import OnDevice
 from flatstore.store.parts import Parts
 from flatstore.store.placement import placement_of_population, placement_of_store
 from flatstore.store.torch_lends import LentTensors
-from flatstore.store.torch_streams import write_in_order
+from flatstore.store.torch_streams import after_verbs, write_in_order
 from flatstore.store.torch_tensors import array_of, leaves_in, tensor_of, torch_dtype_of, writable
 from flatstore.store.verbs import memories_in
 from flatstore.trees import Difference, StructureError, by_path
@@ -125,7 +125,8 @@ class OnTorch(OnDevice):
 
         In host memory it is a view.
         """
-        values = array_of(self.homes[leaf.path].cpu())
+        with after_verbs(self.device):
+            values = array_of(self.homes[leaf.path].cpu())
         return values.reshape(self.size if self.size is not None and leaf.trainable else 1, leaf.size)
 
     def to_vector(self) -> Array:
@@ -141,7 +142,8 @@ class OnTorch(OnDevice):
 
         'jax': `jax.Array`s over the same bytes, views by DLPack. On exit they are deleted, and the exit waits until the
         last computation that reads them has finished, or raises `LentError` after `patience` seconds. 'torch': the
-        tree as it is, on the same stream as the verbs.
+        tree as it is. On a card the stream that is current as the block begins comes after all verbs before it, and all
+        verbs after the block come after what that stream was asked.
 
         Raises `BufferError` for leaves that JAX cannot view.
         """

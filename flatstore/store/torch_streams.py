@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from flatstore.extras import require
@@ -14,7 +15,8 @@ def write_in_order(
 ) -> None:
     """Do work as `write` does. On a card it comes after what the caller's stream was asked before, and before the rest.
 
-    The work may run in another thread, which has a stream and a current card of its own.
+    The work may run in another thread, which has a stream and a current card of its own. It is asked of the card's
+    default stream, so that verbs follow each other in whatever thread they are called.
     """
     if device.type != "cuda":
         write(memories, work, reads)
@@ -24,8 +26,8 @@ def write_in_order(
 
     def ordered() -> None:
         nonlocal after
-        with torch.cuda.device(device):
-            stream = torch.cuda.current_stream()
+        stream = torch.cuda.default_stream(device)
+        with torch.cuda.stream(stream):
             stream.wait_event(before)
             try:
                 work()
@@ -37,6 +39,28 @@ def write_in_order(
     finally:
         if after is not None:
             torch.cuda.current_stream(device).wait_event(after)
+
+
+@contextmanager
+def after_verbs(device: Any) -> Generator[Any]:
+    """A context in which a card is the current one, and the caller's stream comes after the verbs of all threads.
+
+    It gives that stream, or None in host memory.
+    """
+    if device.type != "cuda":
+        yield None
+        return
+    torch = require("torch", "torch")
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
+        stream.wait_stream(torch.cuda.default_stream())
+        yield stream
+
+
+def before_verbs(stream: Any) -> None:
+    """Have the verbs of all threads come after what a stream was asked; None is that of no card."""
+    if stream is not None:
+        require("torch", "torch").cuda.default_stream(stream.device).wait_stream(stream)
 
 
 def finish(device: Any) -> None:

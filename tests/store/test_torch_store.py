@@ -173,7 +173,7 @@ def test_views_of_torch_that_come_and_go_meanwhile_make_no_difference():
 def test_the_tree_is_lent_to_torch_as_it_is():
     store = fs.Store.from_tree({"w": np.ones(64, "f4")}, device="cpu")
     lent = store.lend()
-    with lent as params, pytest.raises(fs.LentError, match="lent"):
+    with lent as params, pytest.raises(fs.LentError, match=r"one that is lent: 1 lend\(s\); fix: leave"):
         assert params["w"] is store["w"]
         es.snap(store, NOISE)
     with pytest.raises(RuntimeError, match="a lend that was not entered before"):

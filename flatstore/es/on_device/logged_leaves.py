@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from flatstore.es.on_device.looking import of_16_bits, refuse_not_finite
+from flatstore.es.on_device.steps_back import steps_back
 from flatstore.es.on_device.undo_log import (
     Change,
     Kind,
@@ -62,11 +62,10 @@ class LoggedLeaves:
 
     def take_back(self, change: Change, undo: UndoLog) -> None:
         """Give all of them back by a log, or none."""
-        with ExitStack() as back:
+        with steps_back() as back:
             for leaf in self._leaves:
                 self._replace(leaf, partial(restored, log=undo.chunks[leaf.path, leaf.size]), change)
                 back.callback(self._replace, leaf, added_again, change)
-            back.pop_all()
 
     def add(self, change: Change, log: UndoLog) -> None:
         """Move them, and fill a log. Raises `ValueError`, with nothing written, unless they stay finite."""
@@ -81,18 +80,26 @@ class LoggedLeaves:
                     f"{leaf.path!r}: expected parameters that stay finite in {leaf.dtype}, got a magnitude of "
                     f"{largest:.6g} after the move; fix: pass a noise of a smaller scale"
                 )
-        try:
+        chunks: dict[tuple[str, int], Any] = {}
+        with steps_back() as back:
             for leaf in self._leaves:
-                self._replace(leaf, partial(self._moved, leaf, found[leaf.path], log), change)
-        except BaseException:
-            for path, size in list(log.chunks):
-                leaf = self._store.layout.by_path[path]
-                self._replace(leaf, partial(restored, log=log.chunks.pop((path, size))), change)
-            raise
+                self._replace(leaf, partial(self._moved, leaf, found[leaf.path], chunks), change)
+                own = partial(restored, log=chunks[leaf.path, leaf.size])
+                back.callback(self._replace, leaf, own, change)
+        log.chunks |= chunks
 
-    def _moved(self, leaf: Leaf, seen: Survey, log: UndoLog, kind: Kind, x: Any, index: Any, change: Change) -> Any:
+    def _moved(
+        self,
+        leaf: Leaf,
+        seen: Survey,
+        chunks: dict[tuple[str, int], Any],
+        kind: Kind,
+        x: Any,
+        index: Any,
+        change: Change,
+    ) -> Any:
         room, numbers = room_for(seen)
-        x, log.chunks[leaf.path, leaf.size] = moved(kind, room, x, index, change, numbers)
+        x, chunks[leaf.path, leaf.size] = moved(kind, room, x, index, change, numbers)
         return x
 
     def add_again(self, change: Change) -> None:

@@ -7,7 +7,6 @@ of the parameters first, whether they are on the grid and below the bound, is co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -35,6 +34,7 @@ from flatstore.es.on_device.looking import (
     remember,
 )
 from flatstore.es.on_device.optimising import numbers_for, optimising
+from flatstore.es.on_device.steps_back import steps_back
 from flatstore.es.on_device.undo_log import Seeded
 from flatstore.es.perturbing import check_way_back, key_of
 from flatstore.es.sampling import refuse_other_layouts
@@ -109,7 +109,7 @@ class JaxMoves:
             on_grid = perturbing(store.layout, noise, True)
             if undo:
                 logged.refuse_changed(undo)
-            with ExitStack() as back:  # if a step fails, those before it are taken back
+            with steps_back() as back:
                 if undo:
                     logged.take_back(change(at), undo)
                     back.callback(logged.add_again, change(at))
@@ -117,7 +117,6 @@ class JaxMoves:
                 back.callback(store.replace, on_grid, arguments[0], np.float32(-sign))
                 if log.at:
                     logged.add(change(log.at), log)
-                back.pop_all()
             remember(store, noise, most)
             if undo:
                 undo.close()
@@ -159,7 +158,7 @@ class JaxMoves:
             if undo:
                 logged.refuse_changed(undo)
             on_grid = keep or sign < 0
-            with ExitStack() as back:
+            with steps_back() as back:
                 if perturbed:
                     perturb(-perturbed)
                     back.callback(perturb, perturbed)
@@ -172,7 +171,6 @@ class JaxMoves:
                 if keep:
                     back.callback(store.replace, updating(layout, noise, -sign, exact, on_grid), weighted)
                     logged.add(weighted, log)
-                back.pop_all()
             remember(store, noise, most)
             if undo:
                 undo.close()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from flatstore.es.on_torch.launches import Launch, Planned
+from flatstore.es.on_torch.launches import Launch
 from flatstore.es.on_torch.looking import not_finite_after
 from flatstore.es.on_torch.tables import Table, on_device
 from flatstore.es.undo_log import UndoLog
 from flatstore.es.weights import words
 from flatstore.extras import require
 from flatstore.kernels.cpu import TOO_LARGE_FOR
+from flatstore.kernels.triton import Planned
 from flatstore.layout import Array
 from flatstore.noise import Noise
 from flatstore.store import Parts, TorchStore
@@ -73,14 +75,16 @@ class LoggedMoves:
         again = Launch(self._store, self._noise, self._tables, False).perturbing(key, at) if undo else ()
         for launch in self.taking_back(undo) if undo else ():
             launch()
-        try:
-            too_large = self._add(made) if made.at else []
+        with ExitStack() as to_the_side:  # where the bits are the same as before, for which its log is right
+            for launch in again:
+                to_the_side.callback(launch)
+            with ExitStack() as back:
+                too_large = self._add(made, back) if made.at else []
+                if not too_large:
+                    back.pop_all()
             if too_large:
                 raise not_finite_after(self._store, self._noise, self._key, made.at, too_large)
-        except BaseException:
-            for launch in (*self.taking_back(made), *again):  # the same bits as before, for which its log is right
-                launch()
-            raise
+            to_the_side.pop_all()
         if undo:
             undo.close()
 
@@ -89,6 +93,12 @@ class LoggedMoves:
         if undo.indices != self._store.parts:
             raise ValueError(
                 "expected an undo log of this store, got one of other parts of a model; fix: pass the store it is of"
+            )
+        device = undo.parts[0].done.device if undo.parts else self._store.device
+        if device != self._store.device:
+            raise ValueError(
+                f"expected an undo log on {self._store.device}, as the store, got one on {device}; "
+                "fix: pass the store it is of"
             )
         for part in undo.parts:
             done = part.done.clone()
@@ -108,19 +118,17 @@ class LoggedMoves:
 
     def taking_back(self, undo: CardLog) -> Sequence[Planned]:
         """Launches that go back to the centre."""
-        planned: list[Planned] = []
-        for part in undo.parts:
-            table = self._table_of(part)
-            given = table.rows, table.programs, part.done, self._seed, self._step(undo.at), part.headers
-            planned.append(
-                Planned(self._kernels.take_back, len(table.programs), given, self._constants(table)).compiled()
-            )
-        return planned
+        return [self._taking_back(part, undo.at) for part in undo.parts]
 
-    def _add(self, made: CardLog) -> list[Table]:
+    def _taking_back(self, part: _Part, at: int) -> Planned:
+        table = self._table_of(part)
+        given = table.rows, table.programs, part.done, self._seed, self._step(at), part.headers
+        return Planned(self._kernels.take_back, (len(table.programs),), given, self._constants(table)).compiled()
+
+    def _add(self, made: CardLog, back: ExitStack) -> list[Table]:
         """Add the noise `made.at` times to the centre, and keep the log. Returns the tables that would not be finite.
 
-        What was moved then is in the log.
+        What takes back what was moved is there before, and added to `back`.
         """
         for table in self._tables:
             tiles = len(table.programs)
@@ -128,11 +136,10 @@ class LoggedMoves:
             done = self._torch.zeros(tiles, dtype=self._torch.uint8, device=self._store.device)
             headers = self._torch.zeros((tiles, self._kernels.HEADER), dtype=self._torch.int64, device=done.device)
             part = _Part(table, done, headers, [])
-            made.keep(part)
+            back.callback(self._taking_back(part, made.at))
             missing = words // SHARE + 1024
             while missing:
                 missing = self._fill(part, missing, made.at)
-            made.parts.pop()
             made.keep(part)
         return [part.table for part in made.parts if bool((part.done == self._kernels.TOO_LARGE).any())]
 
@@ -140,6 +147,7 @@ class LoggedMoves:
         """Move the tiles of a table that were not moved, with a new pool of words; return how many were missing."""
         table, torch = part.table, self._torch
         pool = torch.empty(room, dtype=torch.uint16, device=part.done.device)
+        part.pools.append(pool)
         counters = torch.zeros(2, dtype=torch.int64, device=part.done.device)
         waiting = part.done == self._kernels.WAITS
         self._kernels.add[(len(table.programs),)](
@@ -160,8 +168,7 @@ class LoggedMoves:
         if not missing and used < room * 7 // 8:  # what is not used is given back
             kept = pool[:used].clone()
             part.headers[:, 0] += waiting * (kept.data_ptr() - pool.data_ptr())
-            pool = kept
-        part.pools.append(pool)
+            part.pools[-1] = kept
         return missing
 
     def _step(self, at: int) -> Any:

@@ -1,4 +1,4 @@
-"""Stores of torch on a card: kernels in Triton, one launch for all leaves of a dtype.
+"""Stores of torch on a card: kernels in Triton, for each dtype a launch over whole tiles and one over what is left.
 
 The bits are those of the host. What a move may not do, such as to reach the bound, is found on the way: a program that
 finds it writes nothing, and what the others have written is taken back.
@@ -7,6 +7,7 @@ finds it writes nothing, and what the others have written is taken back.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from flatstore.kernels.cpu import refuse_other_dtypes
 from flatstore.layout import Array
 from flatstore.memory import reading, using
 from flatstore.noise import Noise, as_keys
-from flatstore.store import OnTorch, TorchPopulation, TorchStore, write_in_order
+from flatstore.store import OnTorch, TorchPopulation, TorchStore, after_verbs, write_in_order
 
 
 class CardMoves:
@@ -52,7 +53,7 @@ class CardMoves:
 
     def check_values(self, store: Any, noise: Any) -> None:
         """Raise unless the parameters of a centre are finite and, if there is a noise, on its grid."""
-        with using(reads=[store.memory]):
+        with using(reads=[store.memory]), after_verbs(store.device):
             refuse_not_finite(store, trained(store), "numbers in a centre")
         if noise is not None:
             nothing = {"sign": 1, "exact": True, "perturbed": 0, "undo": None, "keep": False}
@@ -95,14 +96,12 @@ class CardMoves:
                 moves.refuse_others(undo)
             if not exact:
                 refuse_not_finite(store, noisy(store, noise))
-            plain.perturb_all(words(key), sign)
-            if plain.failed:
-                raise off_the_grid(store, noise, plain.failed, "pass a larger bound= of the noise")
-            try:
+            with ExitStack() as back:
+                plain.perturb_all(words(key), sign, back)
+                if plain.failed:
+                    raise off_the_grid(store, noise, plain.failed, "pass a larger bound= of the noise")
                 moves.go(undo, made)
-            except BaseException:
-                plain.perturb_all(words(key), -sign)
-                raise
+                back.pop_all()
             new_log = made if logged and made.at else None
 
         try:
@@ -151,19 +150,13 @@ class CardMoves:
             refuse_not_finite(store, unchecked)
             # These tables cannot be taken back, so they come last, when nothing can fail any more.
             last = [*(moves.taking_back(undo) if undo else ()), *gridless.updating(words(keys), fixed, sign)]
-            if perturbed:
-                gridded.perturb_all(first, -perturbed)
-            if not gridded.failed:
-                try:
-                    gridded.update_all(words(keys), fixed, sign)
-                except BaseException:
-                    if perturbed:
-                        gridded.perturb_all(first, perturbed)
-                    raise
-                if gridded.failed and perturbed:
-                    failed = gridded.failed
-                    gridded.perturb_all(first, perturbed)
-                    gridded.failed = failed
+            with ExitStack() as back:
+                if perturbed:
+                    gridded.perturb_all(first, -perturbed, back)
+                if not gridded.failed:
+                    gridded.update_all(words(keys), fixed, sign, back)
+                if not gridded.failed:
+                    back.pop_all()
             if gridded.failed:
                 raise off_the_grid(store, noise, gridded.failed, fix)
             for launch in last:
@@ -198,12 +191,12 @@ class CardMoves:
 
         def fill() -> None:
             refuse_not_finite(centre, leaves)
-            with_noise = noisy(centre, noise)
+            with_noise, launches = noisy(centre, noise), launch.sampling(centre, words(keys), signs)
             for leaf in leaves:
                 if leaf not in with_noise:
                     out.homes[leaf.path].copy_(centre.homes[leaf.path])
-            for table in launch.tables:
-                launch.sample(table, centre, words(keys), signs)
+            for launched in launches:
+                launched()
 
         with using(reads=[] if centre is not store or out is store else [store.memory]):
             out.write(_without_gradients(fill))

@@ -1,4 +1,4 @@
-"""Optimisers on a card: the store and the states of a rule moved along a gradient, one launch for a dtype."""
+"""Optimisers on a card: the store and the states of a rule moved along a gradient, table by table."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.es.on_torch.launches import Planned
 from flatstore.es.on_torch.tables import Table, addresses_in, are_aligned, on_device, trained_tables
 from flatstore.es.weights import words
 from flatstore.extras import require
 from flatstore.kernels.cpu import STORAGE, adam
+from flatstore.kernels.triton import Planned
 from flatstore.layout import Array
 from flatstore.store import TorchStore
 
@@ -35,7 +35,7 @@ def move_by_rule(rule: Any, stores: Sequence[TorchStore], settings: Sequence[flo
         )
         constants = {"rule": kernels.ADAM if rule is adam else kernels.MOMENTUM, "dtype": kinds[table.dtype]}
         constants |= table.launch | {"whole": table.is_fast and are_aligned(columns)}
-        return Planned(kernels.step, len(table.programs), given, constants).compiled()
+        return Planned(kernels.step, (len(table.programs),), given, constants).compiled()
 
     for launch in [plan(table) for table in trained_tables(store)]:
         launch()

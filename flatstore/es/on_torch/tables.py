@@ -89,7 +89,7 @@ def noisy(store: OnTorch, noise: Noise) -> list[Leaf]:
 
 
 def tables_of(store: OnTorch, noise: Noise) -> Sequence[Table]:
-    """A table for each dtype of the leaves that noise is added to; planned once for a store and a noise."""
+    """The tables of the leaves that noise is added to; planned once for a store and a noise."""
     if noise not in store.cache:
         if len(store.cache) >= KEPT:  # a strength that fades is another noise each time
             store.cache.clear()
@@ -99,7 +99,7 @@ def tables_of(store: OnTorch, noise: Noise) -> Sequence[Table]:
 
 
 def trained_tables(store: OnTorch) -> Sequence[Table]:
-    """A table for each dtype of the leaves that train; planned once for a store."""
+    """The tables of the leaves that train; planned once for a store."""
     if "trained" not in store.cache:
         store.cache["trained"] = _tables(store, trained(store), {})
     return store.cache["trained"]
@@ -112,6 +112,7 @@ def addresses_in(store: OnTorch, table: Table) -> Array:
 
 
 def _tables(store: OnTorch, leaves: Sequence[Leaf], factors: Mapping[str, Factor]) -> list[Table]:
+    """For each dtype a table of whole tiles, and one of edges."""
     made: dict[tuple[str, bool], list[Stretch]] = {}
     for leaf in leaves:
         firsts, size = whole_leaf(leaf) if store.parts is None else store.parts.firsts(leaf)

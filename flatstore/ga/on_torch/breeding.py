@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from flatstore.ga.breeding import check_elite, check_operators, parents_of
 from flatstore.ga.generation import Operators
 from flatstore.ga.on_torch.operators import Crossing, LeafChange, change_of, crossing_of
 from flatstore.kernels.cpu import STORAGE, refuse_other_dtypes
+from flatstore.kernels.triton import Planned
 from flatstore.layout import Array, Leaf
 from flatstore.store import TorchPopulation
 
@@ -56,9 +56,9 @@ class CardStep(NamedTuple):
         def replace() -> None:
             with require("torch", "torch").no_grad():
                 generation = _Generation(self, crossing)
-                launches = [launch for leaf, change in changes for launch in generation.launches(leaf, change)]
-                for launch in launches:
-                    launch()
+                blocks = [block for leaf, change in changes for block in generation.blocks(leaf, change)]
+                for block in blocks:
+                    block.replace()
             then()
 
         self.pop.write(replace)
@@ -130,21 +130,21 @@ class _Generation:
             self._tables[name] = values, self._on_card(np.array([values.data_ptr()]))
         return self._tables[name]
 
-    def launches(self, leaf: Leaf, change: LeafChange) -> Iterator[Callable[[], None]]:
-        """What replaces the genes of a leaf, block by block. All that it needs is there before it is called."""
+    def blocks(self, leaf: Leaf, change: LeafChange) -> Iterator[_Block]:
+        """The blocks of the genes of a leaf. All that it takes to replace them is there, and compiled."""
         pop, crossing = self._pop, self._crossing
         members: Any = pop.homes[leaf.path].view(len(pop), leaf.size)
         real, itemsize, rows = STORAGE[leaf.dtype.name][1], leaf.dtype.itemsize, len(self._parents)
         width = min(leaf.size, max(1, self._room // (rows * itemsize)))
         if TILE <= width < leaf.size:
             width = width // TILE * TILE
-        block = self._scratch[: rows * width * itemsize].view(members.dtype)
+        scratch = self._scratch[: rows * width * itemsize].view(members.dtype)
         _, places = self._table(("places", real), crossing.places.astype(real))
         _, table = self._table((change.name, real), change.table)
         thresholds, _ = self._table(("thresholds", change.name), change.thresholds)
         settings = self._on_card(np.array([change.scale, change.low, change.high], np.float64))
-        addresses = [self._on_card(np.array([x.data_ptr()])) for x in (block, members)]
-        of_mother = self._on_card(crossing.of_mother(leaf))
+        address, of_mother = self._on_card(np.array([scratch.data_ptr()])), self._on_card(crossing.of_mother(leaf))
+        tables = of_mother, self._cuts, places, table, thresholds
         constants = {
             "cross": crossing.way(leaf),
             "points": crossing.cuts.shape[1],
@@ -158,26 +158,39 @@ class _Generation:
             "enable_fp_fusion": False,
         }
 
-        def replace(begin: int, end: int, numbers: Any) -> None:
-            scratch = block[: rows * (end - begin)].view(rows, end - begin)
-            self._torch.index_select(members[:, begin:end], 0, self._parents, out=scratch)
-            where = addresses[0], end - begin, addresses[1], numbers, settings
-            tables = of_mother, self._cuts, places, table, thresholds
-            first, last = leaf.index + begin, leaf.index + end
-            tiles = -(-last // TILE) - first // TILE
-            ends = first * itemsize, (end - begin) * itemsize, leaf.nbytes, block.data_ptr(), members.data_ptr()
-            aligned = not any(x % 16 for x in ends)
-            for since in range(0, self._children, CHILDREN):
-                grid = tiles, min(CHILDREN, self._children - since)
-                given = *where, *self._family, self._keys, *tables, since
-                self._kernel[grid](*given, **constants, aligned=aligned)
-
         blocks = [(begin, min(begin + width, leaf.size)) for begin in range(0, leaf.size, width)]
         ends = leaf.index + np.array(blocks)
-        tiles = ends[:, 0] // TILE * TILE
-        same = np.full((len(blocks), 2), (leaf.index, leaf.size))
-        for block_ends, numbers in zip(blocks, self._on_card(np.column_stack([ends, tiles, same])), strict=True):
-            yield partial(replace, *block_ends, numbers)
+        same = np.full((len(blocks), 3), (leaf.index, leaf.size, members.data_ptr()))
+        all_numbers = self._on_card(np.column_stack([ends, ends[:, 0] // TILE * TILE, same]))
+        for (begin, end), (first, last), numbers in zip(blocks, ends.tolist(), all_numbers, strict=True):
+            tiles = -(-last // TILE) - first // TILE
+            starts = first * itemsize, (end - begin) * itemsize, leaf.nbytes, scratch.data_ptr(), members.data_ptr()
+            own = constants | {"aligned": not any(x % 16 for x in starts)}
+            launches: list[Planned] = []
+            for since in range(0, self._children, CHILDREN):
+                grid = tiles, min(CHILDREN, self._children - since)
+                given = address, numbers, settings, *self._family, self._keys, *tables, since
+                launches.append(Planned(self._kernel, grid, given, own).compiled())
+            copied = scratch[: rows * (end - begin)].view(rows, end - begin)
+            yield _Block(members[:, begin:end], self._parents, copied, launches)
+
+
+class _Block(NamedTuple):
+    """Some genes of a leaf."""
+
+    genes: Any
+    """Those of all members: a view."""
+    parents: Any
+    """The members that become parents."""
+    scratch: Any
+    """Where their genes are while children are written over them."""
+    launches: Sequence[Planned]
+
+    def replace(self) -> None:
+        """Write the children's genes."""
+        require("torch", "torch").index_select(self.genes, 0, self.parents, out=self.scratch)
+        for launch in self.launches:
+            launch()
 
 
 def _trained(pop: Any) -> list[Leaf]:

@@ -132,16 +132,16 @@ def _bounded(gene, low, high, outside: tl.constexpr):
 
 @triton.jit
 def replace(
-    scratch, stride, address, numbers, settings, mothers, fathers, slots, keys, of_mother, cuts, places, table,
+    scratch, numbers, settings, mothers, fathers, slots, keys, of_mother, cuts, places, table,
     thresholds, since, cross: tl.constexpr, points: tl.constexpr, mutate: tl.constexpr, kind: tl.constexpr,
     width: tl.constexpr, outside: tl.constexpr, dtype: tl.constexpr, aligned: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
     """Write children over the members in `slots`, number `since` and on: a program for each and each tile.
 
     `numbers` are the first index of the block, its end, the index at which its first tile begins, the index of the
-    leaf's first gene and the genes of a member; `settings` are the strength of a change, and the bounds: float64.
-    `scratch` and `address` are addresses, the rows of scratch are `stride` genes apart; `mothers` and `fathers` are
-    rows of it. `aligned` says that all rows begin and end at multiples of 16 bytes.
+    leaf's first gene, the genes of a member, and the address of the first; `settings` are the strength of a change, and
+    the bounds: float64. `scratch` is an address; `mothers` and `fathers` are rows of it, as long as the block.
+    `aligned` says that all rows begin and end at multiples of 16 bytes.
     """
     child = tl.program_id(1) + since
     real: tl.constexpr = FLOAT64 if dtype == FLOAT64 else FLOAT32
@@ -153,9 +153,9 @@ def replace(
         low, high = tl.multiple_of(low, 16 // itemsize), tl.multiple_of(high, 16 // itemsize)
     place = tl.arange(0, tile)
     mask = (place >= low) & (place < high)
-    rows = tl.load(scratch) + (start - begin) * itemsize
-    a = load(rows + tl.load(mothers + child) * stride * itemsize, place, mask, dtype, aligned)
-    b = load(rows + tl.load(fathers + child) * stride * itemsize, place, mask, dtype, aligned)
+    stride, rows = (end - begin) * itemsize, tl.load(scratch) + (start - begin) * itemsize
+    a = load(rows + tl.load(mothers + child) * stride, place, mask, dtype, aligned)
+    b = load(rows + tl.load(fathers + child) * stride, place, mask, dtype, aligned)
     seed = keys + 2 * child
     scale, least, most = tl.load(settings), tl.load(settings + 1), tl.load(settings + 2)
     if real == FLOAT32:
@@ -167,5 +167,5 @@ def replace(
         gene = _some_changed(gene, start, seed, scale, tl.load(table), thresholds, mutate, kind, width, real, tile)
     nothing = tl.zeros([tile], gene.dtype)
     gene = _bounded(gene, least + nothing, most + nothing, outside)
-    member = tl.load(address) + (tl.load(slots + child) * tl.load(numbers + 4) + start - leaf) * itemsize
+    member = tl.load(numbers + 5) + (tl.load(slots + child) * tl.load(numbers + 4) + start - leaf) * itemsize
     store(member, place, gene, mask, dtype, aligned)

@@ -39,7 +39,7 @@ COLUMNS = 8
 """Numbers in a row of the table, int64."""
 
 AT_ALL, CHECKED, WHERE_DONE = range(3)
-"""How a move is made: unchecked, checked, or where a checked one was done."""
+"""How a move is made: unchecked, checked, or back where a checked one was done."""
 
 _COLUMNS, _CHECKED, _WHERE_DONE = tl.constexpr(COLUMNS), tl.constexpr(CHECKED), tl.constexpr(WHERE_DONE)
 ROUNDING = tl.constexpr(_ROUNDING)
@@ -127,6 +127,8 @@ def perturb(
     place = tl.arange(0, tile)
     old = load(address, place, _inside(place, low, high), dtype, whole)
     change = _real(_steps(row, start, seed, kind, width, tile), dtype) * _real(tl.load(settings), dtype)
+    if how == _WHERE_DONE:
+        change = -change
     new = old + change
     if how == _CHECKED:
         is_done = _is_good(old, new, old, settings, low, high, place, dtype)
@@ -213,6 +215,8 @@ def update(
             random = (2 * random + 1) << (drop - 33)
         total = (total + random) >> drop
     change = _real(total, dtype) * _real(tl.load(settings), dtype)
+    if how == _WHERE_DONE:
+        change = -change
     old = load(address, place, _inside(place, low, high), dtype, whole)
     new = old + change
     if how == _CHECKED:

@@ -152,13 +152,16 @@ FROM_THE_SIDE = {
 }
 
 
-def refuses_at(n, monkeypatch):
-    """Have the n-th replacement of leaves fail for a lack of memory, before anything is donated to it."""
+def refuses_at(n, monkeypatch, only=True):
+    """Have the n-th replacement of leaves fail for a lack of memory, `only` that or those after it, too.
+
+    It fails before anything is donated to it.
+    """
     replace, calls = OnJax.replace, []
 
     def short(self, *arguments):
         calls.append(arguments)
-        if len(calls) == n:
+        if len(calls) == n or (len(calls) > n and not only):
             raise MemoryError("no room")
         return replace(self, *arguments)
 
@@ -185,6 +188,26 @@ def test_a_lack_of_memory_at_any_step_leaves_the_store_at_its_side_and_its_log_g
         assert bits(store) == centre, n
         log = es.perturb(store, NOISE, 7)
     assert n > 3 and bits(store) != beside
+
+
+@pytest.mark.parametrize("verb", FROM_THE_SIDE)
+def test_a_lack_of_memory_that_goes_on_leaves_the_store_as_it_was_or_says_that_it_is_not(verb, monkeypatch):
+    n, told = 0, []
+    while True:
+        _, store = both("bfloat16")
+        log = es.perturb(store, NOISE, 7)
+        beside, n = bits(store), n + 1
+        with monkeypatch.context() as patch:
+            refuses_at(n, patch, only=False)
+            try:
+                FROM_THE_SIDE[verb](store, log)
+                break
+            except MemoryError as error:
+                notes = getattr(error, "__notes__", [])
+                assert not hasattr(error, "undo") and len(notes) <= 1
+                told.append(any("could not all be taken back" in note for note in notes))
+        assert told[-1] == (bits(store) != beside)
+    assert set(told) == {True, False}
 
 
 def test_a_lack_of_memory_as_an_update_is_taken_back_leaves_it_there_and_its_log_good(monkeypatch):

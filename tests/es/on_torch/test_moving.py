@@ -12,6 +12,8 @@ import flatstore as fs
 from flatstore import es
 from flatstore.es.on_torch import launches, logged
 from flatstore.es.on_torch.tables import TILES
+from flatstore.kernels.triton import logged_moves, moves
+from flatstore.noise import as_keys
 from flatstore.store import OnTorch, TorchPopulation, array_of
 from tests.example_trees import says
 
@@ -246,6 +248,15 @@ def test_a_move_of_16_bits_that_would_not_be_finite_moves_nothing(kind):
     assert [bits_of(store, path) for path in store] == before
 
 
+def test_the_leaf_that_would_not_be_finite_is_named_and_not_one_that_was_moved_and_taken_back(kind):
+    noise = fs.Normal(14.0, bound=64)
+    _, store = both(noise=noise, tree={"a": np.full(1, 65472, "f2"), "h": np.full(1, 65504, "f2")})
+    added = [noise.delta(leaf, as_keys([75]), 0, 1)[0, 0] for leaf in store.layout.leaves]
+    assert added[1] < added[0] and 65472 + added[0] < 65520 <= 65504 + added[1] < 65472 + 2 * added[0]
+    with pytest.raises(ValueError, match="'h': expected parameters that stay finite in float16, got .* 65521 after"):
+        es.perturb(store, noise, 75)
+
+
 def test_a_failure_on_the_way_takes_all_back(monkeypatch):
     monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
     tree = {"a": np.linspace(-1, 1, 3000, dtype="f4"), "g": np.ones(900, "f2"), "h": np.zeros(3000, "bfloat16")}
@@ -293,26 +304,50 @@ def test_a_launch_that_fails_takes_those_before_it_back(monkeypatch, verb):
     assert [bits_of(store, path) for path in store] == before
 
 
-def a_step_that_fails(n, patch):
-    """Have the n-th of what the card is asked for fail: to hold an array, or to compile a kernel and launch it."""
-    calls = []
+class Compiled:
+    """A kernel that a card compiles at its first launch with other constants: that may fail, and later ones do not."""
+
+    def __init__(self, kernel, seen, step):
+        self.kernel, self.seen, self.step = kernel, seen, step
+
+    def __getitem__(self, grid):
+        def launch(*given, **constants):
+            variant = (self.kernel, *constants.items())
+            if variant not in self.seen:
+                self.step(lambda: self.seen.add(variant))()
+            self.kernel[grid](*given, **constants)
+
+        return launch
+
+
+def steps_that_fail(n, patch, only):
+    """Have the n-th of what the card is asked for fail, `only` that or those after it, too.
+
+    It is asked to hold an array, and to compile a kernel.
+    """
+    calls, seen = [], set()
 
     def failing(real):
-        def step(*arguments):
+        def step(*arguments, **how):
             calls.append(real)
-            if len(calls) == n:
+            if len(calls) == n or (len(calls) > n and not only):
                 raise MemoryError
-            return real(*arguments)
+            return real(*arguments, **how)
 
         return step
 
-    patch.setattr(launches, "on_device", failing(launches.on_device))
-    patch.setattr(logged, "on_device", failing(logged.on_device))
-    patch.setattr(launches.Planned, "compiled", failing(launches.Planned.compiled))
+    for module in (launches, logged):
+        patch.setattr(module, "on_device", failing(module.on_device))
+    for name in ("zeros", "empty"):
+        patch.setattr(torch, name, failing(getattr(torch, name)))
+    for module, names in ((moves, ("perturb", "sample", "update")), (logged_moves, ("add", "check", "take_back"))):
+        for name in names:
+            patch.setattr(module, name, Compiled(getattr(module, name), seen, failing))
 
 
+@pytest.mark.parametrize("only", [True, False], ids=["once", "from then on"])
 @pytest.mark.parametrize("verb", ["back", "across", "update"])
-def test_what_fails_at_any_step_leaves_the_store_at_its_side_and_its_log_good(monkeypatch, verb):
+def test_what_fails_at_any_step_leaves_the_store_at_its_side_and_its_log_good(monkeypatch, verb, only):
     monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
     tree = {"a": np.linspace(-1, 1, 300, dtype="f4"), "g": np.ones(90, "f2"), "h": np.linspace(-1, 1, 1500)}
     host, store = both(tree=tree | {"h": tree["h"].astype("bfloat16")})
@@ -327,7 +362,7 @@ def test_what_fails_at_any_step_leaves_the_store_at_its_side_and_its_log_good(mo
     while True:
         n += 1
         with monkeypatch.context() as patch:
-            a_step_that_fails(n, patch)
+            steps_that_fail(n, patch, only)
             try:
                 move(store, log)
                 break
@@ -339,6 +374,59 @@ def test_what_fails_at_any_step_leaves_the_store_at_its_side_and_its_log_good(mo
         log = es.perturb(store, NOISE, 1)
     move(host, es.perturb(host, NOISE, 1))
     assert n > 10 and same(store, host)
+
+
+@pytest.mark.parametrize("verb", ["the bound", "too large"])
+def test_what_may_not_be_and_fails_on_the_way_leaves_the_bits(monkeypatch, verb):
+    monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
+    tree = {"a": np.zeros(300, "f4"), "d": np.full(300, 63.99), "h": np.zeros(50, "f2")}
+    tree["h"][10:] = {"the bound": 0, "too large": 65500}[verb]
+    tree["d"] -= {"the bound": 0, "too large": 30}[verb]
+    noise, n = fs.Normal({"h": 14.0, "*": 0.5}, bound=64), 0
+    _, store = both(noise=noise, tree=tree)
+    before = [bits_of(store, path) for path in store]
+    while True:
+        n += 1
+        with monkeypatch.context() as patch, pytest.raises((MemoryError, ValueError)) as error:
+            steps_that_fail(n, patch, False)
+            es.perturb(store, noise, 1)
+        assert [bits_of(store, path) for path in store] == before, n
+        if error.type is ValueError:
+            break
+    assert n > 5
+
+
+@pytest.mark.parametrize("only", [True, False], ids=["once", "from then on"])
+def test_a_sample_that_fails_writes_no_member(monkeypatch, only):
+    monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
+    tree = {"a": np.linspace(-1, 1, 3000, dtype="f4"), "b": np.ones(5, "f4"), "h": np.ones(90, "f2")}
+    noise, n = fs.Normal({"b": 0, "*": 0.02}), 0
+    _, store = both(noise=noise, tree=tree)
+    pop = TorchPopulation.zeros(store.layout, DEVICE, 3)
+    while True:
+        n += 1
+        with monkeypatch.context() as patch:
+            steps_that_fail(n, patch, only)
+            try:
+                es.sample(pop, store, noise, fs.seeds(1, 3))
+                break
+            except MemoryError:
+                assert not pop.to_vector().any(), n
+    assert n > 5 and pop.to_vector().all()
+
+
+def test_a_log_on_another_device_is_refused(monkeypatch):
+    monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
+    _, store = both("bfloat16")
+    log = es.perturb(store, NOISE, 1)
+    log.parts[:] = [part._replace(done=part.done.to("meta")) for part in log.parts]
+    for call in (
+        lambda: es.perturb(store, NOISE, 1, sign=-1, undo=log),
+        lambda: es.update(store, NOISE, [1], [1.0], perturbed=1, undo=log),
+    ):
+        with pytest.raises(ValueError, match=f"expected an undo log on {DEVICE}.*, got one on meta") as error:
+            call()
+        says(error)
 
 
 def test_what_a_card_cannot_do_says_so(monkeypatch):
@@ -402,10 +490,10 @@ def test_optimisers_have_the_bits_of_the_host(kind, dtype):
         host, store = both(dtype)
         own = [optimiser(x) for x in (host, store)]
         for number in range(3):
-            for x, moves in ((host, own[0]), (store, own[1])):
+            for x, optimised in ((host, own[0]), (store, own[1])):
                 slope = x.copy()
                 es.perturb(slope, NOISE, number, exact=False)
-                moves.step(slope, 0.01)
+                optimised.step(slope, 0.01)
         assert same(store, host) and own[1].count == 3
 
 

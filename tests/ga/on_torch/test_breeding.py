@@ -11,6 +11,7 @@ import torch
 import flatstore as fs
 from flatstore import ga
 from flatstore.ga.on_torch import breeding
+from flatstore.kernels.triton import generation
 from flatstore.store import TorchPopulation, array_of
 from tests.example_trees import says
 
@@ -129,6 +130,41 @@ def test_a_part_of_what_is_asked_cannot_be_done_on_a_card(monkeypatch):
             ga.step(pop, np.arange(SIZE), seed=0, **how)
         says(error)
     assert [array_of(x.cpu()).tobytes() for x in pop.homes.values()] == before
+
+
+class CompiledUpTo:
+    """A kernel as a card has it: for constants and sizes of another kind it is compiled again, which fails at last."""
+
+    def __init__(self, kernel, variants):
+        self.kernel, self.variants, self.seen = kernel, variants, set()
+
+    def __getitem__(self, grid):
+        def launch(*given, **constants):
+            sizes = tuple((x == 1, x % 16 == 0) for x in given if isinstance(x, int))
+            places = tuple(x.data_ptr() % 16 == 0 for x in given if isinstance(x, torch.Tensor))
+            self.seen.add((sizes, places, *constants.items()))
+            if len(self.seen) > self.variants:
+                raise MemoryError
+            self.kernel[grid](*given, **constants)
+
+        return launch
+
+
+def test_a_kernel_that_cannot_be_compiled_leaves_no_generation_half_made(monkeypatch):
+    monkeypatch.setattr(TorchPopulation, "breeding", TorchPopulation.breeding_on_card)
+    monkeypatch.setattr(breeding, "SCRATCH", SIZE * 100 * 4 * 4 // 3)
+    here, there = both({"a": np.zeros(4, "f4"), "d": np.zeros(30), "h": np.zeros(411, "f2"), "w": np.zeros(250, "f4")})
+    before, kernel, variants = [array_of(x.cpu()).tobytes() for x in there.homes.values()], generation.replace, 0
+    while True:
+        monkeypatch.setattr(generation, "replace", CompiledUpTo(kernel, variants))
+        try:
+            ga.step(there, np.arange(SIZE), seed=3, mutate=fs.Normal(0.1))
+            break
+        except MemoryError:
+            assert [array_of(x.cpu()).tobytes() for x in there.homes.values()] == before, variants
+        variants += 1
+    ga.step(here, np.arange(SIZE), seed=3, mutate=fs.Normal(0.1))
+    assert 3 <= variants and same(there, here)
 
 
 def test_a_population_that_is_lent_is_not_replaced(kind):

@@ -27,7 +27,6 @@ POINTERS = {
     "weights": "*i32",
     "of_mother": "*u8",
     "since": "i32",
-    "stride": "i32",
     "largest": "i32",
     "room": "i32",
 }
