@@ -14,6 +14,8 @@ from measure import CARD, JAX, NOISE, TORCH, Line, extra, median, of_roof, on_cl
 import flatstore as fs
 from flatstore import es, ga
 
+SMALL_NOISE = fs.Normal(0.001)
+
 
 def a_store(n: int, dtype: str) -> Any:
     """Weights as networks have them, on the grid of the noise."""
@@ -28,8 +30,8 @@ def verbs(store: Any, out: Any) -> dict[str, tuple[Callable[[], object], int]]:
     """What is timed, of a store of one dtype, and how often it goes over the parameters."""
     sign = iter([1, -1] * 1000)
 
-    def there_and_back() -> None:
-        es.perturb(store, NOISE, 1, sign=-1, undo=es.perturb(store, NOISE, 1))
+    def there_and_back() -> None:  # by noise as it is used there: less than the weights
+        es.perturb(store, SMALL_NOISE, 1, sign=-1, undo=es.perturb(store, SMALL_NOISE, 1))
 
     made: dict[str, tuple[Callable[[], object], int]] = {"sample": (lambda: es.sample(out, store, NOISE, [1]), 1)}
     if store["w"].element_size() == 2:

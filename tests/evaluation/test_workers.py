@@ -258,7 +258,10 @@ def test_when_the_program_is_killed_its_workers_end_and_remove_its_segment(funct
     assert segments_there()
     process.kill()
     process.communicate()
-    until(lambda: not group_of(number) and not segments_there())
+    until(lambda: not group_of(number))
+    if function == "slow":  # killed as workers start, perhaps before one has attached: then the next who shares sweeps
+        fs.Store.zeros(fs.Layout.from_tree({"w": np.zeros(1, "f4")})).share()
+    until(lambda: not segments_there())
 
 
 def test_what_is_left_of_a_program_killed_before_its_workers_had_started_goes_when_another_shares():
