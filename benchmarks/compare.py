@@ -11,7 +11,6 @@ rows are whole loops on small networks, where evaluation is most of it. A peer t
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import platform
 import sys
@@ -25,13 +24,13 @@ import numpy as np
 if __package__:  # asv imports this folder as a package
     from . import es_peers, ga_peers, whole_peers
     from .race import race
-    from .report import processor
+    from .report import processor, versions
 else:
     import es_peers
     import ga_peers
     import whole_peers
     from race import race
-    from report import processor
+    from report import processor, versions
 
 LIBRARIES = ("flatstore", "numpy", "evosax", "evotorch")
 SMALLEST = 16 << 20
@@ -142,16 +141,12 @@ def picture(results: Results, path: Path, dark: bool) -> None:
     figure.savefig(path, dpi=150)
 
 
-def versions() -> str:
+def compared() -> str:
     """What was compared, where, and when."""
-    found: list[str] = []
-    for name in ("flatstore", "evosax", "evotorch", "jax", "numpy", "torch"):
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"{name} n/a")
+    names = "flatstore", "evosax", "evotorch", "jax", "numpy", "torch"
+    found = dict.fromkeys(names, "n/a") | versions(*names)
     machine = f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    return f"{', '.join(found)}; {machine}; {time.strftime('%Y-%m-%d')}"
+    return f"{', '.join(map(' '.join, found.items()))}; {machine}; {time.strftime('%Y-%m-%d')}"
 
 
 def main() -> None:
@@ -167,7 +162,7 @@ def main() -> None:
         print(f"\r[{bar}] {job.name:40}", end="", file=sys.stderr, flush=True)
         results.append((job, measured(job, 2 if arguments.quick else 5)))
     print(f"\r[{'#' * len(todo)}] {'done':40}", file=sys.stderr)
-    text = "\n".join([*table(results), "", f"`python benchmarks/compare.py`; {versions()}", ""])
+    text = "\n".join([*table(results), "", f"`python benchmarks/compare.py`; {compared()}", ""])
     print(text)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import multiprocessing
-import os
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from flatstore.bench import tidy
+from flatstore.bench import scaled as scaled
+from flatstore.bench import tidy as tidy
 
 if __package__:  # asv imports this folder as a package
     from .ga_peers import Peer
@@ -79,11 +78,3 @@ def race(
         taken = np.array([[worker.submit(turn).result() for worker in workers.values()] for _ in range(rounds)])
         peaks = {name: worker.submit(peak).result() for name, worker in workers.items()}
     return dict(zip(peers, taken.T, strict=True)), peaks
-
-
-def scaled(array: Any) -> Callable[[], None]:
-    """A call that is the roof: `np.multiply` in place, a part of the array for each core."""
-    parts = np.array_split(array, os.cpu_count() or 1)
-    threads = ThreadPoolExecutor(len(parts))
-    one = np.float32(1)
-    return lambda: list(threads.map(lambda part: np.multiply(part, one, out=part), parts)).clear()

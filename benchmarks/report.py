@@ -84,6 +84,15 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def versions(*names: str) -> dict[str, str]:
+    """The versions of those packages that are installed, by name."""
+    found: dict[str, str] = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def report(description: str, *measures: Callable[[bool], Iterator[Row]]) -> None:
     """The command line of a report: measure, and print."""
     parser = argparse.ArgumentParser(description=description)
@@ -99,9 +108,6 @@ def report(description: str, *measures: Callable[[bool], Iterator[Row]]) -> None
     rows.insert(1, Row(*("-" * width for width in widths)))
     for row in rows:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
-    found: list[str] = []
-    for name in ("jax", "numpy", "numba", "evosax", "evotorch", "torch"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{name} {importlib.metadata.version(name)}")
+    found = [" ".join(pair) for pair in versions("jax", "numpy", "numba", "evosax", "evotorch", "torch").items()]
     quick = "; --quick" * arguments.quick
     print(f"\nPython {platform.python_version()}, {', '.join(found)}; {processor()}, {os.cpu_count()} cores{quick}")

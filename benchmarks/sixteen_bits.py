@@ -11,7 +11,6 @@ tensor for each parameter, made again from the seed of torch) and that of es-at-
 
 from __future__ import annotations
 
-import gc
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 import flatstore as fs
+from flatstore.bench import tidy
 
 if __package__:  # asv imports this folder as a package
     from .report import MIB, Call, Row, at_least, at_most, beside, interleaved, ratio, report, resident
@@ -165,10 +165,7 @@ def at_scales(parameters: list[Any], sign: int, seed: int) -> None:
 
 def peak_beyond(call: Call) -> float:
     """How many MiB the resident memory grows while a call is made, at the peak."""
-    gc.collect()
-    with open("/proc/self/clear_refs", "w") as clear:
-        clear.write("5")
-    before = resident("VmRSS")
+    before = tidy()
     call()
     return max(0, resident("VmHWM") - before) / MIB
 

@@ -15,4 +15,5 @@ from flatstore.bench.timing import interleaved as interleaved
 from flatstore.bench.timing import of_roof as of_roof
 from flatstore.bench.timing import ratio as ratio
 from flatstore.bench.timing import roof as roof
+from flatstore.bench.timing import scaled as scaled
 from flatstore.bench.timing import seconds as seconds

@@ -76,8 +76,18 @@ def of_roof(work: Call, nbytes: int, rounds: int = 9) -> float:
 
 
 def _in_place(nbytes: int) -> Call:
-    """A call that multiplies so many bytes of float32 in place, a part for each core."""
-    parts: list[Array] = np.array_split(np.ones(nbytes // 4, np.float32), os.cpu_count() or 1)
+    return scaled(np.ones(nbytes // 4, np.float32))
+
+
+def scaled(array: Array) -> Call:
+    """A call that is the roof for an array of float32: `np.multiply` in place, a part for each core.
+
+    >>> x = np.ones(1000, "f4")
+    >>> scaled(x)()
+    >>> bool((x == 1).all())
+    True
+    """
+    parts: list[Array] = np.array_split(array, os.cpu_count() or 1)
     threads, one = ThreadPoolExecutor(len(parts)), np.float32(1)
 
     def multiply(part: Array) -> None:

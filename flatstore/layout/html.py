@@ -27,7 +27,8 @@ def memory_map(title: str, leaves: Sequence[Leaf], nbytes: int) -> str:
     homes = sorted((leaf for leaf in leaves if leaf.tied is None and leaf.nbytes), key=lambda leaf: leaf.offset)
     names = list(dict.fromkeys(leaf.dtype.name for leaf in homes))
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
-    boxes = "".join(_box(run, colours, _WIDTH / max(nbytes, 1)) for run in _runs(homes, _WIDTH / max(nbytes, 1)))
+    scale = _WIDTH / max(nbytes, 1)
+    boxes = "".join(_box(run, colours, scale) for run in _runs(homes, scale))
     legend = "".join(f'<span style="color:{colours[name]}">&#9632;</span> {escape(name)} &ensp;' for name in names)
     return (
         f'<div style="max-width:60em;font-size:90%"><div>{escape(title)}</div>'

@@ -64,7 +64,7 @@ class LoggedMoves:
         self._torch = require("torch", "torch")
         self._kernels = require("flatstore.kernels.triton.logged_moves", "triton")
         self._kinds = require("flatstore.kernels.triton.storage", "triton").KINDS
-        self._seed = on_device(store, words(key).astype(np.int64))
+        self._seed = on_device(store, words(key).astype(np.int64)) if tables else None
 
     def go(self, undo: CardLog | None, made: CardLog) -> None:
         """Go back to the centre by a log, if there is one, and to where a new one leads back from; or stay.
