@@ -1,11 +1,12 @@
 """flatstore beside its peers: one table, and one picture of it, for light and for dark pages.
 
-    python benchmarks/compare.py --out docs/pictures     # under ten minutes on two cores
-    python benchmarks/compare.py --quick                 # a minute, smaller sizes, no files
+    python -m benchmarks.compare --out docs/pictures     # under ten minutes on two cores
+    python -m benchmarks.compare --quick                 # a minute, smaller sizes, no files
 
 Each peer has a process of its own, which times its own work; the processes take turns (`race.py`). A generation is
 selection, crossover and mutation (ga), or samples around a centre and its move (es), without an evaluation; the last
-rows are whole loops on small networks, where evaluation is most of it. A peer that is not installed is `n/a`.
+rows are whole loops on small networks, where evaluation is most of it. Below stand the exponents of `scaling.py`: how
+the cost of each grows with the work, 1 where twice as much takes twice as long. What is not installed is `n/a`.
 """
 
 from __future__ import annotations
@@ -21,16 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-if __package__:  # asv imports this folder as a package
-    from . import es_peers, ga_peers, whole_peers
-    from .race import race
-    from .report import processor, versions
-else:
-    import es_peers
-    import ga_peers
-    import whole_peers
-    from race import race
-    from report import processor, versions
+from . import race, scaling
+from .peers import installed, named
+from .report import NOT_THERE, processor, versions
 
 LIBRARIES = ("flatstore", "numpy", "evosax", "evotorch")
 SMALLEST = 16 << 20
@@ -65,27 +59,33 @@ def jobs(quick: bool) -> list[Job]:
     """All jobs."""
     members, genes = (64, 20_000) if quick else (256, 200_000)
     small = (64, 2_410) if quick else (256, 2_410)
-    scan = {"evosax": ga_peers.PEERS["evosax (scan)"]}
-    genetic = {name: whole_peers.GENETIC.get(name, whole_peers.GENETIC["evosax (scan)"]) for name in LIBRARIES}
-    strategy = {name: whole_peers.STRATEGIES.get(name, whole_peers.STRATEGIES["evosax (scan)"]) for name in LIBRARIES}
-    for whole in (genetic, strategy):
-        del whole["numpy"]  # an evaluation in plain NumPy would be another job
     return [
-        Job("a generation, ga", {name: ga_peers.PEERS[name] for name in LIBRARIES} | scan, members, genes, 1),
-        Job("a generation, es", {name: es_peers.PEERS[name] for name in LIBRARIES}, members, genes, 1),
-        Job("a whole loop, ga, small network", genetic, *small, 20),
-        Job("a whole loop, es, small network", strategy, *small, 20),
+        Job("a generation, ga", some("generation", "ga"), members, genes, 1),
+        Job("a generation, es", some("generation", "es"), members, genes, 1),
+        Job("a whole loop, ga, small network", some("evaluation", "ga"), *small, 20),
+        Job("a whole loop, es, small network", some("evaluation", "es"), *small, 20),
     ]
+
+
+def some(question: str, kind: str) -> dict[str, Any]:
+    """The peer of each library that has one."""
+    peers = named(question, kind)
+    chosen = {name: peers.get(variant(name, peers)) for name in LIBRARIES}
+    return {name: peer for name, peer in chosen.items() if peer is not None}
+
+
+def variant(library: str, peers: dict[str, Any]) -> str:
+    """The name of a library's peer; of several, of the one that is one compiled loop."""
+    return f"{library} (scan)" if f"{library} (scan)" in peers else library
 
 
 def measured(job: Job, rounds: int) -> dict[str, Result | None]:
     """The result of each library, None where it is not installed."""
-    found = {name: peer for name, peer in job.peers.items() if peer.installed()}
-    taken, peaks = race(found, job.members, job.genes, rounds, job.generations)
-    size = job.members * job.genes
+    found, size = installed(job.peers), job.members * job.genes
+    taken = race.race(found, job.members, job.genes, rounds, job.generations)
     made: dict[str, Result | None] = dict.fromkeys(job.peers)
-    for name in found:
-        peak = peaks[name] / (4 * size) if 4 * size >= SMALLEST else None
+    for name, peer in found.items():
+        peak = race.peak(peer, job.members, job.genes) / (4 * size) if 4 * size >= SMALLEST else None
         made[name] = Result(size / float(np.median(taken[name])), peak)
     return made
 
@@ -99,9 +99,20 @@ def table(results: Results) -> Iterator[str]:
         yield f"| {job.name}, {job.members} × {job.genes:,} | {' | '.join(cells)} |"
 
 
+def growing(quick: bool) -> Iterator[str]:
+    """The lines of a table of exponents."""
+    yield f"| exponent of the cost | {' | '.join(LIBRARIES)} |"
+    yield "|---|" + "---|" * len(LIBRARIES)
+    for name, growth in scaling.GROWTH.items():
+        found = installed(growth.peers)
+        names = [variant(library, growth.peers) for library in LIBRARIES]
+        cells = [f"{scaling.grown(name, x, quick)[0]:.2f}" if x in found else NOT_THERE for x in names]
+        yield f"| {growth.what}, from {growth.sizes[growth.fitted]:,} {name} on | {' | '.join(cells)} |"
+
+
 def _cell(result: Result | None, ours: Result | None) -> str:
     if result is None or ours is None:
-        return "n/a"
+        return NOT_THERE
     peak = "" if result.peak is None else f", peak {result.peak:.1f} ×"
     if result is ours:
         return f"{result.rate / 1e6:,.0f} M genes/s{peak}"
@@ -144,7 +155,7 @@ def picture(results: Results, path: Path, dark: bool) -> None:
 def compared() -> str:
     """What was compared, where, and when."""
     names = "flatstore", "evosax", "evotorch", "jax", "numpy", "torch"
-    found = dict.fromkeys(names, "n/a") | versions(*names)
+    found = dict.fromkeys(names, NOT_THERE) | versions(*names)
     machine = f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     return f"{', '.join(map(' '.join, found.items()))}; {machine}; {time.strftime('%Y-%m-%d')}"
 
@@ -161,8 +172,9 @@ def main() -> None:
         bar = "#" * number + "." * (len(todo) - number)
         print(f"\r[{bar}] {job.name:40}", end="", file=sys.stderr, flush=True)
         results.append((job, measured(job, 2 if arguments.quick else 5)))
+    growth = list(growing(arguments.quick))
     print(f"\r[{'#' * len(todo)}] {'done':40}", file=sys.stderr)
-    text = "\n".join([*table(results), "", f"`python benchmarks/compare.py`; {compared()}", ""])
+    text = "\n".join([*table(results), "", *growth, "", f"`python -m benchmarks.compare`; {compared()}", ""])
     print(text)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Stores on a device of JAX beside those on the host, in one run: time, and what XLA takes beside the leaves.
 
-    python benchmarks/device_figures.py            # about a minute
-    python benchmarks/device_figures.py --quick    # smaller
+    python -m benchmarks.device_figures            # about a minute
+    python -m benchmarks.device_figures --quick    # smaller
 
 How it is measured stands in `report.py`.
 """
@@ -19,10 +19,7 @@ from flatstore import es, ga
 from flatstore.es.on_device import donating
 from flatstore.ga.in_jit import on_device
 
-if __package__:  # asv imports this folder as a package
-    from .report import MIB, Row, at_most, beside, interleaved, ratio, report
-else:
-    from report import MIB, Row, at_most, beside, interleaved, ratio, report
+from .report import MIB, Row, at_most, beside, interleaved, ratio, report
 
 NOISE = fs.Normal(0.001)
 LEAVES = 4

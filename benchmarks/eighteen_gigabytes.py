@@ -1,7 +1,7 @@
 """A population of 18 GB evolves on a machine with 24 GB: a few generations in its own memory, and the peak.
 
-    python benchmarks/eighteen_gigabytes.py
-    python benchmarks/eighteen_gigabytes.py --gigabytes 0.05      # to try it
+    python -m benchmarks.eighteen_gigabytes
+    python -m benchmarks.eighteen_gigabytes --gigabytes 0.05      # to try it
 
 Each member is a network of 1,002,000 float32 and is filled in place, a leaf at a time. The fitness is minus the squared
 length of the last bias, so its mean must rise. Prints the bytes of the population, the seconds and the genes per second
@@ -19,10 +19,7 @@ import numpy as np
 
 import flatstore as fs
 
-if __package__:  # asv imports this folder as a package
-    from .report import MIB, resident
-else:
-    from report import MIB, resident
+from .report import MIB, resident
 
 HIDDEN, LAYERS = 500, 4
 """Four layers of 500 x 500 weights and a bias each: 1,002,000 parameters."""

@@ -1,7 +1,7 @@
 """The draws inside `jit` beside those of `jax.random`, in one run: time, and what XLA takes beside the parameters.
 
-    python benchmarks/in_jit_figures.py            # about a minute
-    python benchmarks/in_jit_figures.py --quick    # smaller
+    python -m benchmarks.in_jit_figures            # about a minute
+    python -m benchmarks.in_jit_figures --quick    # smaller
 
 How it is measured stands in `report.py`.
 """
@@ -18,10 +18,7 @@ import numpy as np
 
 import flatstore as fs
 
-if __package__:  # asv imports this folder as a package
-    from .report import Row, at_least, at_most, beside, interleaved, ratio, report
-else:
-    from report import Row, at_least, at_most, beside, interleaved, ratio, report
+from .report import Row, at_least, at_most, beside, interleaved, ratio, report
 
 SIGMA = 0.02
 Step = Callable[[Any, Any], Any]

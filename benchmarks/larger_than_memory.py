@@ -1,4 +1,4 @@
-"""A generation in a file: `python benchmarks/larger_than_memory.py [--megabytes N] [--limit N] [--folder DIR]`.
+"""A generation in a file: `python -m benchmarks.larger_than_memory [--megabytes N] [--limit N] [--folder DIR]`.
 
 In the page cache, beside the same generation in memory, in turn; and with `--limit`, in a process that may use so many
 megabytes (of which Python and its libraries take about 350), beside what the disk takes to read and to write as many

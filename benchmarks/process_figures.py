@@ -1,8 +1,8 @@
 """The figures of processes that share memory, measured side by side in one run and printed as a table.
 
-    python benchmarks/process_figures.py                      # about two minutes, 3 GB of memory, two idle cores
-    python benchmarks/process_figures.py --quick              # smaller sizes
-    python benchmarks/process_figures.py --only environments  # one part
+    python -m benchmarks.process_figures                      # about two minutes, 3 GB of memory, two idle cores
+    python -m benchmarks.process_figures --quick              # smaller sizes
+    python -m benchmarks.process_figures --only environments  # one part
 
 How it is measured stands in `report.py`. Environments are Gymnasium's CartPole-v1, stepped one at a time in Python: an
 episode of 500 steps for each of 64 networks that balance the pole, by workers, which evaluate them where they lie; by a
@@ -29,12 +29,8 @@ import numpy as np
 import flatstore as fs
 from flatstore.evaluation import scorer
 
-if __package__:  # asv imports this folder as a package
-    from .file_figures import a_store
-    from .report import Row, at_least, at_most, beside, interleaved, ratio, report, seconds
-else:
-    from file_figures import a_store
-    from report import Row, at_least, at_most, beside, interleaved, ratio, report, seconds
+from .peers.stored import MIB, random_store
+from .report import NOT_THERE, Row, at_least, at_most, beside, interleaved, ratio, report, seconds
 
 STEPS = 500
 ATTACHING = """
@@ -42,14 +38,14 @@ import sys, time, flatstore as fs
 fs.attach(sys.argv[1])
 start = time.perf_counter()
 x = fs.attach(sys.argv[1])
-print(time.perf_counter() - start, float(x["layer_3"][5]))
+print(time.perf_counter() - start, float(x["layer_00003/w"][5]))
 """
 
 
 def attaches(quick: bool) -> Iterator[Row]:
     """What it takes to share, to attach, and to hold what is shared."""
     mib = 128 if quick else 1024
-    store = a_store(mib)
+    store = random_store(mib * MIB)
     start = time.perf_counter()
     shared = store.share("figures")
     shares = time.perf_counter() - start
@@ -58,7 +54,7 @@ def attaches(quick: bool) -> Iterator[Row]:
     taken = interleaved({"attach": lambda: fs.attach("figures")}, 50)["attach"]
     done = subprocess.run([sys.executable, "-c", ATTACHING, "figures"], capture_output=True, text=True, check=True)
     elsewhere, value = map(float, done.stdout.split())
-    assert np.float32(value) == shared["layer_3"][5] or value != value
+    assert np.float32(value) == shared["layer_00003/w"][5] or value != value
     yield at_most(f"attach to {mib} MiB", 5, 1e3 * float(np.median(taken)), "ms")
     yield at_most("attach to it in another process", 5, 1e3 * elsewhere, "ms")
     yield beside("share it: a copy", f"{1e3 * shares:.0f} ms")
@@ -158,7 +154,7 @@ def environments(quick: bool) -> Iterator[Row]:
     try:
         environment()
     except ImportError:
-        yield beside("environments", "n/a: gymnasium is not installed")
+        yield beside("environments", NOT_THERE)
         return
     pop = balancing(16 if quick else 64).share()
     alone = [episode(member, 0) for member in pop]

@@ -1,8 +1,7 @@
-"""Measuring peers side by side: each in a process of its own, which times its own work; the processes take turns.
+"""Generations of peers side by side: each in a process of its own, which times its own work; the processes take turns.
 
-A peer that is not installed is a line that says so. The peak is the most that the process holds while it makes a
-generation, less what it held before there was a population (after a generation of a tiny one, so that libraries are
-imported and kernels compiled); the population itself counts 1.
+The peak is the most that a population and a generation of it add to a process that has made such a generation before,
+so that libraries are imported and kernels are compiled; the population itself counts 1.
 """
 
 from __future__ import annotations
@@ -10,71 +9,81 @@ from __future__ import annotations
 import contextlib
 import gc
 import multiprocessing
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from flatstore.bench import scaled as scaled
-from flatstore.bench import tidy as tidy
+from flatstore import bench
 
-if __package__:  # asv imports this folder as a package
-    from .ga_peers import Peer
-    from .report import resident, seconds
-else:
-    from ga_peers import Peer
-    from report import resident, seconds
+from .peers import installed
+from .report import MIB, NOT_THERE, Row, at_least, beside, ratio
+
+_here: list[tuple[Any, int]] = []  # the peer of a worker process, and how many generations it makes in its turn
 
 
-class Resident:
-    """A peer and what its process held before the population was there."""
-
-    def __init__(self, make: type[Peer], members: int, genes: int, generations: int) -> None:
-        make(4, 10_000).run(1)
-        self.before = tidy()
-        self.peer, self.generations = make(members, genes), max(generations, make.fewest)
-        self.peer.run(self.generations)  # compiles for this size
-
-    def turn(self) -> float:
-        """The seconds of each generation."""
-        gc.collect()
-        return seconds(lambda: self.peer.run(self.generations)) / self.generations
-
-    def peak(self) -> int:
-        """The most bytes that a generation adds to those held before there was a population."""
-        self.peer.run(1)
-        tidy()
-        self.peer.run(1)
-        return resident("VmHWM") - self.before
-
-
-_here: list[Resident] = []  # the peer of a worker process
-
-
-def settle(*arguments: Any) -> None:
+def settle(make: Any, members: int, genes: int, generations: int) -> None:
     """In a worker: make the peer."""
-    _here.append(Resident(*arguments))
+    _here.append((make(members, genes), max(generations, make.fewest)))
+    turn()  # compiles
 
 
 def turn() -> float:
-    """In a worker: the seconds of a generation."""
-    return _here[0].turn()
+    """In a worker: the seconds of each generation."""
+    peer, generations = _here[0]
+    gc.collect()
+    return bench.seconds(lambda: peer.run(generations)) / generations
 
 
-def peak() -> int:
-    """In a worker: the most bytes that were added."""
-    return _here[0].peak()
-
-
-def race(
-    peers: dict[str, type[Peer]], members: int, genes: int, rounds: int, generations: int
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """Seconds of a generation per round, and peak bytes, of each peer."""
+def race(peers: dict[str, Any], members: int, genes: int, rounds: int, generations: int) -> dict[str, Any]:
+    """Seconds of a generation per round, of each peer."""
     spawn = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(ProcessPoolExecutor(1, spawn)) for name in peers}
         for name, worker in workers.items():
             worker.submit(settle, peers[name], members, genes, generations).result()
         taken = np.array([[worker.submit(turn).result() for worker in workers.values()] for _ in range(rounds)])
-        peaks = {name: worker.submit(peak).result() for name, worker in workers.items()}
-    return dict(zip(peers, taken.T, strict=True)), peaks
+    return dict(zip(peers, taken.T, strict=True))
+
+
+def a_generation(make: Any, members: int, genes: int) -> None:
+    """A population, and a generation of it."""
+    make(members, genes).run(1)
+
+
+def peak(make: Any, members: int, genes: int) -> int:
+    """The most bytes that they take."""
+    return bench.peak_memory(a_generation, make, members, genes)
+
+
+def rows(
+    peers: dict[str, Any],
+    members: int,
+    genes: int,
+    rounds: int,
+    generations: int = 1,
+    targets: dict[str, float] | None = None,
+    made: int | None = None,
+) -> Generator[Row, None, dict[str, int]]:
+    """A line for each peer, and how many times as long each takes as the first; returns the peaks of large ones.
+
+    `made` is how many genes the peers really have.
+    """
+    found, size = installed(peers), members * (made or genes)
+    taken, title = race(found, members, genes, rounds, generations), f"{members:,} x {genes:,}"
+    peaks = {name: peak(peer, members, genes) for name, peer in found.items() if 4 * size > 32 * MIB}
+    for name in peers:
+        measured = NOT_THERE
+        if name in taken:
+            median = float(np.median(taken[name]))
+            measured = f"{1e3 * median:.3g} ms, {size / median / 1e9:.3f} G genes/s"
+        if name in peaks:
+            measured += f", peak {peaks[name] / (4 * size):.2f} populations"
+        yield beside(f"{name}, {title}", measured)
+    ours, *others = found
+    for name in others:
+        figure, longer = f"{name}, seconds / those of {ours}, {title}", ratio(taken, name, ours)
+        target = (targets or {}).get(name)
+        yield beside(figure, f"{longer:.2f} x") if target is None else at_least(figure, target, longer, "x", 1)
+    return peaks

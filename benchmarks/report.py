@@ -1,8 +1,10 @@
 """What the reports share: calls measured side by side, and a table of figures and targets.
 
-A report is not a test: its exit status is 0 when everything could be measured. Times are medians over interleaved
-rounds; a ratio of times is the median of the rounds' own ratios, for a busy machine slows both sides alike. A line
-that begins with '·' has no target: it is a peer, a detail, or the roof of the machine.
+A file of this folder that is named for a question has benchmarks of asv, and prints the same with targets:
+`python -m benchmarks.access`, with `--quick` for smaller sizes, and `--only NAME` for one part of it. A report is not
+a test: its exit status is 0 when everything could be measured. Times are medians over interleaved rounds; a ratio of
+times is the median of the rounds' own ratios, for a busy machine slows both sides alike. A line that begins with
+'·' has no target: it is a peer, a detail, or the roof of the machine. What is not installed is `n/a`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,7 @@ from flatstore.bench import seconds as seconds
 
 MIB = 1 << 20
 Call = Callable[[], Any]
+NOT_THERE = "n/a"
 
 
 class Row(NamedTuple):
@@ -63,6 +66,11 @@ def repeated(call: Call, times: int) -> Call:
             call()
 
     return calls
+
+
+def each(taken: Mapping[Any, Any], unit: str = "ms", by: float = 1e3) -> str:
+    """The median of each call's seconds, as text."""
+    return ", ".join(f"{name} {by * np.median(times):.3g}" for name, times in taken.items()) + f" {unit}"
 
 
 def ratio(taken: dict[Any, Any], of: Any, to: Any) -> float:

@@ -1,4 +1,4 @@
-"""What a run costs that is kept in a folder: `python benchmarks/run_figures.py [--quick] [--folder DIR]`.
+"""What a run costs that is kept in a folder: `python -m benchmarks.run_figures [--quick] [--folder DIR]`.
 
 A generation with `run=` and one without, in turn, and what the journal's own calls take. The folder should be on the
 disk that runs are kept on: a flush takes as long as the disk takes.

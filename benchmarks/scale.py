@@ -1,8 +1,8 @@
 """The figures of a run on Ray, measured in one run on this machine and printed as a table.
 
-    python benchmarks/scale.py                   # about three minutes, 8 GB of memory, two idle cores
-    python benchmarks/scale.py --quick           # fewer workers and generations, under a minute
-    python benchmarks/scale.py --only workers    # one part
+    python -m benchmarks.scale                   # about three minutes, 8 GB of memory, two idle cores
+    python -m benchmarks.scale --quick           # fewer workers and generations, under a minute
+    python -m benchmarks.scale --only workers    # one part
 
 How it is measured stands in `report.py`. Bytes are those that the kernel has counted on all TCP sockets of a worker,
 sent and received, Ray's own messages included: what would travel between machines, if the worker was on another one.
@@ -32,10 +32,7 @@ import flatstore as fs
 from flatstore import es
 from flatstore.scale.replica import Job, Replica, told
 
-if __package__:  # asv imports this folder as a package
-    from .report import Row, at_least, at_most, beside, report, seconds
-else:
-    from report import Row, at_least, at_most, beside, report, seconds
+from .report import NOT_THERE, Row, at_least, at_most, beside, report, seconds
 
 NOISE = fs.Normal(0.01)
 SLEEP = 0.05
@@ -193,7 +190,7 @@ def peers(quick: bool) -> Iterator[Row]:
         import torch
         from evotorch.algorithms import SNES
     except ImportError:
-        yield beside("EvoTorch", "n/a: evotorch is not installed")
+        yield beside("EvoTorch", NOT_THERE)
         return
     logging.disable(logging.WARNING)
     problem: Any = evotorch.Problem(

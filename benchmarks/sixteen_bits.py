@@ -1,17 +1,15 @@
-"""The figures of 16-bit models that are perturbed in place, measured side by side in one run and printed as a table.
+"""16-bit models that are perturbed in place: what a log takes, what is left when noise is taken back, and the time.
 
-    python benchmarks/sixteen_bits.py                      # about ten minutes, 3 GB
-    python benchmarks/sixteen_bits.py --quick              # smaller sizes
-    python benchmarks/sixteen_bits.py --only logs          # one part
+    python -m benchmarks.sixteen_bits                      # about ten minutes, 3 GB
+    python -m benchmarks.sixteen_bits --quick
+    python -m benchmarks.sixteen_bits --only logs          # one part
 
-How it is measured stands in `report.py`. The model of `step` is a Llama of the transformers library with random
-weights, in bfloat16; beside flatstore stand MeZO's own loop (princeton-nlp/MeZO, `large_models/trainer.py`: a normal
-tensor for each parameter, made again from the seed of torch) and that of es-at-scale (a generator and a tensor each).
+The model of `transformer`, `perturb` and `step` is a Llama with random weights in bfloat16; the peers are those of
+`peers/sixteen.py`.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -20,21 +18,76 @@ import ml_dtypes
 import numpy as np
 
 import flatstore as fs
-from flatstore.bench import tidy
+from flatstore import bench
 
-if __package__:  # asv imports this folder as a package
-    from .report import MIB, Call, Row, at_least, at_most, beside, interleaved, ratio, report, resident
-else:
-    from report import MIB, Call, Row, at_least, at_most, beside, interleaved, ratio, report, resident
+from .peers import PEERS
+from .peers.sixteen import NOISE, SCALE, llama, normal, vector
+from .report import MIB, Call, Row, at_least, at_most, beside, interleaved, ratio, report
 
-RMS, SCALE = 0.02, 1e-3
-NOISE = fs.Normal(SCALE, bound=2)
+SIXTEEN = PEERS["sixteen_bits"]
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+WEIGHTS: dict[str, tuple[Any, float, float]] = {
+    "normal, 0.02, noise 0.001": (normal, 1e-3, 5.0),
+    "normal, 0.02, noise 0.0001": (normal, 1e-4, 1.0),
+    "around 1, noise 0.001": (lambda n: 1 + normal(n, 0.05), 1e-3, 0.5),
+    "zeros, noise 0.001": (lambda n: np.zeros(n, np.float32), 1e-3, 0.1),
+    "1e-6, noise 0.1: all is lost": (lambda n: normal(n, 1e-6), 0.1, 101.0),
+}
+"""What makes weights, the noise, and how many percent of their bytes a log may take in bfloat16."""
 
 
-def normal(size: int, rms: float = RMS, seed: int = 0) -> Any:
-    """Normal numbers, float32."""
-    return np.random.default_rng(seed).standard_normal(size, np.float32) * np.float32(rms)
+class ThereAndBack:
+    """Ten times noise added to 1,000,000 parameters in bfloat16, and taken back."""
+
+    params: Any = list(SIXTEEN)
+    param_names = ("peer",)
+    timeout = 300
+
+    def setup(self, peer: str) -> None:
+        SIXTEEN[peer].require()
+        self.peer = SIXTEEN[peer](vector(1_000_000))
+        self.time_10_there_and_back(peer)
+
+    def time_10_there_and_back(self, peer: str) -> None:
+        for _ in range(10):
+            self.peer.perturb()
+            self.peer.undo()
+
+
+class Logs:
+    """The bytes of a log of 1,000,000 parameters (2,000,000 bytes), and of what is not as it was after an undo."""
+
+    params: Any = (list(WEIGHTS), list(DTYPES))
+    param_names = ("weights", "dtype")
+    unit = "bytes"
+
+    def setup(self, weights: str, dtype: str) -> None:
+        make, self.scale, _ = WEIGHTS[weights]
+        self.values = make(1_000_000).astype(DTYPES[dtype])
+
+    def track_log(self, weights: str, dtype: str) -> int:
+        return log_bytes(self.values, fs.Normal(self.scale, bound=2))
+
+    def track_changed(self, weights: str, dtype: str) -> int:
+        return changed(self.values, 1)
+
+
+class Peak(bench.asv.PeakMemory):
+    """What a perturbation of 10,000,000 parameters in bfloat16 (20,000,000 bytes) takes beyond them."""
+
+    params: Any = list(SIXTEEN)
+    param_names = ("peer",)
+
+    def setup(self, peer: str) -> None:
+        SIXTEEN[peer].require()
+
+    @staticmethod
+    def make(peer: str) -> Any:
+        return SIXTEEN[peer](vector(10_000_000))
+
+    @staticmethod
+    def work(made: Any) -> None:
+        made.perturb()
 
 
 def ordered(values: Any) -> Any:
@@ -60,54 +113,47 @@ def other_codes(values: Any, noise: fs.Normal) -> dict[str, float]:
     return {"entropy": entropy / 16, "16-bit entries": share * (1 + beyond), "bitmap and values": 1 / 16 + share}
 
 
+def log_bytes(values: Any, noise: fs.Normal) -> int:
+    """The bytes of a log."""
+    log: Any = fs.es.perturb(fs.Store.from_tree({"w": values}), noise, 1)
+    return log.nbytes
+
+
 def log_share(values: Any, noise: fs.Normal) -> float:
-    """The bytes of a log as a share of those of the values."""
+    """The same, in percent of those of the values."""
+    return 100 * log_bytes(values, noise) / values.nbytes
+
+
+def changed(values: Any, cycles: int) -> int:
+    """How many weights change in so many cycles of +1, -2, +1, each with an update that is taken back."""
     store = fs.Store.from_tree({"w": values})
-    log: Any = fs.es.perturb(store, noise, 1)
-    return log.nbytes / values.nbytes
+    for seed in range(cycles):
+        log = fs.es.perturb(store, NOISE, seed)
+        log = fs.es.perturb(store, NOISE, seed, sign=-2, undo=log)
+        fs.es.perturb(store, NOISE, seed, sign=1, undo=log)
+        log = fs.es.update(store, NOISE, [seed], [0.01], keep=True)
+        fs.es.update(store, NOISE, [seed], [0.01], sign=-1, undo=log)
+    return int((store["w"].view(np.uint16) != values.view(np.uint16)).sum())
 
 
 def logs(quick: bool) -> Iterator[Row]:
     """How much a log takes."""
     n = 1 << (18 if quick else 22)
-    kinds = {
-        f"normal, {RMS}, noise 0.001": (normal(n), 1e-3, 5.0),
-        f"normal, {RMS}, noise 0.0001": (normal(n), 1e-4, 1.0),
-        "around 1, noise 0.001": (1 + normal(n, 0.05), 1e-3, 0.5),
-        "zeros, noise 0.001": (np.zeros(n, np.float32), 1e-3, 0.1),
-        "1e-6, noise 0.1: all is lost": (normal(n, 1e-6), 0.1, 101.0),
-    }
-    for name, (values, scale, most) in kinds.items():
+    for name, (make, scale, most) in WEIGHTS.items():
+        values = make(n)
         half = values.astype(ml_dtypes.bfloat16)
         noise = fs.Normal(scale, bound=2)
-        yield at_most(f"log, bfloat16, {name}", most, 100 * log_share(half, noise), "%", 3)
+        yield at_most(f"log, bfloat16, {name}", most, log_share(half, noise), "%", 3)
         others = ", ".join(f"{code} {100 * x:.2f} %" for code, x in other_codes(half, noise).items())
         yield beside("others", others)
-        wide = 100 * log_share(half, fs.Normal(scale))
-        float16 = 100 * log_share(values.astype(np.float16), noise)
+        wide = log_share(half, fs.Normal(scale))
+        float16 = log_share(values.astype(np.float16), noise)
         yield beside("with the bound 32; in float16", f"{wide:.2f} %; {float16:.2f} %")
-
-
-def a_model(layers: int) -> Any:
-    """A Llama with random weights in bfloat16: 109 million parameters with twelve layers."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=layers,
-        num_attention_heads=12,
-        tie_word_embeddings=True,
-    )
-    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
 
 def transformer(quick: bool) -> Iterator[Row]:
     """How much the log of a whole model takes, leaf by leaf."""
-    store = fs.adopt(a_model(2 if quick else 12))
+    store = fs.adopt(llama(2 if quick else 12))
     found: dict[str, list[float]] = {}
     for leaf in store.layout.homes:
         if leaf.trainable:
@@ -119,113 +165,64 @@ def transformer(quick: bool) -> Iterator[Row]:
     size = sum(leaf.size for leaf in store.layout.homes if leaf.trainable)
     yield at_most(f"log of a model of {size / 1e6:.0f} M parameters", 5, 100 * log.nbytes / nbytes, "%", 3)
     fs.es.perturb(store, NOISE, 1, sign=-1, undo=log)
-    yield beside("by leaf", ", ".join(f"{kind} {100 * np.mean(x):.2f} %" for kind, x in found.items()))
+    yield beside("by leaf", ", ".join(f"{kind} {np.mean(x):.2f} %" for kind, x in found.items()))
 
 
 def cycles(quick: bool) -> Iterator[Row]:
     """What is left of the weights after many cycles of +1, -2, +1, each with an update that is taken back."""
     times, size = (200, 1 << 16) if quick else (10_000, 1 << 18)
     for name, dtype in DTYPES.items():
-        store = fs.Store.from_tree({"w": normal(size).astype(dtype)})
-        before = store["w"].copy()
-        for seed in range(times):
-            log = fs.es.perturb(store, NOISE, seed)
-            log = fs.es.perturb(store, NOISE, seed, sign=-2, undo=log)
-            fs.es.perturb(store, NOISE, seed, sign=1, undo=log)
-            log = fs.es.update(store, NOISE, [seed], [0.01], keep=True)
-            fs.es.update(store, NOISE, [seed], [0.01], sign=-1, undo=log)
-        changed = int((store["w"].view(np.uint16) != before.view(np.uint16)).sum())
-        yield at_most(f"weights that changed in {times:,} cycles, {name}", 0, changed, "", 0)
+        values = normal(size).astype(dtype)
+        yield at_most(f"weights that changed in {times:,} cycles, {name}", 0, changed(values, times), "", 0)
+        store = fs.Store.from_tree({"w": values})
         for seed in range(300):
             for sign in (1, -2, 1):
                 fs.es.perturb(store, NOISE, seed, sign=sign, exact=False)
-        drift = (store["w"].astype(np.float64) - before.astype(np.float64)).std() / SCALE
+        drift = (store["w"].astype(np.float64) - values.astype(np.float64)).std() / SCALE
         yield beside("plain addition, 300 cycles", f"moved by {drift:.2f} standard deviations of the noise")
 
 
-def mezos(parameters: list[Any], sign: int, seed: int) -> None:
-    """MeZO's own way to perturb a model."""
-    import torch
-
-    torch.manual_seed(seed)
-    for parameter in parameters:
-        z = torch.normal(mean=0, std=1, size=parameter.data.size(), dtype=parameter.data.dtype)
-        parameter.data = parameter.data + sign * z * SCALE
-
-
-def at_scales(parameters: list[Any], sign: int, seed: int) -> None:
-    """The way of es-at-scale: a generator for each tensor, seeded alike."""
-    import torch
-
-    for parameter in parameters:
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator)
-        parameter.data.add_(sign * SCALE * noise)
-
-
-def peak_beyond(call: Call) -> float:
-    """How many MiB the resident memory grows while a call is made, at the peak."""
-    before = tidy()
-    call()
-    return max(0, resident("VmHWM") - before) / MIB
-
-
 def perturb(quick: bool) -> Iterator[Row]:
-    """The time of a perturbation with its log, and of taking it back."""
+    """The time of a perturbation with its log, and of taking it back; that of a model, beside the peers."""
     size = 1 << (22 if quick else 26)
-    for name, dtype in DTYPES.items():
-        store = fs.Store.from_tree({"w": normal(size).astype(dtype)})
-        roof, logs_kept = np.zeros(size // 2, np.float32), []
-
-        def add(store: fs.Store = store, kept: list[Any] = logs_kept) -> None:
-            kept.append(fs.es.perturb(store, NOISE, 1))
-
-        def take_back(store: fs.Store = store, kept: list[Any] = logs_kept) -> None:
-            fs.es.perturb(store, NOISE, 1, sign=-1, undo=kept.pop())
-
-        signs = itertools.cycle((1, -1))
+    for name in DTYPES:
+        plain, ours, roof = (SIXTEEN[x](vector(size, name)) for x in ("flatstore, exact=False", "flatstore", "roof"))
         calls: dict[str, Call] = {
-            "exact=False": lambda store=store, signs=signs: fs.es.perturb(
-                store, NOISE, 1, sign=next(signs), exact=False
-            ),
-            "back, exact=False": lambda store=store, signs=signs: fs.es.perturb(
-                store, NOISE, 1, sign=next(signs), exact=False
-            ),
-            "with a log": add,
-            "undo": take_back,
-            "roof": lambda roof=roof: np.multiply(roof, np.float32(1.5), out=roof),
+            "exact=False": plain.perturb,
+            "back, exact=False": plain.undo,
+            "with a log": ours.perturb,
+            "undo": ours.undo,
+            "roof": roof.perturb,
         }
         taken = interleaved(calls, 3 if quick else 9)
-        yield at_most(
-            f"perturb with its log / exact=False, {name}", 1.5, ratio(taken, "with a log", "exact=False"), "x"
-        )
+        figure = f"perturb with its log / exact=False, {name}"
+        yield at_most(figure, 1.5, ratio(taken, "with a log", "exact=False"), "x")
         yield at_most(f"undo / exact=False, {name}", 1.2, ratio(taken, "undo", "exact=False"), "x")
         shares = ", ".join(f"{x} {100 * ratio(taken, 'roof', x):.0f} %" for x in ("exact=False", "with a log", "undo"))
-        yield beside("of np.multiply on the same bytes, one thread", shares)
-    model = a_model(2 if quick else 12)
-    parameters = [x for x in model.parameters() if x.requires_grad]
-    mezo = interleaved({"MeZO": lambda: mezos(parameters, 1, 1)}, 3)["MeZO"]
-    mezo_peak = peak_beyond(lambda: mezos(parameters, 1, 2))
-    scale = interleaved({"at scale": lambda: at_scales(parameters, 1, 1)}, 3)["at scale"]
-    scale_peak = peak_beyond(lambda: at_scales(parameters, 1, 2))
-    store = fs.adopt(model)
-    fs.es.snap(store, NOISE)
-    logs_kept = []
-    ours = interleaved({"add": lambda: logs_kept.append(fs.es.perturb(store, NOISE, 1))}, 3)["add"]
-    peak = peak_beyond(lambda: logs_kept.append(fs.es.perturb(store, NOISE, 2)))
-    model_mib = sum(x.nbytes for x in parameters) / MIB
-    faster = float(np.median(mezo) / np.median(ours))
-    yield at_least(f"a model of {model_mib:.0f} MiB perturbed, MeZO's loop / flatstore", 1, faster, "x", 1)
-    yield beside("es-at-scale's loop / flatstore", f"{np.median(scale) / np.median(ours):.1f} x")
-    yield beside("memory at the peak", f"{peak:.0f} MiB, MeZO {mezo_peak:.0f}, es-at-scale {scale_peak:.0f}")
+        yield beside("of np.multiply on the same bytes, all threads", shares)
+    layers = 2 if quick else 12
+    names = ("flatstore", "MeZO", "es-at-scale")
+    peers = {name: SIXTEEN[name](llama(layers)) for name in names}
+    taken = interleaved({name: peer.perturb for name, peer in peers.items()}, 3)
+    figure = f"a model of {peers['flatstore'].nbytes / MIB:.0f} MiB perturbed, MeZO's loop / flatstore"
+    del peers
+    yield at_least(figure, 1, ratio(taken, "MeZO", "flatstore"), "x", 1)
+    yield beside("es-at-scale's loop / flatstore", f"{ratio(taken, 'es-at-scale', 'flatstore'):.1f} x")
+    peaks = (f"{x} {bench.peak_memory(Peak.work, x, layers, setup=of_llama) / MIB:.0f} MiB" for x in names)
+    yield beside("memory at the peak", ", ".join(peaks))
+
+
+def of_llama(peer: str, layers: int) -> Any:
+    """A peer that works on a model."""
+    return SIXTEEN[peer](llama(layers))
 
 
 def step(quick: bool) -> Iterator[Row]:
     """The share of a MeZO step that is not its two forward passes."""
     import torch
 
-    model = a_model(2 if quick else 12)
-    parameters = [x for x in model.parameters() if x.requires_grad]
+    model = llama(2 if quick else 12)
+    mezo = SIXTEEN["MeZO"](model)
     batch = torch.randint(0, 32_000, (2, 128), generator=torch.Generator().manual_seed(0))
 
     @torch.no_grad()
@@ -233,15 +230,12 @@ def step(quick: bool) -> Iterator[Row]:
         return model(input_ids=batch, labels=batch, use_cache=False).loss.item()
 
     def mezo_step() -> None:
-        mezos(parameters, 1, 7)
+        mezo.add(1, 7)
         plus = loss()
-        mezos(parameters, -2, 7)
+        mezo.add(-2, 7)
         minus = loss()
-        mezos(parameters, 1, 7)
-        torch.manual_seed(7)
-        for parameter in parameters:
-            z = torch.normal(mean=0, std=1, size=parameter.data.size(), dtype=parameter.data.dtype)
-            parameter.data = parameter.data - 1e-6 * (plus - minus) / (2 * SCALE) * z
+        mezo.add(1, 7)
+        mezo.add(-1e-6 * (plus - minus) / (2 * SCALE) / SCALE, 7)
 
     def shares(calls: dict[str, Call]) -> Any:
         taken = interleaved(calls, 3 if quick else 7)
@@ -252,10 +246,12 @@ def step(quick: bool) -> Iterator[Row]:
     fs.es.snap(store, NOISE)
     moves = fs.es.mezo(store, lambda _params, _n: -loss(), seed=1, noise=NOISE, rate=1e-6 / SCALE**2, steps=None)
     ours, our_step = shares({"forward": loss, "step": lambda: next(moves)})
-    size = sum(x.numel() for x in parameters)
+    size = sum(x.numel() for x in mezo.parameters)
     yield at_most(f"share of a step not in forward passes, {size / 1e6:.0f} M", round(100 * theirs), 100 * ours, "%", 1)
     yield beside("a step", f"{1e3 * our_step:.0f} ms, MeZO's own {1e3 * their_step:.0f} ms")
 
 
+MEASURES = logs, transformer, cycles, perturb, step
+
 if __name__ == "__main__":
-    report(__doc__ or "", logs, transformer, cycles, perturb, step)
+    report(__doc__ or "", *MEASURES)

@@ -1,8 +1,8 @@
 """What only a machine with a card can answer: one command, a line for each check, under five minutes.
 
-    python benchmarks/device/gpu_checks.py                    # on a card of NVIDIA, with torch, Triton and JAX for it
-    python benchmarks/device/gpu_checks.py --only fence speed # some checks
-    TRITON_INTERPRET=1 python benchmarks/device/gpu_checks.py --small   # that it runs, without a card: seconds
+    python -m benchmarks.device.gpu_checks                    # on a card of NVIDIA, with torch, Triton and JAX for it
+    python -m benchmarks.device.gpu_checks --only fence speed # some checks
+    TRITON_INTERPRET=1 python -m benchmarks.device.gpu_checks --small   # that it runs, without a card: seconds
 
 A line that begins with MISSED has not held. Bits are those of the same verbs on the host. Speeds are the median of ten
 launches, beside what the card can do in place, and beside the peers that are installed.
@@ -21,13 +21,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import speeds
 import torch
-from measure import CARD, JAX, NOISE, SMALL, TORCH, Line, differing, roof, size_of
 
 import flatstore as fs
 from flatstore import es, ga
 from flatstore.store import OnTorch, TorchPopulation
+
+from . import speeds
+from .measure import CARD, JAX, NOISE, SMALL, TORCH, Line, differing, roof, size_of
 
 WAYS = {
     "noise": {"mutate": fs.Normal(0.1)},
@@ -171,7 +172,7 @@ def check_bits() -> Iterator[Line]:
 def check_flags() -> Iterator[Line]:
     """The bits of the jax kind where XLA may be less exact."""
     for flags in ("--xla_gpu_ftz=true", "--xla_allow_excess_precision=true", "--xla_gpu_enable_fast_min_max=true"):
-        command = [sys.executable, __file__, "--only", "bits", *(["--small"] if SMALL else [])]
+        command = [sys.executable, "-m", "benchmarks.device.gpu_checks", "--only", "bits"] + ["--small"] * SMALL
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": flags})
         lines = [line for line in done.stdout.splitlines() if "float32, jax" in line]
         seen = lines[0] if lines else f"not known: {done.stderr.strip().splitlines()[-1:]}"

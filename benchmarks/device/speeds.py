@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from measure import CARD, JAX, NOISE, TORCH, Line, extra, median, of_roof, on_clock, roof, size_of
 
 import flatstore as fs
 from flatstore import es, ga
+
+from .measure import CARD, JAX, NOISE, TORCH, Line, extra, median, of_roof, on_clock, roof, size_of
 
 SMALL_NOISE = fs.Normal(0.001)
 
@@ -119,7 +120,7 @@ def check_speed_of_generations() -> Iterator[Line]:
     try:
         from evosax.algorithms import SimpleGA
     except ImportError:
-        yield "evosax", None, "not installed"
+        yield "evosax", None, "n/a"
         return
     algorithm = SimpleGA(population_size=members, solution=jnp.zeros(genes))
     settings, key = algorithm.default_params, jax.random.key(0)

@@ -1,9 +1,9 @@
-"""Whole generations that are compared, evaluation included: one table, each with one verb, as in `ga_peers.py`.
+"""Whole generations, evaluation included: each has one verb, `run(generations)`, as in `genetic.py`.
 
 A member is a network of one hidden layer, 64 -> hidden -> 10, of about as many float32 as are asked for. Its fitness is
 the mean log-probability that it gives the labels of 32 images, which all peers are given, in each generation the same.
 Kernels have shape (inputs, outputs), as in Flax; "transposed" have shape (outputs, inputs), which XLA reads where they
-lie. The algorithms and their settings are those of `es_peers.py` and `ga_peers.py`.
+lie. The algorithms and their settings are those of `strategies.py` and `genetic.py`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,9 @@ import numpy as np
 
 import flatstore as fs
 
-if __package__:  # asv imports this folder as a package
-    from . import es_peers, ga_peers
-    from .ga_peers import SCALE, Peer
-else:
-    import es_peers
-    import ga_peers
-    from ga_peers import SCALE, Peer
+from . import genetic, strategies
+from .genetic import Generations
+from .peer import SCALE, network
 
 INPUTS, OUTPUTS, BATCH = 64, 10, 32
 
@@ -36,16 +32,6 @@ def hidden(genes: int) -> int:
 def parameters(genes: int) -> int:
     """How many parameters it has."""
     return hidden(genes) * (INPUTS + 1 + OUTPUTS) + OUTPUTS
-
-
-def network(inputs: int, units: int, outputs: int, *, transposed: bool = False) -> Any:
-    """The shapes of a network of one hidden layer: four leaves."""
-
-    def dense(a: int, b: int) -> Any:
-        shape = jax.ShapeDtypeStruct
-        return {"bias": shape((b,), np.float32), "kernel": shape((b, a) if transposed else (a, b), np.float32)}
-
-    return {"hidden": dense(inputs, units), "output": dense(units, outputs)}
 
 
 def batch() -> tuple[Any, Any]:
@@ -74,7 +60,7 @@ def evaluation(one: Any = score) -> Any:
     return jax.jit(lambda stacked: jax.vmap(one, in_axes=(0, None, None))(stacked, x, y))
 
 
-class Flatstore(Peer):
+class Flatstore(Generations):
     """A loop of flatstore's, as a generator."""
 
     transposed = False
@@ -99,7 +85,7 @@ class Strategy(Flatstore):
     """`fs.es.evolve`, along the gradient itself."""
 
     def started(self, layout: fs.Layout, evaluate: Any) -> Iterator[Any]:
-        noise, rate = fs.Normal(SCALE), es_peers.RATE / SCALE**2
+        noise, rate = fs.Normal(SCALE), strategies.RATE / SCALE**2
         return fs.es.evolve(fs.Store.zeros(layout), evaluate, seed=1, noise=noise, members=self.members, rate=rate)
 
 
@@ -125,7 +111,7 @@ class GeneticInPlace(Genetic):
     transposed = True
 
 
-class Evaluated(Peer):
+class Evaluated(Generations):
     """What is evaluated by JAX in one of evosax's generations: solutions are trees."""
 
     def __init__(self, members: int, genes: int) -> None:
@@ -142,23 +128,23 @@ class Evaluated(Peer):
         return -self.evaluate(population)
 
 
-class EvosaxStrategy(Evaluated, es_peers.Evosax):
+class EvosaxStrategy(Evaluated, strategies.Evosax):
     """`Open_ES`, ask, evaluate, tell."""
 
 
-class EvosaxStrategyScan(ga_peers.Scanned, EvosaxStrategy):
+class EvosaxStrategyScan(genetic.Scanned, EvosaxStrategy):
     """The same in one scan over the generations."""
 
 
-class EvosaxGenetic(Evaluated, ga_peers.Evosax):
+class EvosaxGenetic(Evaluated, genetic.Evosax):
     """`SimpleGA`, ask, evaluate, tell."""
 
 
-class EvosaxGeneticScan(ga_peers.Scanned, EvosaxGenetic):
+class EvosaxGeneticScan(genetic.Scanned, EvosaxGenetic):
     """The same in one scan over the generations."""
 
 
-class EvaluatedByTorch(Peer):
+class EvaluatedByTorch(Generations):
     """What is evaluated by torch in one of EvoTorch's generations: all rows of a matrix at once."""
 
     def __init__(self, members: int, genes: int) -> None:
@@ -180,15 +166,15 @@ class EvaluatedByTorch(Peer):
         return torch.gather(log_p, 2, self.y[: len(values)]).mean(dim=(1, 2))
 
 
-class EvoTorchStrategy(EvaluatedByTorch, es_peers.EvoTorch):
+class EvoTorchStrategy(EvaluatedByTorch, strategies.EvoTorch):
     """`PGPE`."""
 
 
-class EvoTorchGenetic(EvaluatedByTorch, ga_peers.EvoTorch):
+class EvoTorchGenetic(EvaluatedByTorch, genetic.EvoTorch):
     """`GeneticAlgorithm`."""
 
 
-STRATEGIES: dict[str, type[Peer]] = {
+STRATEGIES: dict[str, type[Generations]] = {
     "flatstore": Strategy,
     "flatstore, transposed": StrategyInPlace,
     "evosax (loop)": EvosaxStrategy,
@@ -196,7 +182,7 @@ STRATEGIES: dict[str, type[Peer]] = {
     "evotorch": EvoTorchStrategy,
 }
 
-GENETIC: dict[str, type[Peer]] = {
+GENETIC: dict[str, type[Generations]] = {
     "flatstore": Genetic,
     "flatstore, transposed": GeneticInPlace,
     "evosax (loop)": EvosaxGenetic,

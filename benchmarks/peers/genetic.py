@@ -1,13 +1,11 @@
-"""Genetic algorithms that are compared: one table, each with one verb, `run(generations)`.
+"""Genetic algorithms: each has one verb, `run(generations)`.
 
 All hold `members` x `genes` float32, and make each child of two parents by crossover and dense normal mutation; the
-fitness is the same fixed vector for all. Each class says what cannot be set alike. A library that is not
-installed raises `NotImplementedError`, which asv understands as "skip".
+fitness is the same fixed vector for all. Each class says what cannot be set alike.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from typing import Any
 
@@ -17,14 +15,7 @@ import numpy as np
 
 import flatstore as fs
 
-SCALE = 0.02
-"""The standard deviation of the mutation."""
-
-
-def leaves(count: int, genes: int) -> Any:
-    """The shapes of a tree of `genes` float32 parameters in `count` leaves."""
-    each = genes // count
-    return {f"layer_{i:05d}": {"w": jax.ShapeDtypeStruct((each,), np.float32)} for i in range(count)}
+from .peer import SCALE, Peer, shapes
 
 
 def fitness(members: int) -> Any:
@@ -32,46 +23,38 @@ def fitness(members: int) -> Any:
     return np.random.default_rng(1).standard_normal(members, dtype=np.float32)
 
 
-def zeros(count: int, members: int, genes: int, order: Any = "leaf") -> fs.Population:
-    """A population of zeros whose members have `count` leaves, all of it resident: the elite is never written."""
-    pop = fs.Population.zeros(fs.Layout.from_tree(leaves(count, genes)), members, order=order)
+def population(leaves: int, members: int, genes: int, order: Any = "leaf") -> fs.Population:
+    """A population of zeros whose members have so many leaves, all of it resident: the elite is never written."""
+    pop = fs.Population.zeros(fs.Layout.from_tree(shapes(leaves, genes)), members, order=order)
     pop.buffer[:] = 0
     return pop
 
 
-class Peer:
+class Generations(Peer):
     """A population and how its generations are made."""
 
-    library = "numpy"
     fewest = 1  # generations that show its pace
 
     def __init__(self, members: int, genes: int) -> None:
-        self.require()
+        super().__init__()
         self.members, self.genes = members, genes
         self.fitness = fitness(members)
-
-    @classmethod
-    def installed(cls) -> bool:
-        """Whether its library is there."""
-        return importlib.util.find_spec(cls.library) is not None
-
-    @classmethod
-    def require(cls) -> None:
-        """Raise `NotImplementedError` if its library is not there."""
-        if not cls.installed():
-            raise NotImplementedError(f"{cls.library} is not installed")
 
     def run(self, generations: int) -> None:
         """Make this many generations, one after the other; the last is finished on return."""
         raise NotImplementedError
 
+    def rows(self) -> Any:
+        """The members, (members, genes)."""
+        raise NotImplementedError
 
-class Flatstore(Peer):
+
+class Flatstore(Generations):
     """`fs.ga.step` in the population's own memory, 10 leaves: truncation to a half, uniform crossover, one elite."""
 
     def __init__(self, members: int, genes: int) -> None:
         super().__init__(members, genes)
-        self.population = zeros(10, members, genes)
+        self.population = population(10, members, genes)
         self.generation = 0
 
     def run(self, generations: int) -> None:
@@ -91,7 +74,7 @@ def step(population: fs.Population, fitness: Any, generation: int, **operators: 
     fs.ga.step(population, fitness, seed=(1, generation), **(chosen | operators))
 
 
-class NumPy(Peer):
+class NumPy(Generations):
     """What is written by hand: the better half, two parents each, a mask, `np.where`, noise. No elite."""
 
     def __init__(self, members: int, genes: int) -> None:
@@ -113,7 +96,7 @@ class NumPy(Peer):
         return children + np.float32(SCALE) * self.rng.standard_normal(population.shape, dtype=np.float32)
 
 
-class Evosax(Peer):
+class Evosax(Generations):
     """`SimpleGA` by ask and tell, each jitted by evosax, as in its README.
 
     Better half as parents, `crossover_rate=0.5` (uniform), normal mutation; fitness is minimised; no elite. Solutions
@@ -157,7 +140,7 @@ class Evosax(Peer):
         jax.block_until_ready(self.state)
 
 
-class Scanned(Peer):
+class Scanned(Generations):
     """One of evosax's in one `jax.lax.scan` over the generations, which its README offers; the state is donated."""
 
     fewest = 2
@@ -185,7 +168,7 @@ class EvosaxPhilox(EvosaxScan):
     keys = "philox4x32"
 
 
-class EvoTorch(Peer):
+class EvoTorch(Generations):
     """`GeneticAlgorithm` with `OnePointCrossOver` and `GaussianMutation`.
 
     It ships no uniform crossover; a point needs no number per gene and is faster. Selection is by tournaments of two,
@@ -222,7 +205,7 @@ class EvoTorch(Peer):
         self.search.run(generations)
 
 
-PEERS: dict[str, type[Peer]] = {
+PEERS: dict[str, type[Generations]] = {
     "flatstore": Flatstore,
     "numpy": NumPy,
     "evosax": Evosax,

@@ -1,4 +1,4 @@
-"""Evolution strategies that are compared: one table, each with one verb, `run(generations)`, as in `ga_peers.py`.
+"""Evolution strategies: each has one verb, `run(generations)`, as in `genetic.py`.
 
 All draw `members` / 2 antithetic pairs of normal noise around a centre of `genes` float32, and move the centre by
 centred ranks of the same fixed fitness. Evaluation is left out.
@@ -15,24 +15,21 @@ import numpy as np
 
 import flatstore as fs
 
-if __package__:  # asv imports this folder as a package
-    from .ga_peers import SCALE, Peer, leaves, zeros
-else:
-    from ga_peers import SCALE, Peer, leaves, zeros
+from .genetic import Generations, population
+from .peer import SCALE, zeros
 
 RATE = 0.01
 """The learning rate."""
 
 
-class Flatstore(Peer):
+class Flatstore(Generations):
     """`fs.es.sample` into a population of 10 leaves, `fs.es.update` of the centre on the grid."""
 
     fewest = 5  # a turn of a second: after the others' turns, the first generation finds the processor asleep
 
     def __init__(self, members: int, genes: int) -> None:
         super().__init__(members, genes)
-        self.population = zeros(10, members, genes)
-        self.centre = fs.Store.zeros(fs.Layout.from_tree(leaves(10, genes)))
+        self.population, self.centre = population(10, members, genes), zeros(10, genes)
         self.noise, self.generation = fs.Normal(SCALE), 0
 
     def run(self, generations: int) -> None:
@@ -45,7 +42,7 @@ class Flatstore(Peer):
             fs.es.update(self.centre, self.noise, seeds, weights)
 
 
-class NumPy(Peer):
+class NumPy(Generations):
     """What is written by hand: the noise is kept, and multiplied by the ranks."""
 
     def __init__(self, members: int, genes: int) -> None:
@@ -62,7 +59,7 @@ class NumPy(Peer):
             self.centre += RATE / (self.members * SCALE**2) * ((ranks[:half] - ranks[half:]) @ noise)
 
 
-class Evosax(Peer):
+class Evosax(Generations):
     """`Open_ES` by ask and tell, each jitted by evosax, as in its README; antithetic, its own centred ranks and SGD."""
 
     library = "evosax"
@@ -101,7 +98,7 @@ class Evosax(Peer):
         jax.block_until_ready(self.state)
 
 
-class EvoTorch(Peer):
+class EvoTorch(Generations):
     """`PGPE`, symmetric, centred ranks, plain gradient ascent; its spread is not learned."""
 
     library = "evotorch"
@@ -139,4 +136,4 @@ class EvoTorch(Peer):
         self.search.run(generations)
 
 
-PEERS: dict[str, type[Peer]] = {"flatstore": Flatstore, "numpy": NumPy, "evosax": Evosax, "evotorch": EvoTorch}
+PEERS: dict[str, type[Generations]] = {"flatstore": Flatstore, "numpy": NumPy, "evosax": Evosax, "evotorch": EvoTorch}
