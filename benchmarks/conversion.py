@@ -56,11 +56,8 @@ class Unravel(bench.asv.Ratio):
 class Peak(bench.asv.PeakMemory):
     """The peak of 10,000,000 float32 (40,000,000 bytes) that are made leaf by leaf, as a flat vector."""
 
-    params: Any = list(PEERS["conversion"])
+    params: Any = ["flatstore", "ravel_pytree", "numpy"]
     param_names = ("peer",)
-
-    def setup(self, peer: str) -> None:
-        PEERS["conversion"][peer].require()
 
     @staticmethod
     def make(peer: str) -> Any:

@@ -65,14 +65,16 @@ def rows(
     generations: int = 1,
     targets: dict[str, float] | None = None,
     made: int | None = None,
+    smallest: int = 32 * MIB,
 ) -> Generator[Row, None, dict[str, int]]:
-    """A line for each peer, and how many times as long each takes as the first; returns the peaks of large ones.
+    """A line for each peer, and how many times as long each takes as the first; returns the peaks.
 
-    `made` is how many genes the peers really have.
+    `made` is how many genes the peers really have; of populations of fewer bytes than `smallest` the peak is left out,
+    which is that of what libraries hold.
     """
     found, size = installed(peers), members * (made or genes)
     taken, title = race(found, members, genes, rounds, generations), f"{members:,} x {genes:,}"
-    peaks = {name: peak(peer, members, genes) for name, peer in found.items() if 4 * size > 32 * MIB}
+    peaks = {name: peak(peer, members, genes) for name, peer in found.items() if 4 * size > smallest}
     for name in peers:
         measured = NOT_THERE
         if name in taken:

@@ -62,6 +62,9 @@ class Flatstore(Generations):
             self.generation += 1
             step(self.population, self.fitness, self.generation)
 
+    def rows(self) -> Any:
+        return np.stack([member.to_vector() for member in self.population])
+
 
 def step(population: fs.Population, fitness: Any, generation: int, **operators: Any) -> None:
     """A generation with the operators that are compared, but for those that are given."""
@@ -85,6 +88,9 @@ class NumPy(Generations):
     def run(self, generations: int) -> None:
         for _ in range(generations):
             self.population = self.children(self.population)
+
+    def rows(self) -> Any:
+        return self.population
 
     def children(self, population: Any) -> Any:
         """The next generation, beside this one."""
@@ -139,6 +145,9 @@ class Evosax(Generations):
             self.state = self.generation(self.state, each)
         jax.block_until_ready(self.state)
 
+    def rows(self) -> Any:
+        return np.asarray(self.state.population)
+
 
 class Scanned(Generations):
     """One of evosax's in one `jax.lax.scan` over the generations, which its README offers; the state is donated."""
@@ -191,7 +200,7 @@ class EvoTorch(Generations):
             self.rated,
             vectorized=True,
             solution_length=genes,
-            initial_bounds=(-1.0, 1.0),
+            initial_bounds=(0.0, 0.0),
             dtype=torch.float32,
         )
         operators = [OnePointCrossOver(problem, tournament_size=2), GaussianMutation(problem, stdev=SCALE)]
@@ -203,6 +212,9 @@ class EvoTorch(Generations):
 
     def run(self, generations: int) -> None:
         self.search.run(generations)
+
+    def rows(self) -> Any:
+        return self.search.population.values.numpy()
 
 
 PEERS: dict[str, type[Generations]] = {

@@ -41,6 +41,9 @@ class Flatstore(Generations):
             weights = RATE * (ranks[0::2] - ranks[1::2]) / (self.members * SCALE**2)
             fs.es.update(self.centre, self.noise, seeds, weights)
 
+    def rows(self) -> Any:
+        return np.stack([member.to_vector() for member in self.population])
+
 
 class NumPy(Generations):
     """What is written by hand: the noise is kept, and multiplied by the ranks."""
@@ -57,6 +60,9 @@ class NumPy(Generations):
             ranks = fs.es.centred_ranks(self.fitness).astype(np.float32)
             half = self.members // 2
             self.centre += RATE / (self.members * SCALE**2) * ((ranks[:half] - ranks[half:]) @ noise)
+
+    def rows(self) -> Any:
+        return self.population
 
 
 class Evosax(Generations):
@@ -97,6 +103,9 @@ class Evosax(Generations):
             self.state = self.generation(self.state, each)
         jax.block_until_ready(self.state)
 
+    def rows(self) -> Any:
+        return np.asarray(self.algorithm.ask(self.key, self.state, self.params)[0])
+
 
 class EvoTorch(Generations):
     """`PGPE`, symmetric, centred ranks, plain gradient ascent; its spread is not learned."""
@@ -115,7 +124,7 @@ class EvoTorch(Generations):
             self.rated,
             vectorized=True,
             solution_length=genes,
-            initial_bounds=(-1.0, 1.0),
+            initial_bounds=(0.0, 0.0),
             dtype=torch.float32,
         )
         self.search = PGPE(
@@ -134,6 +143,9 @@ class EvoTorch(Generations):
 
     def run(self, generations: int) -> None:
         self.search.run(generations)
+
+    def rows(self) -> Any:
+        return self.search.population.values.numpy()
 
 
 PEERS: dict[str, type[Generations]] = {"flatstore": Flatstore, "numpy": NumPy, "evosax": Evosax, "evotorch": EvoTorch}

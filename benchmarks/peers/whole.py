@@ -67,7 +67,7 @@ class Flatstore(Generations):
 
     def __init__(self, members: int, genes: int) -> None:
         super().__init__(members, parameters(genes))
-        evaluate = evaluation(score_of_columns if self.transposed else score)
+        self.evaluate = evaluate = evaluation(score_of_columns if self.transposed else score)
         layout = fs.Layout.from_tree(network(INPUTS, hidden(genes), OUTPUTS, transposed=self.transposed))
         self.loop = self.started(layout, lambda stacked, generation: evaluate(stacked))
         next(self.loop)  # the first of a genetic algorithm has no parents
