@@ -1,1 +1,1 @@
-"""Measurements of flatstore beside its peers: an asv suite, and the figures to reach."""
+"""Measurements of flatstore beside its peers: an asv suite, a file for each question, and the figures to reach."""

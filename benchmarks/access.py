@@ -11,15 +11,17 @@ from __future__ import annotations
 import gc
 import tracemalloc
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 import flatstore as fs
 
+from . import tracked
 from .peers import PEERS
 from .peers.peer import shapes, tree_of
-from .report import Row, at_most, beside, interleaved, report, seconds
+from .report import Call, Row, at_most, beside, interleaved, report, seconds
 
 READS = 1000
 
@@ -63,61 +65,48 @@ def a_population() -> fs.Population:
     return fs.Population.zeros(fs.Layout.from_tree(shapes(4, 64)), 10_000)
 
 
-class Reads:
+class Reads(tracked.Times):
     """A thousand reads of a store: they cost the same whatever the leaves and the parameters."""
 
     params: Any = (list(VERBS), [4, 4000], [10_000, 1_000_000])
     param_names = ("verb", "leaves", "parameters")
 
-    def setup(self, verb: str, leaves: int, size: int) -> None:
-        self.store, self.read = a_store(leaves, size), VERBS[verb]
-        self.read(self.store)
-
-    def time_1000_reads(self, verb: str, leaves: int, size: int) -> None:
-        self.read(self.store)
+    @staticmethod
+    def make(verb: str, leaves: int, size: int) -> Call:
+        return partial(VERBS[verb], a_store(leaves, size))
 
 
-class Leaf:
+class Leaf(tracked.Times):
     """A hundred times one leaf of what a flat vector holds, by each peer."""
 
     params: Any = (list(PEERS["access"]), [4, 100])
     param_names = ("peer", "leaves")
+    loops = 100
 
-    def setup(self, peer: str, leaves: int) -> None:
-        self.read = PEERS["access"][peer](tree_of(leaves, 256)).access
-        self.read()
-
-    def time_100_leaves(self, peer: str, leaves: int) -> None:
-        for _ in range(100):
-            self.read()
+    @staticmethod
+    def make(peer: str, leaves: int) -> Call:
+        return PEERS["access"][peer](tree_of(leaves, 256)).access
 
 
-class Members:
-    """A member of a population is made when asked for, and forgotten."""
+class Members(tracked.Times):
+    """A thousand members of a population, which are made when asked for, and forgotten; the bytes held for each."""
 
     unit = "bytes"
 
-    def setup(self) -> None:
-        self.pop = a_population()
-
-    def time_1000_members(self) -> None:
-        read_members(self.pop)
+    @staticmethod
+    def make() -> Call:
+        return partial(read_members, a_population())
 
     def track_held_per_member(self) -> float:
-        return held_per_member(self.pop)
+        return held_per_member(a_population())
 
 
-class Planning:
-    """A layout of many leaves, and the first tree of a store of them."""
+class Planning(tracked.Times):
+    """A layout of 4,000 leaves."""
 
-    def setup(self) -> None:
-        self.tree, self.layout = tree_of(4000, 4), fs.Layout.from_tree(shapes(4000, 16_000))
-
-    def time_layout_of_4000(self) -> None:
-        fs.Layout.from_tree(self.tree)
-
-    def time_first_tree_of_4000(self) -> None:
-        fs.Store.zeros(self.layout).tree  # noqa: B018
+    @staticmethod
+    def make() -> Call:
+        return partial(fs.Layout.from_tree, tree_of(4000, 4))
 
 
 def held_per_member(pop: fs.Population) -> float:
@@ -147,7 +136,7 @@ def reads(quick: bool) -> Iterator[Row]:
     sizes = [(4, 10**3), (4, big), (4000, 10**4), (4000, big)]
     stores = {key: a_store(*key) for key in sizes}
     for name, read in VERBS.items():
-        calls = {key: lambda read=read, store=store: read(store) for key, store in stores.items()}
+        calls = {key: partial(read, store) for key, store in stores.items()}
         taken = interleaved(calls, 150 if quick else 1000)
         times = {key: float(np.median(x)) / READS * 1e6 for key, x in taken.items()}
         ratios = [float(np.median(x / taken[sizes[0]])) for x in taken.values()]

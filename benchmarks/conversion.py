@@ -18,28 +18,24 @@ import numpy as np
 
 from flatstore import bench
 
-from . import access
+from . import access, tracked
 from .peers import PEERS, named
 from .peers.peer import tree_of
-from .report import MIB, Row, at_least, at_most, beside, each, interleaved, ratio, repeated, report, seconds
+from .report import MIB, Call, Row, at_least, at_most, beside, each, interleaved, ratio, repeated, report, seconds
 
 CALLS, LEAVES = 5, 10
 
 
-class Converting:
+class Converting(tracked.Times):
     """A hundred times the flat vector of a tree whose leaves have 256 numbers each, or the tree of the vector."""
 
     params: Any = (list(PEERS["conversion"]), ["flatten", "unflatten"], [4, 100])
     param_names = ("peer", "verb", "leaves")
-    timeout = 300
+    loops = 100
 
-    def setup(self, peer: str, verb: str, leaves: int) -> None:
-        self.call = getattr(PEERS["conversion"][peer](tree_of(leaves, 256)), verb)
-        self.call()
-
-    def time_100_calls(self, peer: str, verb: str, leaves: int) -> None:
-        for _ in range(100):
-            self.call()
+    @staticmethod
+    def make(peer: str, verb: str, leaves: int) -> Call:
+        return getattr(PEERS["conversion"][peer](tree_of(leaves, 256)), verb)
 
 
 class Unravel(bench.asv.Ratio):
@@ -53,7 +49,7 @@ class Unravel(bench.asv.Ratio):
         return unravel_and_trees(tree_of(leaves, 256))
 
 
-class Peak(bench.asv.PeakMemory):
+class Peak(tracked.Peak):
     """The peak of 10,000,000 float32 (40,000,000 bytes) that are made leaf by leaf, as a flat vector."""
 
     params: Any = ["flatstore", "ravel_pytree", "numpy"]

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 import flatstore as fs
-from flatstore import es, ga
+from flatstore import bench, es, ga
 from flatstore.es.on_device import donating
 from flatstore.ga.in_jit import on_device
 
@@ -66,8 +66,8 @@ def perturbing(quick: bool) -> Iterator[Row]:
             yield beside("logs, of the bytes of the leaves", ", ".join(f"{k} {x:.1%}" for k, x in logs.items()))
             continue
         function = donating.perturbing(made["device"].layout, NOISE, True)
-        program = function.lower(made["device"].homes, np.zeros(2, np.uint32), np.float32(1)).compile()
-        yield at_most("temporaries", 0, program.memory_analysis().temp_size_in_bytes, "bytes", 0)
+        planned = bench.xla_memory(function, made["device"].homes, np.zeros(2, np.uint32), np.float32(1))
+        yield at_most("temporaries", 0, planned.temporaries, "bytes", 0)
 
 
 def updating(quick: bool) -> Iterator[Row]:
@@ -91,8 +91,8 @@ def generations(quick: bool) -> Iterator[Row]:
     yield from beside_host(f"a generation of {members} x {genes:,}", calls, members * genes, quick, 0)
     pop = made["device"]
     function = on_device._generation(pop.layout, *map(on_device._Named, (NOISE, ga.Uniform(), None)))
-    program = function.lower(pop.homes, ga.births(pop.layout, np.arange(members), seed=1)).compile()
-    taken, most = program.memory_analysis().temp_size_in_bytes / MIB, max(32, 0.04 * members * genes / MIB)
+    planned = bench.xla_memory(function, pop.homes, ga.births(pop.layout, np.arange(members), seed=1))
+    taken, most = planned.temporaries / MIB, max(32, 0.04 * members * genes / MIB)
     yield at_most("temporaries: 1 % of the population, or 32 MiB", most, taken, "MiB")
 
 

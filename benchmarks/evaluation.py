@@ -9,14 +9,15 @@ How peers are measured stands in `race.py`. Networks of whole generations have o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from flatstore import bench
 
-from . import race
+from . import race, tracked
 from .peers import PEERS, named
 from .peers.whole import parameters
-from .report import Row, at_most, beside, report
+from .report import Call, Row, at_most, beside, report
 
 WHOLE, PLANNED = PEERS["evaluation"], PEERS["planned"]
 
@@ -32,29 +33,23 @@ class Planned(bench.asv.XlaTemporaries):
         return PLANNED[peer].evaluated(4, 64, 64, batch)
 
 
-class Generations:
+class Generations(tracked.Times):
     """Five generations of small networks, and of larger ones, evaluation included."""
 
     params: Any = (list(WHOLE), [(256, 2_410), (64, 50_000)])
     param_names = ("peer", "members and genes")
-    timeout = 300
 
-    def setup(self, peer: str, size: tuple[int, int]) -> None:
-        self.peer = WHOLE[peer](*size)
-        self.peer.run(5)
-
-    def time_5_generations(self, peer: str, size: tuple[int, int]) -> None:
-        self.peer.run(5)
+    @staticmethod
+    def make(peer: str, size: tuple[int, int]) -> Call:
+        return partial(WHOLE[peer](*size).run, 5)
 
 
-class Peak(bench.asv.PeakMemory):
+class Peak(tracked.Peak):
     """What 128 x 100,000 float32 (51,200,000 bytes) and a generation take at the peak, evaluation included."""
 
+    question = "evaluation"
     params: Any = list(WHOLE)
     param_names = ("peer",)
-
-    def setup(self, peer: str) -> None:
-        WHOLE[peer].require()
 
     @staticmethod
     def make(peer: str) -> Any:

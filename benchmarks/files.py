@@ -22,9 +22,10 @@ import flatstore as fs
 from flatstore import bench
 from flatstore.files import checksums
 
+from . import tracked
 from .peers import PEERS, installed, named
 from .peers.stored import MIB, read
-from .report import Row, at_least, at_most, beside, each, interleaved, ratio, report, resident, seconds
+from .report import Call, Row, at_least, at_most, beside, each, interleaved, ratio, report, resident, seconds
 
 FILES = PEERS["files"]
 
@@ -42,58 +43,51 @@ def apart() -> fs.Population:
     return fs.Population.zeros(fs.Layout.from_tree(tree), 2000, order="member")
 
 
-MADE: dict[str, Any] = {"16 leaves, 64 MiB": lambda: 64 * MIB, "4,000 leaves, 160 KB": many}
-"""What makes what is written."""
+MADE: dict[str, Any] = {"16 leaves, 64 MiB": 64 * MIB, "4,000 leaves, 160 KB": many}
+"""What is written."""
 
 
-class Files:
-    """Writing a file, with a flush, and reading it; and its bytes that are not parameters'."""
+def saved(peer: str, what: Any = 64 * MIB) -> Any:
+    """A peer whose file is there, of so many bytes, or of what a function makes."""
+    made = FILES[peer](what() if callable(what) else what)
+    made.save()
+    return made
 
+
+class Files(tracked.Times):
+    """Writing a file, with a flush, reading it, and opening it, which reads none of it."""
+
+    question = "files"
+    params: Any = (list(FILES), list(MADE), ["save", "load", "open"])
+    param_names = ("peer", "parameters", "verb")
+
+    @staticmethod
+    def make(peer: str, made: str, verb: str) -> Call:
+        return getattr(saved(peer, MADE[made]), verb)
+
+
+class Beyond(tracked.OfAPeer):
+    """The bytes of a file that are not parameters'."""
+
+    question = "files"
     params: Any = (list(FILES), list(MADE))
     param_names = ("peer", "parameters")
-    timeout = 300
     unit = "bytes"
 
-    def setup(self, peer: str, made: str) -> None:
-        FILES[peer].require()
-        self.peer = FILES[peer](MADE[made]())
-        self.peer.save()
-
-    def time_save(self, peer: str, made: str) -> None:
-        self.peer.save()
-
-    def time_load(self, peer: str, made: str) -> None:
-        self.peer.load()
-
     def track_bytes_beyond_parameters(self, peer: str, made: str) -> int:
-        return self.peer.beyond()
+        return saved(peer, MADE[made]).beyond()
 
 
-class Opening:
-    """Opening a file of 64 MiB, which reads none of it."""
-
-    def setup(self) -> None:
-        self.peer = FILES["flatstore"](64 * MIB)
-        self.peer.save()
-
-    def time_open(self) -> None:
-        fs.open(self.peer.path)
-
-
-class Peak(bench.asv.PeakMemory):
+class Peak(tracked.Peak):
     """What writing 64 MiB (67,108,864 bytes) takes beyond them, and what reading them takes."""
 
+    question = "files"
     params: Any = (list(FILES), ["save", "load"])
     param_names = ("peer", "verb")
 
-    def setup(self, peer: str, verb: str) -> None:
-        FILES[peer].require()
-
     @staticmethod
     def make(peer: str, verb: str, what: Any = 64 * MIB) -> Any:
-        made = FILES[peer](what() if callable(what) else what)
-        made.save()
-        return made, verb
+        return saved(peer, what), verb
 
     @staticmethod
     def work(made: Any) -> Any:
@@ -130,9 +124,7 @@ def saves(quick: bool) -> Iterator[Row]:
 def loads(quick: bool) -> Iterator[Row]:
     """What it takes to read a store, checksums included."""
     mib = 128 if quick else 1024
-    peers = {name: peer(mib * MIB) for name, peer in installed(named("files")).items()}
-    for peer in peers.values():
-        peer.save()
+    peers = {name: saved(name, mib * MIB) for name in installed(named("files"))}
     ours, nbytes = peers["flatstore"].path, peers["flatstore"].store.buffer.nbytes
     calls = {f"{name}: load": peer.load for name, peer in peers.items()} | {
         "roof, of flatstore's file": lambda: read(ours, nbytes),
@@ -153,26 +145,25 @@ def loads(quick: bool) -> Iterator[Row]:
 def opens(quick: bool) -> Iterator[Row]:
     """What it takes to open a file."""
     gib = 1 if quick else 4
-    big = FILES["flatstore"](gib * 1024 * MIB)
-    big.save()
+    big = saved("flatstore", gib * 1024 * MIB)
     del big.store
     gc.collect()
     before = resident("VmRSS")
-    opened = [fs.open(big.path) for _ in range(3)]
+    opened = [big.open() for _ in range(3)]
     grown = (resident("VmRSS") - before) / MIB
     del opened
-    taken = interleaved({"open": lambda: fs.open(big.path)}, 20)
+    taken = interleaved({"open": big.open}, 20)
     yield at_most(f"open of {gib} GiB", 5, 1e3 * float(np.median(taken["open"])), "ms")
     yield at_most("memory", 8, grown, "MiB")
 
 
 def leaves(quick: bool) -> Iterator[Row]:
     """Many leaves, and what a file has beyond them."""
-    peers = {name: peer(many()) for name, peer in installed(named("files")).items() if name != "roof"}
+    peers = {name: saved(name, many) for name in installed(named("files")) if name != "roof"}
     for name, peer in peers.items():
         yield beside(f"{name}: bytes beyond those of 4,000 leaves", f"{peer.beyond():,}")
     verbs = {f"{name}: {verb}": getattr(peer, verb) for name, peer in peers.items() for verb in ("save", "load")}
-    taken = interleaved(verbs | {"flatstore: open": lambda: fs.open(peers["flatstore"].path)}, 5)
+    taken = interleaved(verbs | {"flatstore: open": peers["flatstore"].open}, 5)
     yield beside("4,000 leaves with names of axes", each(taken))
 
 

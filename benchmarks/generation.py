@@ -10,6 +10,7 @@ How peers are measured stands in `race.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 import flatstore as fs
 from flatstore import bench
 
-from . import race
+from . import race, tracked
 from .peers import PEERS, named
 from .peers.genetic import fitness, population, step
 from .peers.noise import Flatstore
@@ -32,29 +33,23 @@ TARGETS: dict[str, Any] = {
 """How many times as fast as each peer."""
 
 
-class Generations:
+class Generations(tracked.Times):
     """Five generations of small networks, and of larger ones."""
 
     params: Any = (list(MADE), [(320, 2_410), (64, 50_000)])
     param_names = ("peer", "members and genes")
-    timeout = 300
 
-    def setup(self, peer: str, size: tuple[int, int]) -> None:
-        self.peer = MADE[peer](*size)
-        self.peer.run(5)
-
-    def time_5_generations(self, peer: str, size: tuple[int, int]) -> None:
-        self.peer.run(5)
+    @staticmethod
+    def make(peer: str, size: tuple[int, int]) -> Call:
+        return partial(MADE[peer](*size).run, 5)
 
 
-class Peak(bench.asv.PeakMemory):
+class Peak(tracked.Peak):
     """What 128 x 100,000 float32 (51,200,000 bytes) and a generation take at the peak."""
 
+    question = "generation"
     params: Any = list(MADE)
     param_names = ("peer",)
-
-    def setup(self, peer: str) -> None:
-        MADE[peer].require()
 
     @staticmethod
     def make(peer: str) -> Any:
@@ -95,18 +90,15 @@ def ways(members: int, genes: int) -> dict[str, Call]:
     return {"roof": bench.scaled(rows)} | {name: stepping(pop, **given) for name, given in OPERATORS.items()}
 
 
-class Operators:
+class Operators(tracked.Times):
     """A generation of 64 x 50,000 by other operators, beside the roof."""
 
     params: Any = ["roof", *OPERATORS]
     param_names = ("operator",)
 
-    def setup(self, operator: str) -> None:
-        self.call = ways(64, 50_000)[operator]
-        self.call()
-
-    def time_a_generation(self, operator: str) -> None:
-        self.call()
+    @staticmethod
+    def make(operator: str) -> Call:
+        return ways(64, 50_000)[operator]
 
 
 def genetic(quick: bool) -> Iterator[Row]:

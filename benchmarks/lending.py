@@ -16,31 +16,28 @@ import numpy as np
 
 from flatstore import bench
 
+from . import tracked
 from .peers import PEERS, installed, named
 from .peers.peer import network, tree_of
-from .report import Row, at_most, beside, each, interleaved, ratio, repeated, report, resident
+from .report import Call, Row, at_most, beside, each, interleaved, ratio, repeated, report, resident
 
 LEND = PEERS["lending"]
 
 
-class Lends:
+class Lends(tracked.Times):
     """A hundred lends of a tree whose leaves have 256 numbers each, and the bytes that one copies."""
 
     params: Any = (list(LEND), [4, 100])
     param_names = ("peer", "leaves")
+    loops = 100
     unit = "bytes"
-    timeout = 300
 
-    def setup(self, peer: str, leaves: int) -> None:
-        self.peer = LEND[peer](tree_of(leaves, 256))
-        self.peer.lend()
-
-    def time_100_lends(self, peer: str, leaves: int) -> None:
-        for _ in range(100):
-            self.peer.lend()
+    @staticmethod
+    def make(peer: str, leaves: int) -> Call:
+        return LEND[peer](tree_of(leaves, 256)).lend
 
     def track_bytes_copied(self, peer: str, leaves: int) -> int:
-        return self.peer.copied()
+        return LEND[peer](tree_of(leaves, 256)).copied()
 
 
 class BesideImports(bench.asv.Ratio):

@@ -17,10 +17,11 @@ import numpy as np
 import flatstore as fs
 from flatstore import bench
 
+from . import tracked
 from .peers import PEERS
 from .peers.noise import SEEDS, Flatstore, Signs
 from .peers.peer import SCALE, zeros
-from .report import MIB, Row, at_least, at_most, beside, interleaved, ratio, report, yes_no
+from .report import MIB, Call, Row, at_least, at_most, beside, each, interleaved, ratio, report, yes_no
 
 NOISE = PEERS["perturbation"]
 NORMAL, RADEMACHER = Flatstore.noise, Signs.noise
@@ -28,40 +29,34 @@ PERTURBED = ["roof", "flatstore", "flatstore, signs", "numpy", "jax"]  # whose t
 UPDATED = ["flatstore", "flatstore, signs", "stored noise", "jax"]
 
 
-class Perturb:
+class Perturb(tracked.Times):
     """Ten times noise added in place to 1,000,000 float32, beside the roof."""
 
     params: Any = PERTURBED
     param_names = ("peer",)
+    loops = 10
 
-    def setup(self, peer: str) -> None:
-        self.call = NOISE[peer](1_000_000).perturb
-        self.call()
-
-    def time_10_calls(self, peer: str) -> None:
-        for _ in range(10):
-            self.call()
+    @staticmethod
+    def make(peer: str) -> Call:
+        return NOISE[peer](1_000_000).perturb
 
 
-class Update:
+class Update(tracked.Times):
     """The weighted noise of 64 seeds, added to 100,000 float32 and taken back, where that can be."""
 
     params: Any = UPDATED
     param_names = ("peer",)
+    loops = 2
 
-    def setup(self, peer: str) -> None:
-        self.call = NOISE[peer](100_000).update
-        self.call()
-
-    def time_2_calls(self, peer: str) -> None:
-        self.call()
-        self.call()
+    @staticmethod
+    def make(peer: str) -> Call:
+        return NOISE[peer](100_000).update
 
 
-class Peak(bench.asv.PeakMemory):
+class Peak(tracked.Peak):
     """What a perturbation of 10,000,000 float32 (40,000,000 bytes) takes beyond them."""
 
-    params: Any = (["flatstore", "jax", "numpy"], [10_000_000])
+    params: Any = (PERTURBED, [10_000_000])
     param_names = ("peer", "parameters")
 
     @staticmethod
@@ -71,6 +66,17 @@ class Peak(bench.asv.PeakMemory):
     @staticmethod
     def work(made: Any) -> None:
         made.perturb()
+
+
+class InJit(bench.asv.XlaTemporaries):
+    """What XLA adds to 1,000,000 float32 (4,000,000 bytes) that are perturbed, or updated, in place."""
+
+    params: Any = (["flatstore, in jit", "flatstore, signs in jit", "jax"], ["perturb", "update"])
+    param_names = ("peer", "verb")
+
+    @staticmethod
+    def make(peer: str, verb: str) -> Any:
+        return NOISE[peer](1_000_000).jitted(verb)
 
 
 def perturb(quick: bool) -> Iterator[Row]:
@@ -128,6 +134,26 @@ def undo(quick: bool) -> Iterator[Row]:
         yield beside(f"plain addition, {min(cycles, 100)} cycles", f"{share:.0f} % of the elements changed")
 
 
+def in_jit(quick: bool) -> Iterator[Row]:
+    """The same noise inside `jit`, one seed and many, beside that of `jax.random`: time, and what XLA adds."""
+    size = 1 << (20 if quick else 24)
+    for dtype in ("float32", "bfloat16"):
+        theirs = NOISE["jax"](size, dtype)
+        for name in ("flatstore, in jit", "flatstore, signs in jit"):
+            ours = NOISE[name](size, dtype)
+            taken = interleaved({name: ours.perturb, "jax": theirs.perturb}, 5 if quick else 9)
+            yield at_least(f"jax.random.normal / {name}, {size:,} {dtype}", 3, ratio(taken, "jax", name), "x", 1)
+            yield beside("each", each(taken))
+            added = [peer.planned("perturb").temporaries / peer.x.nbytes for peer in (ours, theirs)]
+            yield at_most("temporaries", 0, added[0], "arrays")
+            yield beside("those of jax.random.normal", f"{added[1]:.2f} arrays")
+    ours, theirs = (NOISE[name](size // 4) for name in ("flatstore, in jit", "jax"))
+    taken = interleaved({"in jit": ours.update, "jax": theirs.update}, 3 if quick else 7)
+    yield at_least(f"update by jax.random.normal / in jit, {SEEDS} seeds", 3, ratio(taken, "jax", "in jit"), "x", 1)
+    temporaries = ours.planned("update").temporaries / (1 << 16)
+    yield at_most("temporaries, bytes for each of the 65,536 summed at a time", 32, temporaries, "bytes", 0)
+
+
 def far_below_a_step(quick: bool) -> Iterator[Row]:
     """Updates of a hundredth of a grid step each: what they add up to, and what they should."""
     times, size = (1_000, 4096) if quick else (100_000, 4096)
@@ -146,7 +172,7 @@ def far_below_a_step(quick: bool) -> Iterator[Row]:
     yield beside("the others, pushed up and down", f"mean {others.mean():.2f}, deviation {others.std():.1f} steps")
 
 
-MEASURES = perturb, update, far_below_a_step, undo
+MEASURES = perturb, update, in_jit, far_below_a_step, undo
 
 if __name__ == "__main__":
     report(__doc__ or "", *MEASURES)

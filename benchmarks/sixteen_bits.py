@@ -20,6 +20,7 @@ import numpy as np
 import flatstore as fs
 from flatstore import bench
 
+from . import tracked
 from .peers import PEERS
 from .peers.sixteen import NOISE, SCALE, llama, normal, vector
 from .report import MIB, Call, Row, at_least, at_most, beside, interleaved, ratio, report
@@ -36,22 +37,18 @@ WEIGHTS: dict[str, tuple[Any, float, float]] = {
 """What makes weights, the noise, and how many percent of their bytes a log may take in bfloat16."""
 
 
-class ThereAndBack:
+class ThereAndBack(tracked.Times):
     """Ten times noise added to 1,000,000 parameters in bfloat16, and taken back."""
 
+    question = "sixteen_bits"
     params: Any = list(SIXTEEN)
     param_names = ("peer",)
-    timeout = 300
+    loops = 10
 
-    def setup(self, peer: str) -> None:
-        SIXTEEN[peer].require()
-        self.peer = SIXTEEN[peer](vector(1_000_000))
-        self.time_10_there_and_back(peer)
-
-    def time_10_there_and_back(self, peer: str) -> None:
-        for _ in range(10):
-            self.peer.perturb()
-            self.peer.undo()
+    @staticmethod
+    def make(peer: str) -> Call:
+        made = SIXTEEN[peer](vector(1_000_000))
+        return lambda: (made.perturb(), made.undo())
 
 
 class Logs:
@@ -72,14 +69,12 @@ class Logs:
         return changed(self.values, 1)
 
 
-class Peak(bench.asv.PeakMemory):
+class Peak(tracked.Peak):
     """What a perturbation of 10,000,000 parameters in bfloat16 (20,000,000 bytes) takes beyond them."""
 
+    question = "sixteen_bits"
     params: Any = list(SIXTEEN)
     param_names = ("peer",)
-
-    def setup(self, peer: str) -> None:
-        SIXTEEN[peer].require()
 
     @staticmethod
     def make(peer: str) -> Any:
@@ -208,7 +203,10 @@ def perturb(quick: bool) -> Iterator[Row]:
     del peers
     yield at_least(figure, 1, ratio(taken, "MeZO", "flatstore"), "x", 1)
     yield beside("es-at-scale's loop / flatstore", f"{ratio(taken, 'es-at-scale', 'flatstore'):.1f} x")
-    peaks = (f"{x} {bench.peak_memory(Peak.work, x, layers, setup=of_llama) / MIB:.0f} MiB" for x in names)
+    peaks = (
+        f"{x} {bench.peak_memory(Peak.work, x, layers, setup=of_llama) / MIB:.0f} MiB"
+        for x in names[: 1 if quick else None]
+    )
     yield beside("memory at the peak", ", ".join(peaks))
 
 

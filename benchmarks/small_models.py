@@ -18,7 +18,7 @@ import numpy as np
 
 import flatstore as fs
 
-from . import race
+from . import race, tracked
 from .peers import PEERS, named
 from .peers.genetic import fitness, step
 from .peers.noise import Flatstore
@@ -56,32 +56,28 @@ def verbs(members: int, size: int) -> dict[str, Call]:
     }
 
 
-class Verbs:
+class Verbs(tracked.Times):
     """A hundred calls for 64 networks of 114 parameters."""
 
     params: Any = ["sample", "update", "ga.step", "seeds"]
     param_names = ("verb",)
+    loops = 100
 
-    def setup(self, verb: str) -> None:
-        self.call = repeated(verbs(64, 114)[verb], 100)
-        self.call()
-
-    def time_100_calls(self, verb: str) -> None:
-        self.call()
+    @staticmethod
+    def make(verb: str) -> Call:
+        return verbs(64, 114)[verb]
 
 
-class Perturb:
+class Perturb(tracked.Times):
     """A hundred times noise added in place to a small network."""
 
     params: Any = (["flatstore", "jax", "numpy"], list(NETWORKS))
     param_names = ("peer", "parameters")
+    loops = 100
 
-    def setup(self, peer: str, size: int) -> None:
-        self.call = repeated(perturbed(peer, size), 100)
-        self.call()
-
-    def time_100_calls(self, peer: str, size: int) -> None:
-        self.call()
+    @staticmethod
+    def make(peer: str, size: int) -> Call:
+        return perturbed(peer, size)
 
 
 def perturb(quick: bool) -> Iterator[Row]:

@@ -66,25 +66,73 @@ class Signs(Flatstore):
 class Jax(Noise):
     """`jax.random.normal` with JAX's default keys, jitted and donated; a loop of it over the seeds."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, dtype: Any = "float32") -> None:
         super().__init__()
-        self.x, self.key = jnp.zeros(size, jnp.float32), jax.random.key(0)
-        self.keys, self.weights = jax.random.split(self.key, SEEDS), weights().astype(np.float32)
-        self.perturbed = jax.jit(lambda x, k: x + SCALE * jax.random.normal(k, x.shape), donate_argnums=0)
-        self.updated = jax.jit(_updated, donate_argnums=0)
+        self.x = jnp.zeros(size, dtype)
+        self.seed, self.seeds = self.seeded()
+        self.steps = {
+            "perturb": (jax.jit(self.perturbed, donate_argnums=0), self.seed),
+            "update": (jax.jit(self.updated, donate_argnums=0), self.seeds),
+        }
+
+    def seeded(self) -> tuple[Any, Any]:
+        """The seed of a perturbation, and the seeds and weights of an update."""
+        keys = jax.random.split(jax.random.key(0), SEEDS)
+        return keys[0], (keys, jnp.asarray(weights(), self.x.dtype))
+
+    def perturbed(self, x: Any, seed: Any) -> Any:
+        """What a perturbation makes of a vector."""
+        return x + x.dtype.type(SCALE) * jax.random.normal(seed, x.shape, x.dtype)
+
+    def updated(self, x: Any, seeds: Any) -> Any:
+        """What an update makes of it."""
+
+        def add(i: Any, x: Any) -> Any:
+            return x + seeds[1][i] * x.dtype.type(SCALE) * jax.random.normal(seeds[0][i], x.shape, x.dtype)
+
+        return jax.lax.fori_loop(0, SEEDS, add, x)
 
     def perturb(self) -> None:
-        self.x = jax.block_until_ready(self.perturbed(self.x, self.key))
+        self.step("perturb")
 
     def update(self) -> None:
-        self.x = jax.block_until_ready(self.updated(self.x, self.keys, self.weights))
+        self.step("update")
+
+    def step(self, verb: str) -> None:
+        """Make a step, and wait for it."""
+        function, seeds = self.steps[verb]
+        self.x = jax.block_until_ready(function(self.x, seeds))
+
+    def jitted(self, verb: str) -> tuple[Any, ...]:
+        """The jitted function of a verb, and its arguments."""
+        function, seeds = self.steps[verb]
+        return function, self.x, seeds
+
+    def planned(self, verb: str) -> bench.XlaMemory:
+        """The bytes that it takes."""
+        return bench.xla_memory(*self.jitted(verb))
 
 
-def _updated(x: Any, keys: Any, weights: Any) -> Any:
-    def add(i: Any, x: Any) -> Any:
-        return x + weights[i] * SCALE * jax.random.normal(keys[i], x.shape)
+class InJit(Jax):
+    """`fs.es.virtual` and `fs.es.updated`, jitted and donated."""
 
-    return jax.lax.fori_loop(0, len(keys), add, x)
+    noise: Any = fs.Normal(SCALE)
+
+    def seeded(self) -> tuple[Any, Any]:
+        many = fs.es.weighted_seeds(self.noise, fs.seeds(1, SEEDS), weights())
+        return fs.es.words([7])[0], jax.tree.map(jnp.asarray, many)
+
+    def perturbed(self, x: Any, seed: Any) -> Any:
+        return fs.es.virtual({"w": x}, self.noise, seed)["w"]
+
+    def updated(self, x: Any, seeds: Any) -> Any:
+        return fs.es.updated({"w": x}, self.noise, seeds)["w"]
+
+
+class SignsInJit(InJit):
+    """The same by `fs.Rademacher`."""
+
+    noise = fs.Rademacher(SCALE)
 
 
 class NumPy(Noise):
@@ -139,6 +187,8 @@ class Roof(Noise):
 PEERS: dict[str, type[Noise]] = {
     "flatstore": Flatstore,
     "flatstore, signs": Signs,
+    "flatstore, in jit": InJit,
+    "flatstore, signs in jit": SignsInJit,
     "jax": Jax,
     "numpy": NumPy,
     "stored noise": Stored,

@@ -50,6 +50,10 @@ class Stored(Peer):
         """What the file holds, in new memory."""
         raise NotImplementedError
 
+    def open(self) -> Any:
+        """What the file holds, without reading it."""
+        raise NotImplementedError(f"{type(self).__name__} has no open")
+
     def beyond(self) -> int:
         """The bytes of the file that are not parameters'."""
         self.save()
@@ -64,6 +68,9 @@ class Flatstore(Stored):
 
     def load(self) -> Any:
         return fs.load(self.path)
+
+    def open(self) -> Any:
+        return fs.open(self.path)
 
 
 class Safetensors(Stored):

@@ -152,7 +152,7 @@ def test_updates_of_a_hundredth_of_a_step_are_not_lost_in_the_mean():
     for names, unit in ((("float32", "float64"), noise.step), (("float16",), 2.0**-12), (("bfloat16",), 2.0**-9)):
         store = fs.Store.from_tree({name: np.full(n, 0.25, name) for name in names})
         weight, total = 0.01 * unit / 0.02, {name: np.zeros(n) for name in names}
-        times = 10_000  # `es_figures.py --only far_below_a_step` makes 100,000
+        times = 10_000  # `python -m benchmarks.perturbation --only far_below_a_step` makes 100,000
         for seed in range(times):
             es.update(store, noise, [seed], [weight])
         for first in range(0, times, 1000):
