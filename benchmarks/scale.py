@@ -49,7 +49,9 @@ def cluster(cpus: int) -> Any:
         ray.shutdown()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of JAX, as Ray forks
-        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        # Of its own, whatever runs here already.
+        quiet: Any = dict(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init("local", num_cpus=cpus, **quiet)
     return ray
 
 
