@@ -139,7 +139,9 @@ def picture(results: Results, path: Path, dark: bool) -> None:
         axes.spines[["left", "bottom"]].set_color(ink)
     peaks.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
     peaks.minorticks_off()
-    figure.legend(*rates.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, labelcolor=ink)
+    figure.legend(
+        *rates.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, labelcolor=ink
+    )
     figure.savefig(path, dpi=150)
 
 
