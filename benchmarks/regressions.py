@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ def figures(results: Path, commit: str, benchmarks: dict[str, Any]) -> Figures:
         for name, (values, params, *_) in json.loads(file.read_text())["results"].items():
             if name in benchmarks and values is not None:
                 keys = itertools.product([name], *params)
-                found |= {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+                known = {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+                found |= {key: value for key, value in known.items() if not math.isnan(value)}  # which is n/a
     return found
 
 
