@@ -1,4 +1,6 @@
-"""What makes the site of these pages: examples get pages of their own, and doctests are shown as code."""
+"""What makes the site of these pages: examples get pages of their own, doctests are shown as code, and the table of
+figures, which is the README's, stands where a page leads to it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from typing import Any
 import griffe
 from mkdocs.structure.files import File, Files, InclusionLevel
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+TO_FIGURES = "[The table of figures](../README.md#figures)"
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:
@@ -23,8 +27,17 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Lead to those pages; in the repository the same links lead to the programs."""
-    return re.sub(r"\]\(\.\./examples/(\w+)\.py\)", r"](examples/\1.md)", markdown)
+    """Lead to those pages, from any folder; in the repository the same links lead to the programs, and the README."""
+    linked = re.sub(r"\]\(((?:\.\./)*)\.\./examples/(\w+)\.py\)", r"](\1examples/\2.md)", markdown)
+    return linked.replace(TO_FIGURES, _figures()) if TO_FIGURES in linked else linked
+
+
+def _figures() -> str:
+    """The table, and the line above it that says on what it was measured."""
+    section = (ROOT / "README.md").read_text().partition("\n## Figures\n")[2]
+    found = re.search(r"^\S[^\n]*\n\n(?:\|[^\n]*\n)+", section, re.MULTILINE)
+    assert found, "expected a line and a table of figures in README.md"
+    return found[0].replace("](docs/", "](")
 
 
 class Doctests(griffe.Extension):
