@@ -46,12 +46,10 @@ class Doctests(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called for everything that has a docstring."""
         if obj.docstring is not None:
-            obj.docstring.value = re.sub(
-                r"^( *)>>> .*(?:\n(?! *$).*)*", _fenced, obj.docstring.value, flags=re.MULTILINE
-            )
+            fenced = re.sub(r"^( *)>>> .*(?:\n(?! *$).*)*", _fenced, obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r"^(Raises[ ,].*):$", r"Raises: \1", fenced, flags=re.MULTILINE)  # a title
 
 
 def _fenced(found: re.Match[str]) -> str:
-    lines = [line.removeprefix(found[1]) for line in found[0].splitlines()]
-    code = "\n".join(found[1] + line for line in lines)
-    return f"{found[1]}```pycon\n{code}\n{found[1]}```"
+    code = "\n".join(line.removeprefix(found[1]) for line in found[0].splitlines())
+    return f"```pycon\n{code}\n```"  # not indented, which would be a block of code that shows its fences

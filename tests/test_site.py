@@ -111,6 +111,10 @@ def test_the_reference_has_all_that_the_package_hands_out(pages):
     assert not {name for name in public if f"flatstore.{name}" not in names}
 
 
+def test_no_page_shows_a_fence(pages):
+    assert not [path for path in pages if "```" in path.read_text()]
+
+
 def test_examples_in_docstrings_are_code(pages):
     page = next(path for path in pages if path.parts[-3:] == ("api", "es", "index.html"))
     text = page.read_text()
