@@ -32,8 +32,9 @@ from flatstore.files import load, metadata_of, save
 from flatstore.layout import Array
 from flatstore.noise import Seed, seeds
 from flatstore.recording import RunFolder, RunPath, as_numbers, as_texts, described, run_entries
-from flatstore.scale.replica import cause_of, made
+from flatstore.scale.replica import arriving, cause_of, end, made
 from flatstore.store import Population, Store
+from flatstore.threads import noted
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,20 @@ class Island:
         self._pop: Any = None
         self._last: tuple[int, Any] = -1, None
 
+    @arriving
     def evolve(self, epoch: int, keep: int) -> bytes:
         """Make an epoch, or what is left of it, and return the fitness of its last generation; save its best.
 
-        Epochs before `keep` are removed.
+        Epochs before `keep` are removed. What is raised has a note that names the island.
         """
+        try:
+            return self._evolved(epoch, keep)
+        except Exception as error:
+            notes = [note for note in getattr(error, "__notes__", ()) if self._job.run not in note]  # of `ga.evolve`
+            error.__notes__ = [*notes, f"it was raised on island {self._island}, in epoch {epoch}"]
+            raise
+
+    def _evolved(self, epoch: int, keep: int) -> bytes:
         if self._pop is None:
             self._pop, self._evaluate = made(self._job.make, Population, self._island)
             if len(self._pop) <= self._job.migrants:
@@ -194,7 +204,7 @@ def islands(
         crossover: as in `ga.step`.
         bounds: as in `ga.step`.
         elite: as in `ga.step`.
-        options: options of Ray's actors; `num_cpus` is 1.
+        options: options of Ray's actors. `num_cpus` is 1: while the cluster has fewer CPUs than islands, some wait.
 
     Raises ImportError without Ray; ValueError and TypeError for arguments that are out of range; `RuntimeError` if an
     island has died three times in an epoch. With the epochs: the errors of a run's folder; `ValueError` for islands of
@@ -225,40 +235,43 @@ def _epochs(ray: Any, job: _Job, most: int | None, options: Mapping[str, Any]) -
         running: dict[Any, int] = {}
         try:
             while most is None or len(folder) < most:
-                for island in range(job.count):
-                    epoch = done[island] + 1
-                    is_next = done[job.source(island, epoch)] + 1 >= epoch and (most is None or epoch < most)
-                    if is_next and island not in running.values():
-                        running[actors[island].evolve.remote(epoch, min(done))] = island
-                (answer,), _ = ray.wait([*running])
-                island = running.pop(answer)
-                try:
-                    fitness = ray.get(answer)
-                except ray.exceptions.RayTaskError as error:
-                    raised = cause_of(error)
-                    raise raised from raised.__cause__
-                except ray.exceptions.RayError as error:
-                    deaths[island] += 1
-                    if deaths[island] >= MOST_DEATHS:
-                        raise RuntimeError(
-                            f"expected an island that goes on, got island {island}, which died {MOST_DEATHS} times in "
-                            f"epoch {done[island] + 1}; fix: see what it printed"
-                        ) from error
-                    actors[island] = new(island)
-                    continue
-                done[island], deaths[island] = done[island] + 1, 0
-                came[done[island], island] = np.frombuffer(fitness)
-                while min(done) >= (number := len(folder)):
+                with noted(lambda _: [f"the run has {len(folder)} epochs; fix: islands(..., run={job.run!r}) goes on"]):
+                    for island in range(job.count):
+                        epoch = done[island] + 1
+                        is_next = done[job.source(island, epoch)] + 1 >= epoch and (most is None or epoch < most)
+                        if is_next and island not in running.values():
+                            running[actors[island].evolve.remote(epoch, min(done))] = island
+                    (answer,), _ = ray.wait([*running])
+                    island = running.pop(answer)
+                    try:
+                        fitness = ray.get(answer)
+                    except ray.exceptions.RayTaskError as error:
+                        raised = cause_of(error)
+                        raise raised from raised.__cause__
+                    except ray.exceptions.RayError as error:
+                        deaths[island] += 1
+                        if deaths[island] >= MOST_DEATHS:
+                            raise RuntimeError(
+                                f"expected an island that goes on, got island {island}, which died {MOST_DEATHS} times "
+                                f"in epoch {done[island] + 1}; fix: see what it printed"
+                            ) from error
+                        actors[island] = new(island)
+                        continue
+                    done[island], deaths[island] = done[island] + 1, 0
+                    came[done[island], island] = np.frombuffer(fitness)
+                    number = len(folder)
+                    if min(done) < number:
+                        continue
                     rows = [came.pop((number, i)) for i in range(job.count)]
                     sizes = [len(row) for row in rows]
                     if len({*sizes}) > 1:
                         raise ValueError(f"expected islands of equal size, got {sizes} members; fix: make them so")
                     all_of_it = np.stack(rows)
                     folder.append({"number": number, "fitness": [as_texts(row) for row in all_of_it]})
-                    yield Epoch(number, all_of_it)
+                yield Epoch(number, all_of_it)
         finally:
             for actor in actors:
-                ray.kill(actor)
+                end(ray, actor)
 
 
 def champion(run: RunPath) -> Store:

@@ -297,7 +297,11 @@ def test_a_journal_from_elsewhere_is_checked(tmp_path, change):
     entry = {"number": 2, "fitness": [0.0] * 8, "weights": moves[-1].weights.tolist(), "rate": None} | change
     with open(tmp_path / "journal.jsonl", "ab") as journal:
         journal.write(line_of(entry))
-    for read in (lambda: list(es.moves(tmp_path)), lambda: es.centre_of(tmp_path, 3), lambda: list(evolve(tmp_path)[2])):
+    for read in (
+        lambda: list(es.moves(tmp_path)),
+        lambda: es.centre_of(tmp_path, 3),
+        lambda: list(evolve(tmp_path)[2]),
+    ):
         with pytest.raises(ValueError, match="expected a move in entry 2 of the run .*; fix"):
             read()
 

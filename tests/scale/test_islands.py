@@ -2,6 +2,7 @@
 
 import os
 import traceback
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 
@@ -167,7 +168,9 @@ def test_what_an_island_raises_arrives_with_its_traceback_and_the_run_goes_on_fr
     epochs = []
     with pytest.raises(LookupError, match="not generation 3") as caught:
         epochs += fs.scale.ray.islands(**run)  # the epochs before are in the folder
-    assert 'raise LookupError("not generation 3")' in "".join(traceback.format_exception(caught.value))
+    text = "".join(traceback.format_exception(caught.value))
+    assert 'raise LookupError("not generation 3")' in text
+    assert f"epochs; fix: islands(..., run={str(tmp_path / 'run')!r}) goes on" in text
     begun = len([*run_entries(tmp_path / "run")])
     epochs = list(fs.scale.ray.islands(**run))
     assert [epoch.number for epoch in epochs] == [*range(begun, EPOCHS)]
@@ -208,6 +211,16 @@ def test_what_islands_are_asked_for_is_checked(change, message, tmp_path):
     run = dict(make=jobs.island, seed=7, count=3, every=2, run=tmp_path, mutate=None)
     with pytest.raises(ValueError, match=message):
         fs.scale.ray.islands(**run | change)
+
+
+def test_what_an_island_raises_names_it_and_says_nothing_of_folders_within_the_run(tmp_path):
+    make = partial(jobs.island_that_raises, LookupError("in an evaluation"))
+    with pytest.raises(LookupError) as caught:
+        Island(replace(a_job(tmp_path), make=make), 1).evolve(0, 0)
+    assert caught.value.__notes__ == ["it was raised on island 1, in epoch 0"]
+    make = partial(jobs.island_that_raises, jobs.Unpicklable(1, 2))
+    with pytest.raises(RuntimeError, match="^Unpicklable: one argument, and another; it was raised on island 2, in e"):
+        Island(replace(a_job(tmp_path), make=make), 2).evolve(0, 0)
 
 
 def test_fewer_travel_than_there_are(tmp_path):
