@@ -46,7 +46,7 @@ def has_number(line: bytes, number: int) -> bool:
 
 
 def entry_of(line: bytes) -> dict[str, Any]:
-    """The entry of a line that is whole, without the checksum. Raises `ValueError` for what nobody writes in earnest."""
+    """The entry of a line that is whole, without the checksum. Raises `ValueError` for any other."""
     try:
         entry: dict[str, Any] = json.loads(line)
         del entry["crc32"]

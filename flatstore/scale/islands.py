@@ -141,11 +141,20 @@ class Island:
         job, fitness = self._job, record.fitness.copy()
         path = job.best(job.source(self._island, epoch), epoch - 1)
         arrived: Any = load(path, like=pop.layout)
+        try:
+            theirs = as_numbers(json.loads(metadata_of(path)["fitness"]))
+            if not len(theirs) == arrived.size == job.migrants:
+                raise ValueError(f"the fitness of {len(theirs)} members, and {arrived.size} of them")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"expected {job.migrants} members and their fitness in {path!r}, got others ({error!r}); "
+                "fix: take a copy of the run"
+            ) from error
         worst = best_first(fitness)[len(fitness) - arrived.size :]
         for leaf in pop.layout.homes:
             if leaf.trainable:
                 pop[leaf.path][worst] = arrived[leaf.path]
-        fitness[worst] = as_numbers(json.loads(metadata_of(path)["fitness"]))
+        fitness[worst] = theirs
         mutate = job.operators["mutate"]
         now = mutate(epoch * job.every - 1) if callable(mutate) else mutate
         seed = *job.seed, self._island, epoch - 1, job.every - 1
@@ -279,16 +288,24 @@ def champion(run: RunPath) -> Store:
 
     Raises `ValueError` for a run without an epoch, and for one that is not of islands; `OSError` where there is none.
     """
-    entries = deque(enumerate(run_entries(run)), maxlen=1)
-    if not entries:
-        raise ValueError(f"expected a run of islands with an epoch, got none in {os.fspath(run)!r}; fix: wait")
-    number, last = entries[0]
-    try:
-        island = int(np.argmax([np.nanmax(as_numbers(row)) for row in last["fitness"]]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"expected the fitness of islands in entry {number} of the run {os.fspath(run)!r}, got another "
-            f"({error!r}); fix: name a run of scale.ray.islands"
-        ) from error
-    best: Any = load(os.path.join(run, f"island-{island}", f"best-{number}.safetensors"))
-    return best[0].copy()
+    before = -1
+    while True:
+        entries = deque(enumerate(run_entries(run)), maxlen=1)
+        if not entries:
+            raise ValueError(f"expected a run of islands with an epoch, got none in {os.fspath(run)!r}; fix: wait")
+        number, last = entries[0]
+        try:
+            island = int(np.argmax([np.nanmax(as_numbers(row)) for row in last["fitness"]]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"expected the fitness of islands in entry {number} of the run {os.fspath(run)!r}, got another "
+                f"({error!r}); fix: name a run of scale.ray.islands"
+            ) from error
+        try:
+            best: Any = load(os.path.join(run, f"island-{island}", f"best-{number}.safetensors"))
+        except FileNotFoundError:
+            if number == before:
+                raise
+            before = number  # a run that goes on removes what it does not need
+        else:
+            return best[0].copy()

@@ -1,5 +1,6 @@
 """Islands: populations that evolve apart, and whose best travel, as a function of the seed."""
 
+import json
 import os
 import traceback
 from dataclasses import replace
@@ -13,6 +14,7 @@ import flatstore as fs
 from flatstore import ga
 from flatstore.evaluation import best_first
 from flatstore.recording import run_entries
+from flatstore.recording.line_text import line_of
 from flatstore.scale import islands
 from flatstore.scale.islands import Island, _Job
 from tests.scale import jobs
@@ -233,6 +235,49 @@ def test_a_run_of_another_kind_has_no_islands(tmp_path):
     pop, evaluate = jobs.island(0)
     next(ga.evolve(pop, evaluate, seed=0, mutate=None, run=tmp_path))
     with pytest.raises(ValueError, match="expected the fitness of islands in entry 0 of the .*; fix: name a run"):
+        fs.scale.ray.champion(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("members", "metadata"),
+    [
+        (MIGRANTS, {}),
+        (MIGRANTS, {"fitness": "[1.0]"}),
+        (MIGRANTS, {"fitness": "[" * 10_000}),
+        (MIGRANTS, {"fitness": '{"1": 0}'}),
+        (9, {"fitness": json.dumps([0.0] * 9)}),
+    ],
+)
+def test_who_comes_from_elsewhere_is_checked(tmp_path, members, metadata):
+    job = a_job(tmp_path)
+    islands = [Island(job, i) for i in range(COUNT)]
+    for island in islands:
+        island.evolve(0, 0)
+    fs.save(job.best(0, 0), fs.Population.zeros(jobs.centre().layout, members), metadata=metadata)
+    with pytest.raises(
+        ValueError, match="expected 2 members and their fitness in .*best-0.*, got others .*; fix: take"
+    ):
+        islands[1].evolve(1, 0)
+
+
+def test_the_champion_of_a_run_that_goes_on_meanwhile_is_that_of_a_later_epoch(tmp_path, monkeypatch):
+    job = a_job(tmp_path)
+    (tmp_path / "journal.jsonl").write_bytes(line_of({"number": 0, "fitness": [[0.0]] * COUNT}))
+    island = Island(job, 0)
+    island.evolve(0, 0)
+    expected = fs.load(job.best(0, 0))[0]
+    os.rename(job.best(0, 0), job.best(0, 1))
+
+    def removed(path):
+        monkeypatch.undo()
+        with open(tmp_path / "journal.jsonl", "ab") as journal:
+            journal.write(line_of({"number": 1, "fitness": [[0.0]] * COUNT}))
+        return fs.load(path)
+
+    monkeypatch.setattr("flatstore.scale.islands.load", removed)
+    assert fs.scale.ray.champion(tmp_path).buffer.tobytes() == expected.copy().buffer.tobytes()
+    os.unlink(job.best(0, 1))
+    with pytest.raises(FileNotFoundError):
         fs.scale.ray.champion(tmp_path)
 
 
