@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -96,6 +97,11 @@ class Island:
 
     def _evolved(self, epoch: int, keep: int) -> bytes:
         if self._pop is None:
+            if not os.path.isdir(self._job.run):
+                raise FileNotFoundError(
+                    f"expected the folder of the run on every node, got none at {self._job.run!r} on "
+                    f"{socket.gethostname()}; fix: name a folder that all nodes see"
+                )
             self._pop, self._evaluate = made(self._job.make, Population, self._island)
             if len(self._pop) <= self._job.migrants:
                 raise ValueError(

@@ -225,6 +225,12 @@ def test_what_an_island_raises_names_it_and_says_nothing_of_folders_within_the_r
         Island(replace(a_job(tmp_path), make=make), 2).evolve(0, 0)
 
 
+def test_a_folder_that_a_node_does_not_see_is_an_error_and_is_not_made_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected the folder of the run on every node, got none at .*; fix: n"):
+        Island(a_job(tmp_path / "run"), 0).evolve(0, 0)
+    assert not (tmp_path / "run").exists()
+
+
 def test_fewer_travel_than_there_are(tmp_path):
     job = _Job(jobs.island, (7,), 2, 1, 8, "ring", str(tmp_path), OPERATORS)
     with pytest.raises(ValueError, match="expected more members than migrants, 8, got 8; fix: pass fewer migrants="):
