@@ -38,7 +38,8 @@ def recall(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     if isinstance(kept["workers"], str):
         if isinstance(given["workers"], str):
             kept["workers"] = given["workers"]
-        elif kept["workers"].partition(":")[2]:  # a folder from elsewhere does not say whose cluster to trust
+        elif given["workers"] is None and kept["workers"].partition(":")[2]:
+            # A folder from elsewhere does not say whose cluster to trust.
             raise ValueError(
                 f"expected --workers for the run in {str(folder)!r}, which was on a cluster, got none; "
                 f"fix: --workers {kept['workers']}, if you trust those who are there, or --workers ray"

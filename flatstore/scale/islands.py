@@ -27,7 +27,7 @@ import numpy as np
 
 from flatstore import ga
 from flatstore.checks import whole
-from flatstore.evaluation import MOST_DEATHS, best_first, check_run
+from flatstore.evaluation import MOST_DEATHS, WorkerError, best_first, check_run
 from flatstore.extras import require
 from flatstore.files import load, metadata_of, save
 from flatstore.layout import Array
@@ -261,8 +261,7 @@ def _epochs(ray: Any, job: _Job, most: int | None, options: Mapping[str, Any]) -
                     try:
                         fitness = ray.get(answer)
                     except ray.exceptions.RayTaskError as error:
-                        raised = cause_of(error)
-                        raise raised from raised.__cause__
+                        raise cause_of(error) from WorkerError(str(error))
                     except ray.exceptions.RayError as error:
                         deaths[island] += 1
                         if deaths[island] >= MOST_DEATHS:

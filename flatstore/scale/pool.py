@@ -25,7 +25,7 @@ import numpy as np
 
 from flatstore.checks import real
 from flatstore.es import Move
-from flatstore.evaluation import MOST_DEATHS
+from flatstore.evaluation import MOST_DEATHS, WorkerError
 from flatstore.extras import require
 from flatstore.layout import Array
 from flatstore.scale.replica import Held, Job, Replica, State, Told, arriving, cause_of, end, told
@@ -217,8 +217,7 @@ class Pool:
         try:
             answer = self._ray.get(ready[0])
         except self._ray.exceptions.RayTaskError as error:
-            raised = cause_of(error)
-            raise raised from raised.__cause__
+            raise cause_of(error) from WorkerError(str(error))
         except self._ray.exceptions.RayError as error:
             self._died(worker, error)
             return True

@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 
 from flatstore import es
-from flatstore.evaluation import Evaluate, WorkerError, one_number, pickled
+from flatstore.evaluation import Evaluate, one_number, pickled
 from flatstore.layout import Array
 from flatstore.noise import Noise, seeds
 from flatstore.store import Store
@@ -183,8 +183,6 @@ def arriving(method: Method) -> Method:
     return cast(Method, called)
 
 
-def cause_of(error: Any) -> BaseException:
-    """What was raised in an actor of Ray, with the traceback there as its cause."""
-    cause: BaseException = error.cause if isinstance(error.cause, Exception) else RuntimeError(str(error))
-    cause.__cause__ = WorkerError(str(error))
-    return cause
+def cause_of(error: Any) -> Exception:
+    """What was raised in an actor of Ray; to be raised from a `WorkerError`, the traceback there."""
+    return error.cause if isinstance(error.cause, Exception) else RuntimeError(str(error))

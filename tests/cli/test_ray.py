@@ -59,6 +59,8 @@ def test_a_folder_does_not_say_whose_cluster_to_trust(tmp_path):
     remember(tmp_path, "digits", "es", Settings(4, 3, 8, 5, "ray:10.0.0.1:6379"))
     with pytest.raises(ValueError, match="expected --workers for the run in .*, which was on a .*; fix: --workers ray"):
         recall(tmp_path, nothing)
+    with pytest.raises(ValueError, match=r"got --workers 2 \(it has ray:10.0.0.1:6379\); fix: leave these out"):
+        recall(tmp_path, nothing | {"workers": 2})
     for workers in ("ray:10.0.0.1:6379", "ray"):
         assert recall(tmp_path, nothing | {"workers": workers})["workers"] == workers
     remember(tmp_path, "digits", "es", Settings(4, 3, 8, 5, "ray"))
