@@ -67,6 +67,14 @@ def test_a_folder_does_not_say_whose_cluster_to_trust(tmp_path):
     assert recall(tmp_path, nothing)["workers"] == "ray"
 
 
+def test_a_cluster_without_cpus_is_refused_before_a_run_is_begun(tmp_path, monkeypatch, capsys):
+    ray = Mock(**{"cluster_resources.return_value": {"memory": 1.0}})
+    monkeypatch.setattr("flatstore.cli.algorithms.require", lambda *names: ray)
+    assert main(["evolve", *SHORT, "--workers", "ray", "--out", str(tmp_path)]) == 2
+    assert "expected a cluster with CPUs for --workers ray, got none; fix: add a node" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_is_interrupted_says_how_it_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("flatstore.cli.algorithms.connect", lambda workers: None)
     monkeypatch.setattr("flatstore.scale.ray.evolve", Mock(side_effect=KeyboardInterrupt))
