@@ -125,7 +125,7 @@ def picture(results: Results, path: Path, dark: bool) -> None:
     from matplotlib.figure import Figure
 
     ink, paper = ("#e6e6e6", "#1c1e21") if dark else ("#222222", "#ffffff")
-    figure = Figure(figsize=(9, 3.6), layout="constrained", facecolor=paper)
+    figure = Figure(figsize=(9, 3.2), layout="constrained", facecolor=paper)
     FigureCanvasAgg(figure)
     rates, peaks = figure.subplots(1, 2, sharey=True)
     names = [f"{job.name}\n{job.members} × {job.genes:,}" for job, _ in results]
@@ -148,7 +148,11 @@ def picture(results: Results, path: Path, dark: bool) -> None:
         axes.grid(axis="both", color=ink, alpha=0.15)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(ink)
-    rates.legend(loc="lower left", frameon=False, labelcolor=ink, fontsize=9)
+    peaks.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    peaks.minorticks_off()
+    figure.legend(
+        *rates.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, labelcolor=ink
+    )
     figure.savefig(path, dpi=150)
 
 

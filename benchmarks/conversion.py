@@ -39,14 +39,14 @@ class Converting(tracked.Times):
 
 
 class Unravel(bench.asv.Ratio):
-    """An unravel of `ravel_pytree`'s beside a thousand reads of `store.tree`."""
+    """A thousand reads of `store.tree` beside an unravel of `ravel_pytree`'s."""
 
     params: Any = [10, 100]
     param_names = ("leaves",)
 
     @staticmethod
     def make(leaves: int) -> Any:
-        return unravel_and_trees(tree_of(leaves, 256))
+        return trees_and_unravel(tree_of(leaves, 256))
 
 
 class Peak(tracked.Peak):
@@ -69,10 +69,10 @@ def filled(peer: str, size: int) -> Any:
     return PEERS["conversion"][peer].fill(LEAVES, size)
 
 
-def unravel_and_trees(tree: Any) -> tuple[Any, Any]:
+def trees_and_unravel(tree: Any) -> tuple[Any, Any]:
     """A call of each."""
     ravel, store = (PEERS["conversion"][name](tree) for name in ("ravel_pytree", "flatstore"))
-    return ravel.unflatten, lambda: access.read_tree(store.store)
+    return lambda: access.read_tree(store.store), ravel.unflatten
 
 
 def _make(made: dict[str, Any], name: str, tree: Any) -> None:
@@ -83,7 +83,7 @@ def conversion(quick: bool) -> Iterator[Row]:
     """`tree` against what builds it from the flat vector."""
     leaves = 100 if quick else 1000
     tree = tree_of(leaves, 256)
-    unravel, trees = unravel_and_trees(tree)
+    trees, unravel = trees_and_unravel(tree)
     first = seconds(unravel)
     taken = interleaved({"tree": trees, "unravel": unravel}, 20 if quick else 60)
     target = 20 * leaves  # 20,000 x for 1,000 leaves, and an unravel grows with them

@@ -121,7 +121,7 @@ def memory(quick: bool) -> Iterator[Row]:
     """The peak of a generation, few large members and many small."""
     for members, genes in ((64, 200_000), (4, 3_200_000)) if quick else ((512, 500_000), (16, 16_000_000)):
         size = 4 * members * genes
-        peak = race.peak(MADE["ga, flatstore"], members, genes)
+        peak = race.peak(MADE["flatstore, ga"], members, genes)
         yield at_most(f"peak - 1.02 populations, {members} x {genes:,}", 32, (peak - 1.02 * size) / MIB, "MiB", 1)
         yield beside("the peak", f"{peak / size:.3f} populations")
 
@@ -151,7 +151,7 @@ def operators(quick: bool) -> Iterator[Row]:
 def beside_perturbation(quick: bool) -> Iterator[Row]:
     """A generation against adding the same noise to as many parameters in place."""
     members, genes = (64, 50_000) if quick else (512, 500_000)
-    peer, noise = MADE["ga, flatstore"](members, genes), Flatstore(members * genes)
+    peer, noise = MADE["flatstore, ga"](members, genes), Flatstore(members * genes)
     taken = interleaved({"generation": lambda: peer.run(1), "perturbation": noise.perturb}, 5 if quick else 9)
     yield at_least("the rate of perturbation in place", 40, 100 * ratio(taken, "perturbation", "generation"), "%", 0)
     yield beside("each", each(taken))

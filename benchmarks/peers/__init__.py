@@ -9,7 +9,7 @@ from .peer import Peer as Peer
 
 
 def _named(**kinds: dict[str, Any]) -> dict[str, Any]:
-    return {f"{kind}, {name}": peer for kind, peers in kinds.items() for name, peer in peers.items()}
+    return {f"{name}, {kind}": peer for kind, peers in kinds.items() for name, peer in peers.items()}
 
 
 PEERS: dict[str, dict[str, Any]] = {
@@ -29,8 +29,8 @@ PEERS: dict[str, dict[str, Any]] = {
 
 def named(question: str, kind: str = "") -> dict[str, Any]:
     """The peers of a question, or those of a kind ("ga", "es") by the rest of their names."""
-    first = f"{kind}, " if kind else ""
-    return {name.removeprefix(first): x for name, x in PEERS[question].items() if name.startswith(first)}
+    last = f", {kind}" if kind else ""
+    return {name.removesuffix(last): x for name, x in PEERS[question].items() if name.endswith(last)}
 
 
 def installed(peers: dict[str, Any]) -> dict[str, Any]:

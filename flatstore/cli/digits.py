@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import jax
@@ -42,7 +42,7 @@ class Digits(Task):
 
     def __init__(self, settings: Settings) -> None:
         """Load the data, four fifths for training, classes in proportion."""
-        self.seed: int = settings.seed
+        self.seed, self._settings = settings.seed, settings
         self.layout, self.initial = layout_of_network(64, settings.hidden, 10), initial_noise(64, settings.hidden)
         images, labels = require("sklearn.datasets", "demo").load_digits(return_X_y=True)
         split = require("sklearn.model_selection", "demo").train_test_split
@@ -67,12 +67,12 @@ class Digits(Task):
 
     @property
     def evaluate_one(self) -> Callable[[Store, int], float]:
-        """The same for one member, in a process that has the data."""
-        return self._fitness_of_one
+        """The same for one member, in any process: there the data are loaded once."""
+        return partial(fitness_of_one, self._settings)
 
-    def _fitness_of_one(self, member: Store, generation: int) -> float:
-        with member.lend() as params:
-            return float(self._one(params, *self.batch(generation)))
+    def fitness_of(self, member: Store, generation: int) -> float:
+        """The same for one member, which is copied: in a population its leaves lie where JAX cannot view them."""
+        return float(self._one(member.copy().tree, *self.batch(generation)))
 
     def choose(self, pop: Population) -> int:
         """The member that explains all training images best."""
@@ -94,6 +94,17 @@ class Digits(Task):
     def temporaries(self) -> int:
         """The most bytes of temporary memory that a compiled program took to evaluate the population."""
         return max(self._fitness.temporaries, self._on_all.temporaries)
+
+
+@cache
+def digits_of(settings: Settings) -> Digits:
+    """The task, of which a process that evaluates members has one."""
+    return Digits(settings)
+
+
+def fitness_of_one(settings: Settings, member: Store, generation: int) -> float:
+    """The mean log-probability that a member gives the labels of the generation's batch."""
+    return digits_of(settings).fitness_of(member, generation)
 
 
 def _moved(x: Array, rng: Any) -> Array:

@@ -72,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=_workers,
         metavar="N|ray[:ADDRESS]",
-        help="processes that evaluate the members of --task cartpole, one by one, where they lie; or, with --algo es, "
-        "the cluster of Ray at an address, or one on this machine (default none)",
+        help="processes that evaluate the members one by one, where they lie, which pays for --task cartpole; or, with "
+        "--algo es, the cluster of Ray at an address, or one on this machine (default none)",
     )
     parser.add_argument(
         "--out",
@@ -148,6 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
             result, value = task.report(champion)
     except KeyboardInterrupt:
         way = f"flatstore evolve --out {shlex.quote(str(arguments.out))} --resume"
+        way += f" --workers {shlex.quote(str(settings.workers))}" if settings.on_ray else ""
         print(f"\nflatstore evolve: interrupted; {way} goes on", file=sys.stderr)
         return 130
     seconds = time.perf_counter() - start
@@ -186,8 +187,8 @@ def _problem_with_settings(settings: Settings, task: str, algo: str) -> str | No
     """What is wrong with the settings, if anything."""
     if settings.on_ray and algo != "es":
         return f"expected --algo es with --workers {settings.workers}, got {algo}; fix: --algo es, or leave it out"
-    if settings.workers and not settings.on_ray and task != "cartpole":
-        return f"expected --workers with --task cartpole, got {task}; fix: leave it out: JAX uses all cores by itself"
+    if settings.workers and algo == "mezo":
+        return f"expected no --workers for --algo mezo, got {settings.workers}; fix: leave it out"
     if algo == "mezo" and settings.population != 1:
         return f"expected no --population for --algo mezo, got {settings.population}; fix: leave it out"
     for name, least in (

@@ -84,7 +84,7 @@ class KeptRun(KeptOpen):
             return None
         start, note = folder.restore(self._parts, first=not is_whole(self._optimiser))
         if isinstance(self._optimiser, Compiled):
-            self._optimiser.count = note
+            self._optimiser.count = _count(note)
         last = None
         for last in _moves(folder.entries(start), folder.settings, folder.path):
             if last.number == len(folder) - 1:
@@ -161,8 +161,10 @@ def _moves(entries: Iterator[dict[str, Any]], settings: Mapping[str, Any], path:
 def _read(entries: Iterator[dict[str, Any]], seed: tuple[int, ...], pairs: int, path: str) -> Iterator[Move]:
     for entry in entries:
         try:
-            number, fitness = entry["number"], as_numbers(entry["fitness"])
-            keys, values = seeds((*seed, number), pairs), as_numbers(entry["weights"])
+            number, fitness, values = entry["number"], as_numbers(entry["fitness"]), as_numbers(entry["weights"])
+            if (len(fitness), len(values)) != (2 * pairs, pairs):
+                raise ValueError(f"fitness for {2 * pairs} members, got {len(fitness)}, and {len(values)} weights")
+            keys = seeds((*seed, number), pairs)
             missing = _marks(entry["missing"], len(fitness)) if "missing" in entry else None
             yield Move(number, fitness, keys, values, entry["rate"], missing)
         except (KeyError, TypeError, ValueError) as error:
@@ -170,6 +172,13 @@ def _read(entries: Iterator[dict[str, Any]], seed: tuple[int, ...], pairs: int, 
                 f"expected a move in entry {entry.get('number')} of the run {path!r}, got another ({error!r}); "
                 "fix: take a copy of the run"
             ) from error
+
+
+def _count(note: Any) -> int:
+    """The number of steps of an optimiser that a snapshot has noted. Raises `ValueError` for anything else."""
+    if type(note) is not int or not 0 <= note < 2**63:
+        raise ValueError(f"expected the optimiser's count in a snapshot, got {note!r}; fix: take a copy of the run")
+    return note
 
 
 def _marks(missing: Any, members: int) -> Array:
@@ -202,7 +211,7 @@ def centre_of(run: RunPath, to: int) -> Store:
     optimiser: Any = None
     if settings["optimiser"] is not None:
         optimiser = _made_again(settings["optimiser"], path, centre)
-        optimiser.count = snapshot_note(path, start)
+        optimiser.count = _count(snapshot_note(path, start))
         for name, state in optimiser.states.items():
             state.assign(load(snapshot_path(path, start, name)))
     chosen = list(islice(records, start, to))

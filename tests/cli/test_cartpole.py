@@ -105,11 +105,6 @@ def test_any_number_of_workers_gives_the_same_champion_to_the_bit(tmp_path, algo
     assert champions[0] == champions[1]
 
 
-def test_workers_are_for_environments():
-    status, _, err = flatstore("--task", "digits", "--workers", "2")
-    assert status == 2 and "expected --workers with --task cartpole, got digits; fix: leave it out" in err
-
-
 def test_a_warning_of_gymnasium_does_not_reach_the_user():
     spec = gymnasium.spec("CartPole-v1")
     gymnasium.register("CartPole-v2", spec.entry_point, vector_entry_point=spec.vector_entry_point)

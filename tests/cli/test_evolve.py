@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import flatstore as fs
+from flatstore.cli.digits import Digits
 from flatstore.cli.progress import progress
+from flatstore.cli.task import Settings
 
 SHORT = ["--population", "64", "--generations", "200", "--hidden", "16"]
 
@@ -77,6 +79,29 @@ def test_the_same_seed_gives_the_same_champion_to_the_bit_and_another_seed_anoth
     assert a != c
 
 
+@pytest.mark.long(but="[es]")
+@pytest.mark.parametrize("algo", ["es", "ga"])
+def test_any_number_of_workers_gives_the_same_champion_to_the_bit(tmp_path, algo):
+    champions: list[bytes] = []
+    for workers in ("1", "2"):
+        small = ["--population", "8", "--generations", "3", "--hidden", "8", "--algo", algo]
+        status, _, err = flatstore("evolve", *small, "--workers", workers, "--out", str(tmp_path / workers))
+        assert (status, err) == (0, "")
+        champions.append(fs.load(tmp_path / workers / "champion.safetensors").buffer.tobytes())
+    assert champions[0] == champions[1]
+
+
+def test_a_member_alone_is_worth_what_it_is_among_all():
+    settings = Settings(population=4, generations=1, hidden=8, seed=3)
+    task = Digits(settings)
+    pop = fs.Population.zeros(task.layout, 4)
+    fs.es.sample(pop, fs.Store.zeros(task.layout), fs.Rademacher(0.1), fs.seeds(1, 4))
+    with pop.lend() as stacked:
+        together = task.evaluate(stacked, 2)
+    alone = [task.evaluate_one(pop[i], 2) for i in range(4)]
+    assert np.allclose(alone, together, rtol=1e-5) and len({*alone}) == 4
+
+
 @pytest.mark.long
 def test_inspect_shows_what_evolve_wrote(tmp_path):
     assert flatstore("evolve", *SHORT[:2], "--generations", "1", "--out", str(tmp_path))[0] == 0
@@ -97,6 +122,7 @@ def test_inspect_shows_what_evolve_wrote(tmp_path):
         (["--task", "cartpole", "--population", "3"], "expected --population >= 4, got 3; fix"),
         (["--task", "cartpole", "--algo", "es", "--population", "5"], "expected an even --population for --algo es"),
         (["--algo", "mezo", "--population", "64"], "expected no --population for --algo mezo, got 64; fix"),
+        (["--algo", "mezo", "--workers", "2"], "expected no --workers for --algo mezo, got 2; fix: leave it out"),
         (["--task", "cartpole", "--algo", "mezo"], "expected --algo ga, es for --task cartpole, got mezo; fix"),
         (["--out", "/dev/null/x"], "expected a folder to write to, got '/dev/null/x'"),
         (["--out", "/proc"], "expected a folder to write to, got '/proc'"),
@@ -130,7 +156,9 @@ def test_what_the_kernels_compile_is_shown_while_a_run_lasts(capsys):
 
 IN_A_TERMINAL = """
 import logging
+from flatstore.cli.digits import Digits
 from flatstore.cli.progress import progress
+from flatstore.cli.task import Settings
 with progress(2) as show:
     logging.getLogger("flatstore.kernels").info("compiling generate")
     input()
