@@ -45,7 +45,7 @@ class Generations(tracked.Times):
 
 
 class Peak(tracked.Peak):
-    """What 128 x 100,000 float32 (51,200,000 bytes) and a generation take at the peak."""
+    """What 128 x 100,000 float32 (51,200,000 bytes) and generations of them take at the peak."""
 
     question = "generation"
     params: Any = list(MADE)
@@ -57,7 +57,7 @@ class Peak(tracked.Peak):
 
     @staticmethod
     def work(made: Any) -> None:
-        race.a_generation(made, 128, 100_000)
+        race.two_generations(made, 128, 100_000)
 
 
 def stepping(pop: fs.Population, **operators: Any) -> Call:
