@@ -16,6 +16,7 @@ from flatstore.trees import (
     Piece,
     Rename,
     StructureError,
+    globs_of,
     matcher,
     parts_of,
     path_of,
@@ -83,7 +84,7 @@ def _renamed(paths: Mapping[str, str], only: Glob | None, rename: Rename) -> dic
     """
     chosen = dict(paths)
     if only is not None:
-        matches = matcher(only)
+        matches = matcher(globs_of("only", only))
         chosen = {path: home for path, home in paths.items() if matches(path)}
         if not chosen:
             refuse_idle_glob("only", only, paths)

@@ -83,6 +83,7 @@ def test_a_file_that_has_tied_leaves_twice_is_loaded_if_they_are_the_same(tmp_pa
         ({"rename": {"nothing": "x"}}, "rename: expected patterns that match a leaf or a node, got 'nothing'"),
         ({"rename": {"*/w": "w*"}}, "rename: expected another name for each leaf, got "),
         ({"rename": {"backbone/w": "head"}}, "rename: expected paths that make a tree, got others in "),
+        ({"rename": {"head/w": "backbone"}}, "rename: expected paths that make a tree, got others in "),
         ({"rename": {"a*": "b"}}, "rename: expected as many '*' in the new name"),
         ({"only": "head/*", "like": TREE}, "'backbone/w': expected float32[4,3], got nothing"),
     ],
@@ -93,6 +94,12 @@ def test_globs_and_names_that_do_not_fit_are_errors_that_say_so(tmp_path, option
     with pytest.raises(ValueError) as caught:
         fs.load(saved(tmp_path), **options)
     says(caught, words)
+
+
+@pytest.mark.parametrize("only", [3, [3], str.isupper, b"head/w"])
+def test_what_is_no_glob_is_an_error_that_says_so(tmp_path, only):
+    with pytest.raises(TypeError, match=r"only: expected globs, got .*; fix: a string like '\*/bias'"):
+        fs.load(saved(tmp_path), only=only)
 
 
 def test_data_that_were_changed_are_an_error_that_names_leaf_and_file_unless_nobody_asks(tmp_path):
