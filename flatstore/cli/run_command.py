@@ -30,7 +30,7 @@ def recall(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
         kinds = dict.fromkeys(_TEXTS, str) | {"workers": int | str}
         if not all(isinstance(kept[name], kinds.get(name, int)) for name in kept):
             raise TypeError(f"got {kept}")
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"expected --out with a run to go on with, got {str(folder)!r} ({error}); fix: leave --resume out to begin"
         ) from error

@@ -11,6 +11,7 @@ generation n    evaluate | line n on the disk | move the centre | record n hande
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
@@ -205,7 +206,7 @@ def centre_of(run: RunPath, to: int) -> Store:
         optimiser.count = snapshot_note(path, start)
         for name, state in optimiser.states.items():
             state.assign(load(snapshot_path(path, start, name)))
-    chosen = list(islice(records, start, to))
+    chosen = list(islice(records, start, min(to, sys.maxsize)))
     if start + len(chosen) < to:
         raise ValueError(f"expected a run of at least {to} moves, got {start + len(chosen)} in {path!r}; fix: wait")
     replay(centre, noise, chosen, optimiser=optimiser)
