@@ -40,9 +40,14 @@ def refuse_half_way(path: str | os.PathLike[str]) -> None:
     """Raise `ValueError` if a generation in the file is not over."""
     if not os.path.lexists(log := log_of(path)):
         return
-    with suppress(FileNotFoundError), open(log, "rb") as file:
+    with suppress(FileNotFoundError), open(log, "rb", opener=not_waiting) as file:
         if file.read(len(MAGIC) + len(OVER)) == MAGIC + UNDER_WAY:
             raise half_way_error(path)
+
+
+def not_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes is not waited for."""
+    return os.open(path, flags | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
 
 
 def half_way_error(path: str | os.PathLike[str]) -> ValueError:

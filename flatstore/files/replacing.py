@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import secrets
@@ -68,6 +69,8 @@ class Writer:
 
     def reserve(self, size: int) -> None:
         """Take the room for `size` bytes on the disk: zeros, until they are written. Raises `OSError` if it is full."""
+        if size >= 1 << 63:  # of which the calls of the system make an OverflowError
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self._number, 0, size)
         else:

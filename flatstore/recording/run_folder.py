@@ -122,11 +122,13 @@ class RunFolder:
     def restore(self, parts: Parts, *, first: bool = False) -> tuple[int, Any]:
         """Read the newest snapshot before the last line into the parts, or the first one: (its number, its note)."""
         most = 0 if first else max(0, len(self) - 1)
+        # Those beyond the journal are of lines that were cut off, which may be evaluated to others.
+        remove_snapshots(self.path, {number for number in _snapshots_of(self.path) if number <= len(self)})
         while True:
             number = newest_snapshot(self.path, most)
             try:
                 note = read_snapshot(self.path, number, parts)
-            except ValueError:
+            except (ValueError, FileNotFoundError):
                 if number == 0:
                     raise
                 most = number - 1  # it is damaged: one before it takes longer, and leads to the same

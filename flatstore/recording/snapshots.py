@@ -63,7 +63,7 @@ def snapshot_note(folder: str, number: int) -> Any:
     path = snapshot_path(folder, number)
     try:
         saved, note = json.loads(metadata_of(path)[_KEY])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         saved = note = None
     if saved != number:
         raise ValueError(f"expected snapshot {number} of a run, got another file at {path!r}; fix: take it away")

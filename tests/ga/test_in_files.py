@@ -407,6 +407,14 @@ def test_after_a_restart_it_is_finished_only_if_asked(path, monkeypatch):
     assert bytes_of(fs.Population.open(path, after_restart=True)) == bytes_of(here)
 
 
+def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(path):
+    pop = fs.Population.create(path, LAYOUT, SIZE)
+    os.mkfifo(half_way.log_of(path))
+    assert bytes_of(fs.load(path)) == bytes_of(fs.open(path)) == bytes_of(pop)
+    with pytest.raises(ValueError, match="expected the log of a generation, got another file at .*it is empty.*; fix: "):
+        fs.Population.open(path)
+
+
 def test_the_log_of_another_file_is_refused(path):
     fs.Population.create(path, LAYOUT, SIZE)
     fails(path, mutate=fs.Normal(1))
@@ -460,6 +468,10 @@ def test_create_takes_room_and_refuses_what_is_there(path):
         fs.Population.create(path.with_name("other"), LAYOUT, 0)
     with pytest.raises(TypeError, match="Layout"):
         fs.Population.create(path.with_name("other"), {"w": 1}, 3)
+    for size in (2**50, 2**100):
+        with pytest.raises(OSError) as caught:
+            fs.Population.create(path.with_name("other"), LAYOUT, size)
+        assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
     assert sorted(os.listdir(path.parent)) == [path.name]
     fs.save(path, fs.Store.zeros(LAYOUT))
     with pytest.raises(ValueError, match="expected the file of a population, got that of one model, .*; fix: fs.open"):

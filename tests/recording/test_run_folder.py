@@ -15,6 +15,7 @@ import flatstore as fs
 from flatstore import es
 from flatstore.recording import run_folder
 from flatstore.recording.run_folder import RunFolder, run_entries, settings_of
+from flatstore.recording.snapshots import snapshot_note
 
 SETTINGS = {"algorithm": "none", "seed": [1]}
 
@@ -101,6 +102,12 @@ def test_a_folder_with_snapshots_of_others_is_refused_and_they_stay(tmp_path, na
     run = RunFolder(tmp_path, SETTINGS)  # nobody holds it
     run.begin({"": a_store()})
     run.close()
+
+
+def test_a_note_of_a_snapshot_nested_without_end_is_an_error_that_names_the_file(tmp_path):
+    fs.save(tmp_path / "snapshot-0.safetensors", a_store(), metadata={"snapshot": "[" * 100_000})
+    with pytest.raises(ValueError, match="expected snapshot 0 of a run, got another file at .*snapshot-0.* fix"):
+        snapshot_note(str(tmp_path), 0)
 
 
 def test_a_file_of_the_name_of_a_snapshot_that_is_none_is_an_error(tmp_path):
