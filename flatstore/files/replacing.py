@@ -145,8 +145,14 @@ class replacing:
                 release(self._number)
         finally:
             for name in self._names:
-                with contextlib.suppress(FileNotFoundError):  # it is not there yet
+                try:
                     os.unlink(name)
+                except FileNotFoundError:  # it is not there yet
+                    pass
+                except OSError as error:
+                    if self._number is not None:
+                        raise
+                    raise_unless_of_system(error)  # none was made: where nothing can be written, nothing is removed
 
     def _leave_to_parent(self, error: BaseException | None) -> None:
         """Close the file in a child that a signal handler has forked: what is being written is its parent's."""
