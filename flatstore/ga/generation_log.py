@@ -228,10 +228,7 @@ def read_log(path: str, identity: os.stat_result) -> Log | None:
             raise ValueError("it is empty")
         log = _read(mapping)
     except (LookupError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"expected the log of a generation, got another file at {name!r} ({error}); "
-            "fix: take it away if the population is whole, or take a copy of both"
-        ) from error
+        raise log_error(path, error) from error
     dev, ino = np.frombuffer(mapping, np.int64, 2, _START).tolist()
     if (dev, ino) != (identity.st_dev, identity.st_ino):
         raise ValueError(
@@ -239,6 +236,14 @@ def read_log(path: str, identity: os.stat_result) -> Log | None:
             "remove the log; a copy of a population is one of its file alone, when no generation is under way"
         )
     return log
+
+
+def log_error(path: str, error: Exception) -> ValueError:
+    """The error that the log of a population's file is none."""
+    return ValueError(
+        f"expected the log of a generation, got another file at {log_of(path)!r} ({error}); "
+        "fix: take it away if the population is whole, or take a copy of both"
+    )
 
 
 def _mapped(name: str) -> mmap.mmap | None:
@@ -260,7 +265,14 @@ def _read(mapping: mmap.mmap) -> Log:
     if not 0 <= length < len(mapping):
         raise ValueError("its text is longer")
     found: Any = json.loads(mapping[at : at + length])
-    cut, sizes = found["cut"], found["sizes"]
+    cut, sizes, settings = (dict(found[name]) for name in ("cut", "sizes", "settings"))
+    kinds = {
+        int: [*(settings[name] for name in ("elite", "first", "size")), *sizes.values(), *settings["seed"]],
+        str: [*cut["dtypes"], *cut["reals"], settings["boot"] or ""],
+        dict: [settings[name] or {} for name in ("mutate", "crossover", "bounds")],
+    }
+    if not all(type(value) is kind for kind, values in kinds.items() for value in values):
+        raise ValueError("its text is another")
     counts = [sizes["fitness"], sizes["chosen"], 3 * sizes["tasks"]]
     arrays: list[Array] = []
     stop = at + length
@@ -274,7 +286,7 @@ def _read(mapping: mmap.mmap) -> Log:
     tasks = [Task(group, begin, end) for group, (begin, end) in zip(groups, ranges, strict=True)]
     reals = [np.dtype(name).type for name in cut["reals"]]
     plan = Plan(tasks, cut["width"], cut["rows"], cut["workers"], reals)
-    log = Log(mapping, Asked(arrays[0], arrays[1], found["settings"]), plan, _up(stop))
+    log = Log(mapping, Asked(arrays[0], arrays[1], settings), plan, _up(stop))
     reached = log.progress[:, 0].tolist()
     inside = all(task.start <= at <= task.stop for task, at in zip(tasks, reached, strict=True))
     if not inside or not all(-1 <= number < len(tasks) for number in log.owners.tolist()):
