@@ -266,7 +266,7 @@ def _read(mapping: mmap.mmap) -> Log:
         raise ValueError("its text is longer")
     found: Any = json.loads(mapping[at : at + length])
     cut, sizes, settings = (dict(found[name]) for name in ("cut", "sizes", "settings"))
-    kinds = {
+    kinds: dict[type, list[Any]] = {
         int: [*(settings[name] for name in ("elite", "first", "size")), *sizes.values(), *settings["seed"]],
         str: [*cut["dtypes"], *cut["reals"], settings["boot"] or ""],
         dict: [settings[name] or {} for name in ("mutate", "crossover", "bounds")],

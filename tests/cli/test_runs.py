@@ -88,7 +88,10 @@ def test_where_there_is_no_run_there_is_nothing_to_go_on_with(tmp_path):
         ("[" * 100_000, "expected --out with a run to go on with, got 'run' (maximum recursion depth exceeded"),
         ('"task": "none"', "expected --task digits, cartpole, got 'none' in 'run'"),
         ('"algo": "none"', "expected --algo es, ga, mezo for --task digits, got none"),
-        ('"population": 18', "expected the settings of the run 'run', got others: chunk: 16 in the run, 18 in the call"),
+        (
+            '"population": 18',
+            "expected the settings of the run 'run', got others: chunk: 16 in the run, 18 in the call",
+        ),
         ("curve.jsonl", "expected a folder to write to, got 'run' (curve.jsonl is a folder)"),
     ],
 )

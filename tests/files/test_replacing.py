@@ -118,7 +118,9 @@ def test_a_folder_that_cannot_be_written_is_one_error_and_no_other_is_printed(tm
     monkeypatch.setattr(sys, "unraisablehook", printed.append)
     with monkeypatch.context() as patch:
         opened = os.open
-        patch.setattr(os, "open", lambda path, *rest: refused(path) if ".flatstore" in str(path) else opened(path, *rest))
+        patch.setattr(
+            os, "open", lambda path, *rest: refused(path) if ".flatstore" in str(path) else opened(path, *rest)
+        )
         patch.setattr(os, "unlink", refused)
         with pytest.raises(OSError) as caught:
             replace(tmp_path / "a")

@@ -64,7 +64,10 @@ def test_an_index_that_is_a_pipe_is_not_waited_for(tmp_path):
 def test_nothing_is_saved_by_the_name_of_an_index_which_could_not_be_loaded(tmp_path):
     path, store = sharded(tmp_path), fs.Store.from_tree(W)
     before = path.read_bytes()
-    for write in (lambda: fs.save(path, store), lambda: fs.Population.create(tmp_path / "x.index.json", store.layout, 2)):
+    for write in (
+        lambda: fs.save(path, store),
+        lambda: fs.Population.create(tmp_path / "x.index.json", store.layout, 2),
+    ):
         with pytest.raises(ValueError, match="expected the name of one file, got that of an index, .*; fix: "):
             write()
     assert path.read_bytes() == before and not (tmp_path / "x.index.json").exists()

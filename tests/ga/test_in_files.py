@@ -412,7 +412,9 @@ def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(path):
     pop = fs.Population.create(path, LAYOUT, SIZE)
     os.mkfifo(half_way.log_of(path))
     assert bytes_of(fs.load(path)) == bytes_of(fs.open(path)) == bytes_of(pop)
-    with pytest.raises(ValueError, match="expected the log of a generation, got another file at .*it is empty.*; fix: "):
+    with pytest.raises(
+        ValueError, match="expected the log of a generation, got another file at .*it is empty.*; fix: "
+    ):
         fs.Population.open(path)
 
 
@@ -488,7 +490,8 @@ def test_a_log_of_other_settings_is_a_value_error_or_one_that_might_have_been_as
     for group, name in [(a, b) for a in text for b in (None, *text[a])]:
         for odd in ODD:
             log_at(path).write_bytes(whole)
-            rewritten(path, lambda new: new.update({group: odd} if name is None else {group: new[group] | {name: odd}}))
+            changed = odd if name is None else text[group] | {name: odd}
+            rewritten(path, lambda new, change=(group, changed): new.update([change]))
             try:
                 fs.Population.open(path)
             except ValueError:
