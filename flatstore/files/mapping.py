@@ -158,13 +158,14 @@ def _blank_checksums(contents: Contents) -> None:
     located = next(iter(contents.tensors.values()))
     located.file.seek(8)
     content = located.file.read(min(x.start for x in contents.tensors.values()))
-    found = _SUMS.search(content)
-    if found is None:
+    places = [*_SUMS.finditer(content)]  # of several of one name the last one counts
+    if not places:
         raise ValueError(
             f"expected checksums as save writes them, got others in {contents.path!r}; fix: load the file, and save it"
         )
-    located.file.seek(8 + found.start(1))
-    located.file.write(checksums.blank(found[1].decode()).encode())
+    for found in places:
+        located.file.seek(8 + found.start(1))
+        located.file.write(checksums.blank(found[1].decode()).encode())
     os.fsync(located.file.fileno())
 
 
