@@ -78,7 +78,18 @@ def test_a_folder_with_a_run_is_not_begun_again_by_mistake(whole):
 def test_where_there_is_no_run_there_is_nothing_to_go_on_with(tmp_path):
     status, _, err = flatstore("evolve", "--out", str(tmp_path / "none"), "--resume")
     assert status == 2 and "expected --out with a run to go on with, got" in err
+    assert err.endswith("fix: leave --resume out to begin\n")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_whose_run_was_begun_elsewhere_is_neither_begun_nor_gone_on_with(tmp_path, whole, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "command.json").unlink()
+    assert main(["evolve", "--out", str(tmp_path / "run")]) == 2
+    assert main(["evolve", "--out", str(tmp_path / "run"), "--resume"]) == 2
+    begun, resumed = capsys.readouterr().err.splitlines()
+    assert "expected a folder without a run as --out" in begun
+    assert resumed.endswith("fix: take a copy of the run, or begin by another --out")
 
 
 @pytest.mark.parametrize(
