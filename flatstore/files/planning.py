@@ -39,7 +39,7 @@ def plan(contents: Contents, like: Any, only: Glob | None, rename: Rename) -> Pl
     """The plan of `load` and `open`; the arguments and the errors are theirs."""
     if like is None:
         return _as_saved(contents, only, rename)
-    names = _renamed({name: name for name in contents.specs}, only, rename)
+    names = _renamed({name: name for name in contents.specs}, {}, only, rename)
     given = like.layout if isinstance(like, AnyStore | AnyPopulation) else like
     layout = given if isinstance(given, Layout) else Layout.from_tree(given)
     members = None
@@ -62,7 +62,7 @@ def _as_saved(contents: Contents, only: Glob | None, rename: Rename) -> Plan:
     rows = note.rows
     chosen: Rows = {}
     homes: dict[str, str] = {}  # the first of the chosen names of each home, by the home in the file
-    for path, old in _renamed({path: path for path in rows}, only, rename).items():
+    for path, old in _renamed({path: path for path in rows}, names, only, rename).items():
         trains, tied, dims = rows[old]
         chosen[path] = (trains, homes.get(tied or old), dims)
         homes.setdefault(tied or old, path)
@@ -77,17 +77,18 @@ def _as_saved(contents: Contents, only: Glob | None, rename: Rename) -> Plan:
     return Plan(layout, note.members, {path: names[home] for home, path in homes.items()})
 
 
-def _renamed(paths: Mapping[str, str], only: Glob | None, rename: Rename) -> dict[str, str]:
+def _renamed(paths: Mapping[str, str], names: Mapping[str, str], only: Glob | None, rename: Rename) -> dict[str, str]:
     """Those of the paths that are chosen, with their new names, and what they stood for.
 
-    Raises `ValueError` for globs and patterns that match none, and for two paths of one new name.
+    `names` are those in the file of paths that have another one there. Raises `ValueError` for globs and patterns that
+    match none, and for two paths of one new name.
     """
     chosen = dict(paths)
     if only is not None:
         matches = matcher(globs_of("only", only))
-        chosen = {path: home for path, home in paths.items() if matches(path)}
+        chosen = {path: home for path, home in paths.items() if matches(names.get(path, path))}
         if not chosen:
-            refuse_idle_glob("only", only, paths)
+            refuse_idle_glob("only", only, [names.get(path, path) for path in paths])
     if not rename:
         return chosen
     found: dict[str, str] = {}

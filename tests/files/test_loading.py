@@ -57,6 +57,19 @@ def test_names_of_others_become_paths_where_they_are_renamed(tmp_path):
     assert list(fs.load(tmp_path / "t", only="net.0.*")) == ["net.0.b", "net.0.w"]
 
 
+def test_names_of_others_with_slashes_are_chosen_as_they_are_in_the_file_and_kept_by_like(tmp_path):
+    names = {"a/b": np.ones(2, "f4"), "a/c": np.zeros(1, "f4"), "d": np.ones(3, "f4")}
+    safetensors.numpy.save_file(names, tmp_path / "t")
+    assert list(fs.load(tmp_path / "t", only="a/*")) == ["a~1b", "a~1c"]
+    assert list(fs.load(tmp_path / "t", only=["a/b", "d"], rename={"*~1*": "*/*"})) == ["a/b", "d"]
+    with pytest.raises(ValueError, match=r"only: expected globs that match a leaf, got 'x/\*'; fix: .*\['a/b', "):
+        fs.load(tmp_path / "t", only="x/*")
+    fs.save(
+        tmp_path / "u", fs.load(tmp_path / "t", like={"a": {"b": names["a/b"], "c": names["a/c"]}, "d": names["d"]})
+    )
+    assert safetensors.numpy.load_file(tmp_path / "u").keys() == names.keys()
+
+
 def test_a_tied_leaf_is_loaded_by_any_of_its_names(tmp_path):
     shared = bits((2, 3), "f4", 1)
     path = saved(tmp_path, {"a": shared, "b": {"c": shared, "d": np.zeros(2, "f4"), "e": shared}})
