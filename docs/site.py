@@ -1,4 +1,6 @@
-"""What makes the site of these pages: examples get pages of their own, and doctests are shown as code."""
+"""What makes the site of these pages: examples get pages of their own, doctests are shown as code, and the table of
+figures, which is the README's, stands where a page leads to it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from typing import Any
 import griffe
 from mkdocs.structure.files import File, Files, InclusionLevel
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+TO_FIGURES = "[The table of figures](../README.md#figures)"
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:
@@ -23,8 +27,17 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Lead to those pages; in the repository the same links lead to the programs."""
-    return re.sub(r"\]\(\.\./examples/(\w+)\.py\)", r"](examples/\1.md)", markdown)
+    """Lead to those pages, from any folder; in the repository the same links lead to the programs, and the README."""
+    linked = re.sub(r"\]\(((?:\.\./)*)\.\./examples/(\w+)\.py\)", r"](\1examples/\2.md)", markdown)
+    return linked.replace(TO_FIGURES, _figures()) if TO_FIGURES in linked else linked
+
+
+def _figures() -> str:
+    """The table, and the line above it that says on what it was measured."""
+    section = (ROOT / "README.md").read_text().partition("\n## Figures\n")[2]
+    found = re.search(r"^\S[^\n]*\n\n(?:\|[^\n]*\n)+", section, re.MULTILINE)
+    assert found, "expected a line and a table of figures in README.md"
+    return found[0].replace("](docs/", "](")
 
 
 class Doctests(griffe.Extension):
@@ -33,12 +46,10 @@ class Doctests(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called for everything that has a docstring."""
         if obj.docstring is not None:
-            obj.docstring.value = re.sub(
-                r"^( *)>>> .*(?:\n(?! *$).*)*", _fenced, obj.docstring.value, flags=re.MULTILINE
-            )
+            fenced = re.sub(r"^( *)>>> .*(?:\n(?! *$).*)*", _fenced, obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r"^(Raises[ ,].*):$", r"Raises: \1", fenced, flags=re.MULTILINE)  # a title
 
 
 def _fenced(found: re.Match[str]) -> str:
-    lines = [line.removeprefix(found[1]) for line in found[0].splitlines()]
-    code = "\n".join(found[1] + line for line in lines)
-    return f"{found[1]}```pycon\n{code}\n{found[1]}```"
+    code = "\n".join(line.removeprefix(found[1]) for line in found[0].splitlines())
+    return f"```pycon\n{code}\n```"  # not indented, which would be a block of code that shows its fences

@@ -159,7 +159,7 @@ class Mezo:
 def connect(workers: str) -> None:
     """Join the cluster that `ray:address` names; start one on this machine, if it is `ray` alone.
 
-    Raises `ConnectionError` if nobody answers there: Ray would go on trying for many minutes.
+    Raises `ConnectionError` if nobody answers there: Ray would go on trying for many minutes. And if no node has a CPU.
     """
     ray, address = require("ray", "ray"), workers.partition(":")[2]
     if address not in ("", "auto"):
@@ -174,6 +174,8 @@ def connect(workers: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of JAX, as Ray forks to start its processes
         ray.init(address or None, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+    if not ray.cluster_resources().get("CPU"):
+        raise ConnectionError(f"expected a cluster with CPUs for --workers {workers}, got none; fix: add a node to it")
 
 
 def made_in_worker(task_type: type[Task], settings: Settings) -> tuple[Store, Any]:

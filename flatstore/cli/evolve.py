@@ -150,6 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
             result, value = task.report(champion)
     except KeyboardInterrupt:
         way = f"flatstore evolve --out {shlex.quote(str(arguments.out))} --resume"
+        way += f" --workers {shlex.quote(str(settings.workers))}" if settings.on_ray else ""
         print(f"\nflatstore evolve: interrupted; {way} goes on", file=sys.stderr)
         return 130
     seconds = time.perf_counter() - start

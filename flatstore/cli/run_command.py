@@ -21,8 +21,9 @@ def remember(folder: Path, task: str, algo: str, settings: Settings) -> None:
 def recall(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The task, the algorithm and the settings of the run in a folder, by name.
 
-    `given` is what the user asks for, None for what is not said. A run on a cluster may go on on another one. Raises
-    `ValueError` for a folder without a run, and if anything else is asked for than what it was begun with.
+    `given` is what the user asks for, None for what is not said. A run on a cluster may go on on another one, and its
+    address is always the user's. Raises `ValueError` without it, for a folder without a run, and if anything else is
+    asked for than what the run was begun with.
     """
     try:
         found: Any = json.loads((folder / _NAME).read_bytes())
@@ -35,8 +36,15 @@ def recall(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"expected --out with a run to go on with, got {str(folder)!r} ({error}); fix: {fix}"
         ) from error
-    if isinstance(kept["workers"], str) and isinstance(given["workers"], str):
-        kept["workers"] = given["workers"]
+    if isinstance(kept["workers"], str):
+        if isinstance(given["workers"], str):
+            kept["workers"] = given["workers"]
+        elif given["workers"] is None and kept["workers"].partition(":")[2]:
+            # A folder from elsewhere does not say whose cluster to trust.
+            raise ValueError(
+                f"expected --workers for the run in {str(folder)!r}, which was on a cluster, got none; "
+                f"fix: --workers {kept['workers']}, if you trust those who are there, or --workers ray"
+            )
     others = [name for name in kept if given[name] not in (None, kept[name])]
     if others:
         got = ", ".join(f"--{name} {given[name]} (it has {kept[name]})" for name in others)

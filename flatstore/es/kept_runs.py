@@ -85,7 +85,7 @@ class KeptRun(KeptOpen):
             return None
         start, note = folder.restore(self._parts, first=not is_whole(self._optimiser))
         if isinstance(self._optimiser, Compiled):
-            self._optimiser.count = note
+            self._optimiser.count = _count(note)
         last = None
         for last in _moves(folder.entries(start), folder.settings, folder.path):
             if last.number == len(folder) - 1:
@@ -162,8 +162,10 @@ def _moves(entries: Iterator[dict[str, Any]], settings: Mapping[str, Any], path:
 def _read(entries: Iterator[dict[str, Any]], seed: tuple[int, ...], pairs: int, path: str) -> Iterator[Move]:
     for entry in entries:
         try:
-            number, fitness = entry["number"], as_numbers(entry["fitness"])
-            keys, values = seeds((*seed, number), pairs), as_numbers(entry["weights"])
+            number, fitness, values = entry["number"], as_numbers(entry["fitness"]), as_numbers(entry["weights"])
+            if (len(fitness), len(values)) != (2 * pairs, pairs):
+                raise ValueError(f"fitness for {2 * pairs} members, got {len(fitness)}, and {len(values)} weights")
+            keys = seeds((*seed, number), pairs)
             missing = _marks(entry["missing"], len(fitness)) if "missing" in entry else None
             yield Move(number, fitness, keys, values, entry["rate"], missing)
         except (KeyError, TypeError, ValueError) as error:
@@ -171,6 +173,13 @@ def _read(entries: Iterator[dict[str, Any]], seed: tuple[int, ...], pairs: int, 
                 f"expected a move in entry {entry.get('number')} of the run {path!r}, got another ({error!r}); "
                 "fix: take a copy of the run"
             ) from error
+
+
+def _count(note: Any) -> int:
+    """The number of steps of an optimiser that a snapshot has noted. Raises `ValueError` for anything else."""
+    if type(note) is not int or not 0 <= note < 2**63:
+        raise ValueError(f"expected the optimiser's count in a snapshot, got {note!r}; fix: take a copy of the run")
+    return note
 
 
 def _marks(missing: Any, members: int) -> Array:
@@ -220,7 +229,7 @@ def _snapshot(path: str, number: int, optimiser: Any) -> tuple[Store, Any]:
     made: Any = None
     if optimiser is not None:
         made = _made_again(optimiser, path, centre)
-        made.count = snapshot_note(path, number)
+        made.count = _count(snapshot_note(path, number))
         for name, state in made.states.items():
             state.assign(load(snapshot_path(path, number, name)))
     return centre, made

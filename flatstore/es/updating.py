@@ -211,7 +211,7 @@ def update(
         if undo:
             run_tasks(chunk_tasks(off_grid, undo), add, lambda: scratch(BLOCK), finish=Exception)
             undo.close()
-        else:
+        elif len(keys):  # else -0.0 would become 0.0
             run_tasks(tasks_of(off_grid, len(keys)), add, scratch, finish=Exception)
 
     def refuse(group: Group, index: int) -> None:

@@ -94,10 +94,9 @@ def evolve(
         ValueError, TypeError: an argument that is out of range or of another type.
         BufferError: leaves that JAX cannot take without a copy; with workers, a population that is not shared.
 
-    Raises in a generation:
-        ValueError: a fitness of the wrong shape, not real, or NaN for all members.
-        Whatever `evaluate` and `step` raise, and KeyboardInterrupt. A note says so if the population holds a generation
-        that no record describes, and how to continue.
+    Raises in a generation `ValueError` for a fitness of the wrong shape, not real, or NaN for all members, whatever
+    `evaluate` and `step` raise, and KeyboardInterrupt. A note says so if the population holds a generation that no
+    record describes, and how to continue.
     """
     if not isinstance(pop, AnyPopulation):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"expected a Population, got {type(pop).__name__}; fix: Population.from_tree(tree, members)")

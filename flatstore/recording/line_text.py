@@ -46,9 +46,16 @@ def has_number(line: bytes, number: int) -> bool:
 
 
 def entry_of(line: bytes) -> dict[str, Any]:
-    """The entry of a line that is whole, without the checksum."""
-    entry: dict[str, Any] = json.loads(line)
-    del entry["crc32"]
+    """The entry of a line that is whole, without the checksum. Raises `ValueError` for any other."""
+    try:
+        entry: dict[str, Any] = json.loads(line)
+        del entry["crc32"]
+        if type(number := entry["number"]) is not int or not has_number(line, number):
+            raise ValueError("two numbers")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"expected an entry of a run, got other JSON, {line[:40]!r} ... ({error}); fix: take a copy of the run"
+        ) from error
     return entry
 
 
@@ -64,4 +71,7 @@ def as_texts(values: Array) -> list[Any]:
 
 def as_numbers(values: Any) -> Array:
     """The vector that `as_texts` was given. Raises `ValueError` or `TypeError` for anything else."""
-    return np.array([float(x) for x in values], np.float64)
+    try:
+        return np.array([float(x) for x in values], np.float64)
+    except OverflowError as error:
+        raise ValueError(f"numbers of float64, got a larger one ({error})") from error

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -26,14 +27,15 @@ import numpy as np
 
 from flatstore import ga
 from flatstore.checks import whole
-from flatstore.evaluation import MOST_DEATHS, best_first, check_run
+from flatstore.evaluation import MOST_DEATHS, WorkerError, best_first, check_run
 from flatstore.extras import require
 from flatstore.files import load, metadata_of, save
 from flatstore.layout import Array
 from flatstore.noise import Seed, seeds
 from flatstore.recording import RunFolder, RunPath, as_numbers, as_texts, described, run_entries
-from flatstore.scale.replica import cause_of, made
+from flatstore.scale.replica import arriving, cause_of, end, made
 from flatstore.store import Population, Store
+from flatstore.threads import noted
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,26 @@ class Island:
         self._pop: Any = None
         self._last: tuple[int, Any] = -1, None
 
+    @arriving
     def evolve(self, epoch: int, keep: int) -> bytes:
         """Make an epoch, or what is left of it, and return the fitness of its last generation; save its best.
 
-        Epochs before `keep` are removed.
+        Epochs before `keep` are removed. What is raised has a note that names the island.
         """
+        try:
+            return self._evolved(epoch, keep)
+        except Exception as error:
+            notes = [note for note in getattr(error, "__notes__", ()) if self._job.run not in note]  # of `ga.evolve`
+            error.__notes__ = [*notes, f"it was raised on island {self._island}, in epoch {epoch}"]
+            raise
+
+    def _evolved(self, epoch: int, keep: int) -> bytes:
         if self._pop is None:
+            if not os.path.isdir(self._job.run):
+                raise FileNotFoundError(
+                    f"expected the folder of the run on every node, got none at {self._job.run!r} on "
+                    f"{socket.gethostname()}; fix: name a folder that all nodes see"
+                )
             self._pop, self._evaluate = made(self._job.make, Population, self._island)
             if len(self._pop) <= self._job.migrants:
                 raise ValueError(
@@ -131,11 +147,20 @@ class Island:
         job, fitness = self._job, record.fitness.copy()
         path = job.best(job.source(self._island, epoch), epoch - 1)
         arrived: Any = load(path, like=pop.layout)
+        try:
+            theirs = as_numbers(json.loads(metadata_of(path)["fitness"]))
+            if not len(theirs) == arrived.size == job.migrants:
+                raise ValueError(f"the fitness of {len(theirs)} members, and {arrived.size} of them")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"expected {job.migrants} members and their fitness in {path!r}, got others ({error!r}); "
+                "fix: take a copy of the run"
+            ) from error
         worst = best_first(fitness)[len(fitness) - arrived.size :]
         for leaf in pop.layout.homes:
             if leaf.trainable:
                 pop[leaf.path][worst] = arrived[leaf.path]
-        fitness[worst] = as_numbers(json.loads(metadata_of(path)["fitness"]))
+        fitness[worst] = theirs
         mutate = job.operators["mutate"]
         now = mutate(epoch * job.every - 1) if callable(mutate) else mutate
         seed = *job.seed, self._island, epoch - 1, job.every - 1
@@ -194,7 +219,7 @@ def islands(
         crossover: as in `ga.step`.
         bounds: as in `ga.step`.
         elite: as in `ga.step`.
-        options: options of Ray's actors; `num_cpus` is 1.
+        options: options of Ray's actors. `num_cpus` is 1: while the cluster has fewer CPUs than islands, some wait.
 
     Raises ImportError without Ray; ValueError and TypeError for arguments that are out of range; `RuntimeError` if an
     island has died three times in an epoch. With the epochs: the errors of a run's folder; `ValueError` for islands of
@@ -225,40 +250,42 @@ def _epochs(ray: Any, job: _Job, most: int | None, options: Mapping[str, Any]) -
         running: dict[Any, int] = {}
         try:
             while most is None or len(folder) < most:
-                for island in range(job.count):
-                    epoch = done[island] + 1
-                    is_next = done[job.source(island, epoch)] + 1 >= epoch and (most is None or epoch < most)
-                    if is_next and island not in running.values():
-                        running[actors[island].evolve.remote(epoch, min(done))] = island
-                (answer,), _ = ray.wait([*running])
-                island = running.pop(answer)
-                try:
-                    fitness = ray.get(answer)
-                except ray.exceptions.RayTaskError as error:
-                    raised = cause_of(error)
-                    raise raised from raised.__cause__
-                except ray.exceptions.RayError as error:
-                    deaths[island] += 1
-                    if deaths[island] >= MOST_DEATHS:
-                        raise RuntimeError(
-                            f"expected an island that goes on, got island {island}, which died {MOST_DEATHS} times in "
-                            f"epoch {done[island] + 1}; fix: see what it printed"
-                        ) from error
-                    actors[island] = new(island)
-                    continue
-                done[island], deaths[island] = done[island] + 1, 0
-                came[done[island], island] = np.frombuffer(fitness)
-                while min(done) >= (number := len(folder)):
+                with noted(lambda _: [f"the run has {len(folder)} epochs; fix: islands(..., run={job.run!r}) goes on"]):
+                    for island in range(job.count):
+                        epoch = done[island] + 1
+                        is_next = done[job.source(island, epoch)] + 1 >= epoch and (most is None or epoch < most)
+                        if is_next and island not in running.values():
+                            running[actors[island].evolve.remote(epoch, min(done))] = island
+                    (answer,), _ = ray.wait([*running])
+                    island = running.pop(answer)
+                    try:
+                        fitness = ray.get(answer)
+                    except ray.exceptions.RayTaskError as error:
+                        raise cause_of(error) from WorkerError(str(error))
+                    except ray.exceptions.RayError as error:
+                        deaths[island] += 1
+                        if deaths[island] >= MOST_DEATHS:
+                            raise RuntimeError(
+                                f"expected an island that goes on, got island {island}, which died {MOST_DEATHS} times "
+                                f"in epoch {done[island] + 1}; fix: see what it printed"
+                            ) from error
+                        actors[island] = new(island)
+                        continue
+                    done[island], deaths[island] = done[island] + 1, 0
+                    came[done[island], island] = np.frombuffer(fitness)
+                    number = len(folder)
+                    if min(done) < number:
+                        continue
                     rows = [came.pop((number, i)) for i in range(job.count)]
                     sizes = [len(row) for row in rows]
                     if len({*sizes}) > 1:
                         raise ValueError(f"expected islands of equal size, got {sizes} members; fix: make them so")
                     all_of_it = np.stack(rows)
                     folder.append({"number": number, "fitness": [as_texts(row) for row in all_of_it]})
-                    yield Epoch(number, all_of_it)
+                yield Epoch(number, all_of_it)
         finally:
             for actor in actors:
-                ray.kill(actor)
+                end(ray, actor)
 
 
 def champion(run: RunPath) -> Store:
@@ -266,16 +293,24 @@ def champion(run: RunPath) -> Store:
 
     Raises `ValueError` for a run without an epoch, and for one that is not of islands; `OSError` where there is none.
     """
-    entries = deque(enumerate(run_entries(run)), maxlen=1)
-    if not entries:
-        raise ValueError(f"expected a run of islands with an epoch, got none in {os.fspath(run)!r}; fix: wait")
-    number, last = entries[0]
-    try:
-        island = int(np.argmax([np.nanmax(as_numbers(row)) for row in last["fitness"]]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"expected the fitness of islands in entry {number} of the run {os.fspath(run)!r}, got another "
-            f"({error!r}); fix: name a run of scale.ray.islands"
-        ) from error
-    best: Any = load(os.path.join(run, f"island-{island}", f"best-{number}.safetensors"))
-    return best[0].copy()
+    before = -1
+    while True:
+        entries = deque(enumerate(run_entries(run)), maxlen=1)
+        if not entries:
+            raise ValueError(f"expected a run of islands with an epoch, got none in {os.fspath(run)!r}; fix: wait")
+        number, last = entries[0]
+        try:
+            island = int(np.argmax([np.nanmax(as_numbers(row)) for row in last["fitness"]]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"expected the fitness of islands in entry {number} of the run {os.fspath(run)!r}, got another "
+                f"({error!r}); fix: name a run of scale.ray.islands"
+            ) from error
+        try:
+            best: Any = load(os.path.join(run, f"island-{island}", f"best-{number}.safetensors"))
+        except FileNotFoundError:
+            if number == before:
+                raise
+            before = number  # a run that goes on removes what it does not need
+        else:
+            return best[0].copy()

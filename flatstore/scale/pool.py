@@ -25,10 +25,10 @@ import numpy as np
 
 from flatstore.checks import real
 from flatstore.es import Move
-from flatstore.evaluation import MOST_DEATHS
+from flatstore.evaluation import MOST_DEATHS, WorkerError
 from flatstore.extras import require
 from flatstore.layout import Array
-from flatstore.scale.replica import Held, Job, Replica, State, Told, cause_of, told
+from flatstore.scale.replica import Held, Job, Replica, State, Told, arriving, cause_of, end, told
 from flatstore.scale.tally import Counts, Tally
 
 KEPT = 500
@@ -55,6 +55,7 @@ class Worker:
         """Where it is; an answer says that it has started."""
         return f"pid {os.getpid()} on {socket.gethostname()}"
 
+    @arriving
     def evaluate(self, state: State | None, asked: Asked) -> Answer:
         """Catch up with a generation, and return the fitness of members and the digest of the centre."""
         moves, number, members, with_digest = asked
@@ -75,8 +76,8 @@ class Worker:
 class _Handle:
     """A worker, as the driver sees it."""
 
-    def __init__(self, name: str, actor: Any) -> None:
-        self.name, self.actor = name, actor
+    def __init__(self, name: str, actor: Any, died_before: int) -> None:
+        self.name, self.actor, self.died_before = name, actor, died_before
         self.is_ready, self.is_busy = False, False
         self.at = 0
         self.members: Sequence[int] = ()
@@ -139,10 +140,10 @@ class Pool:
             self._hand_out(stands_still=False)
 
     def check(self, number: int) -> None:
-        """Compare the bits of all workers that are idle after the last move. Those that differ are stopped."""
+        """Compare the bits of all who have evaluated and are idle after the last move; stop those that differ."""
         truth = self._held.digest()
         self._tally = Tally(number, 0, self.counts)
-        asked = [worker for worker in self._workers if worker.is_ready and not worker.is_busy]
+        asked = [worker for worker in self._workers if worker.members and not worker.is_busy]
         for worker in asked:
             self._ask(worker, ())
         while any(worker.is_busy for worker in asked if worker in self._workers):
@@ -152,7 +153,7 @@ class Pool:
     def close(self) -> None:
         """End all workers."""
         while self._workers:
-            self._ray.kill(self._workers.pop().actor)
+            end(self._ray, self._workers.pop().actor)
 
     # -- what workers are asked
 
@@ -163,6 +164,8 @@ class Pool:
     def _grow(self) -> None:
         """Start workers where there were some, and on nodes that have joined."""
         wanted = self._wanted
+        if not (self._made or self._ray.is_initialized()):
+            self._ray.init()
         if wanted is None:
             wanted = int(self._ray.cluster_resources().get("CPU", 0) // self._options["num_cpus"])
             if not wanted and not self._made:
@@ -172,7 +175,7 @@ class Pool:
         while len(self._workers) < wanted:
             self._made += 1
             actor = self._ray.remote(Worker).options(**self._options).remote(self._job)
-            worker = _Handle(f"worker {self._made}", actor)
+            worker = _Handle(f"worker {self._made}", actor, self._deaths.get(None, 0))
             self._workers.append(worker)
             self._running[actor.place.remote()] = worker
 
@@ -214,8 +217,7 @@ class Pool:
         try:
             answer = self._ray.get(ready[0])
         except self._ray.exceptions.RayTaskError as error:
-            raised = cause_of(error)
-            raise raised from raised.__cause__
+            raise cause_of(error) from WorkerError(str(error))
         except self._ray.exceptions.RayError as error:
             self._died(worker, error)
             return True
@@ -242,7 +244,7 @@ class Pool:
         """End a worker whose centre is not that of the driver. What it has evaluated does not count."""
         what = f"{worker.name}: its centre has other bits than the driver's in generation {worker.at}"
         self.counts.stopped.append(what)
-        self._ray.kill(worker.actor)
+        end(self._ray, worker.actor)
         self._replace(worker)
         self._differ += 1
         if self._differ >= MOST_DEATHS:
@@ -253,11 +255,14 @@ class Pool:
         warnings.warn(f"stopped {what}", RuntimeWarning, stacklevel=2)
 
     def _died(self, worker: _Handle, error: BaseException) -> None:
-        """Raises `RuntimeError` if too many have died of the same member, or as they start."""
+        """Raises `RuntimeError` if too many have died of the same member, or as they start, one after the other.
+
+        Those that start together and die together, such as on a node that goes, count as one.
+        """
         self.counts.deaths += 1
-        self._ray.kill(worker.actor)  # who cannot be reached may be alive
+        end(self._ray, worker.actor)  # who cannot be reached may be alive
         blamed = worker.members[0] if len(worker.members) == 1 and worker.at == self._tally.number else None
-        if blamed is not None or not worker.is_ready:
+        if blamed is not None or (not worker.is_ready and worker.died_before == self._deaths.get(None, 0)):
             self._deaths[blamed] = self._deaths.get(blamed, 0) + 1
             if self._deaths[blamed] >= MOST_DEATHS:
                 what = f"of member {blamed} of generation {worker.at}; fix: evaluate it in a process of your own"

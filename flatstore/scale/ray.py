@@ -43,7 +43,8 @@ def evolve(
     Each worker has the centre. It is told the weights of each move, makes the noise again, and moves its own; members
     are evaluated by whoever is free. So what travels in a generation is 4 bytes a member to each worker and 8 bytes a
     member back, whatever the number of parameters. A worker may die at any moment, and others may join: they are given
-    a snapshot of this process's centre and the moves since.
+    a snapshot of this process's centre and the moves since. If this process has joined no cluster, `ray.init()` finds
+    one, or starts one on this machine.
 
         def make():
             return fs.Store.from_tree(model()), lambda member, generation: episode(member)

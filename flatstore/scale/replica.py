@@ -8,23 +8,26 @@ answers    their fitness, and the digest of the centre, which tells one that has
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import xxhash
 
 from flatstore import es
-from flatstore.evaluation import Evaluate, WorkerError, one_number, pickled
+from flatstore.evaluation import Evaluate, one_number, pickled
 from flatstore.layout import Array
 from flatstore.noise import Noise, seeds
 from flatstore.store import Store
 
 Make = Callable[[], tuple[Store, Evaluate]] | str
 """A function that makes the centre and what evaluates a member of it, or its name, `module:function`."""
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 Told = tuple[int, bytes, float | None]
 """A move as it travels: its number, its weights as the bytes of float64, and its rate."""
@@ -55,8 +58,8 @@ class Held:
         self.centre: Store
         self.evaluate: Evaluate
         self.centre, self.evaluate = made(job.make, Store)
-        self.optimiser: Any | None = None if job.optimiser is None else job.optimiser(self.centre)
-        if type(self.optimiser) not in (es.Adam, es.Momentum, type(None)):
+        self.optimiser: Any | None = job.optimiser(self.centre) if callable(job.optimiser) else None
+        if job.optimiser is not None and type(self.optimiser) not in (es.Adam, es.Momentum):
             raise TypeError(
                 f"expected es.Adam, es.Momentum or None as optimiser, got {job.optimiser!r}; "
                 "fix: pass the class, or functools.partial(es.Adam, beta1=0.8)"
@@ -124,10 +127,7 @@ class Replica(Held):
             try:
                 out[place] = one_number(self.evaluate(self._trial, self.number), i)
             except Exception as error:
-                where = f"it was raised in a worker, as it evaluated member {i} of generation {self.number}"
-                if pickled(error) is None:
-                    raise RuntimeError(f"{type(error).__name__}: {error}; {where}") from error
-                error.add_note(where)
+                error.add_note(f"it was raised in a worker, as it evaluated member {i} of generation {self.number}")
                 raise
         return out
 
@@ -160,8 +160,29 @@ def made(make: Any, kind: type, *arguments: Any) -> tuple[Any, Any]:
     return parts[0], parts[1]
 
 
-def cause_of(error: Any) -> BaseException:
-    """What was raised in an actor of Ray, with the traceback there as its cause."""
-    cause: BaseException = error.cause if isinstance(error.cause, Exception) else RuntimeError(str(error))
-    cause.__cause__ = WorkerError(str(error))
-    return cause
+def end(ray: Any, actor: Any) -> None:
+    """End an actor of Ray. One whose cluster this process has left has ended with that."""
+    if ray.is_initialized():
+        with contextlib.suppress(ray.exceptions.ActorHandleNotFoundError):
+            ray.kill(actor)
+
+
+def arriving(method: Method) -> Method:
+    """A method of an actor. What it raises and does not pickle is raised as a `RuntimeError` of the same words."""
+
+    @wraps(method)
+    def called(*arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        except Exception as error:
+            if pickled(error) is None:
+                words = f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())
+                raise RuntimeError("; ".join(words)) from error
+            raise
+
+    return cast(Method, called)
+
+
+def cause_of(error: Any) -> Exception:
+    """What was raised in an actor of Ray; to be raised from a `WorkerError`, the traceback there."""
+    return error.cause if isinstance(error.cause, Exception) else RuntimeError(str(error))

@@ -53,6 +53,7 @@ class Tally:
 
     def __init__(self, number: int, members: int, counts: Counts) -> None:
         self.number, self.counts = number, counts
+        counts.waiting = members
         self.fitness: Array = np.full(members, np.nan)
         self.has_come: Array = np.zeros(members, bool)
         self._queue = range(members)
@@ -60,15 +61,19 @@ class Tally:
 
     def next(self, most: int) -> Sequence[int]:
         """The members that a free worker is handed, up to so many. Those whose worker has died come one by one."""
+        members: Sequence[int]
         if self._again:
-            return [self._again.pop()]
-        members, self._queue = self._queue[:most], self._queue[most:]
+            members = [self._again.pop()]
+        else:
+            members, self._queue = self._queue[:most], self._queue[most:]
+        self.counts.waiting -= len(members)
         return members
 
     def put_back(self, members: Sequence[int]) -> None:
         """Hand these out again, before others: their worker will not answer."""
         again = [i for i in members if not self.has_come[i]]
         self._again += again
+        self.counts.waiting += len(again)
         self.counts.lost += len(again)
 
     def take(self, number: int, members: Sequence[int], fitness: Array) -> None:
@@ -83,5 +88,4 @@ class Tally:
 
     def is_enough(self, fraction: float) -> bool:
         """Whether all are handed out, and this share of them has come."""
-        self.counts.waiting = len(self._queue) + len(self._again)
         return not self.counts.waiting and int(self.has_come.sum()) >= math.ceil(fraction * len(self.has_come))

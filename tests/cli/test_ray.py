@@ -5,13 +5,16 @@ import re
 import signal
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 import flatstore as fs
+from flatstore.cli import main
 from flatstore.cli.algorithms import made_in_worker
 from flatstore.cli.digits import Digits
+from flatstore.cli.run_command import recall, remember
 from flatstore.cli.task import Settings
 
 pytest.importorskip("ray", reason="ray is not installed")
@@ -49,6 +52,35 @@ def test_a_run_that_was_killed_goes_on_on_another_cluster_to_the_same_champion(t
         os.killpg(stopped.pid, signal.SIGKILL)
     status, _, err = flatstore("--resume", "--workers", "ray:", "--out", str(tmp_path / "cut"))
     assert (status, err) == (0, "") and champion(tmp_path / "whole") == champion(tmp_path / "cut")
+
+
+def test_a_folder_does_not_say_whose_cluster_to_trust(tmp_path):
+    nothing = dict.fromkeys(["task", "algo", *Settings.__dataclass_fields__])
+    remember(tmp_path, "digits", "es", Settings(4, 3, 8, 5, "ray:10.0.0.1:6379"))
+    with pytest.raises(ValueError, match="expected --workers for the run in .*, which was on a .*; fix: --workers ray"):
+        recall(tmp_path, nothing)
+    with pytest.raises(ValueError, match=r"got --workers 2 \(it has ray:10.0.0.1:6379\); fix: leave these out"):
+        recall(tmp_path, nothing | {"workers": 2})
+    for workers in ("ray:10.0.0.1:6379", "ray"):
+        assert recall(tmp_path, nothing | {"workers": workers})["workers"] == workers
+    remember(tmp_path, "digits", "es", Settings(4, 3, 8, 5, "ray"))
+    assert recall(tmp_path, nothing)["workers"] == "ray"
+
+
+def test_a_cluster_without_cpus_is_refused_before_a_run_is_begun(tmp_path, monkeypatch, capsys):
+    ray = Mock(**{"cluster_resources.return_value": {"memory": 1.0}})
+    monkeypatch.setattr("flatstore.cli.algorithms.require", lambda *names: ray)
+    assert main(["evolve", *SHORT, "--workers", "ray", "--out", str(tmp_path)]) == 2
+    assert "expected a cluster with CPUs for --workers ray, got none; fix: add a node" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_interrupted_says_how_it_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("flatstore.cli.algorithms.connect", lambda workers: None)
+    monkeypatch.setattr("flatstore.scale.ray.evolve", Mock(side_effect=KeyboardInterrupt))
+    assert main(["evolve", *SHORT, "--workers", "ray:10.0.0.1:6379", "--out", str(tmp_path)]) == 130
+    way = f"flatstore evolve --out {tmp_path} --resume --workers ray:10.0.0.1:6379 goes on\n"
+    assert capsys.readouterr().err.endswith(f"flatstore evolve: interrupted; {way}")
 
 
 def test_a_worker_evaluates_digits_as_this_process_does():

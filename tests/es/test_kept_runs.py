@@ -10,6 +10,8 @@ import pytest
 import flatstore as fs
 from flatstore import es
 from flatstore.recording import run_folder
+from flatstore.recording.line_text import line_of
+from flatstore.recording.snapshots import save_snapshot
 
 NOISE = fs.Normal({"b": 0, "*": 0.25})
 GENERATIONS = 12
@@ -308,6 +310,48 @@ def test_settings_that_are_damaged_or_gone_are_an_error(tmp_path, content, messa
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(ValueError, match=message):
         evolve(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fitness": [0.0] * 7},
+        {"fitness": [10**400] * 8},
+        {"weights": [0.1] * 3},
+        {"weights": [10**400] * 4},
+        {"missing": [8]},
+    ],
+)
+def test_a_journal_from_elsewhere_is_checked(tmp_path, change):
+    moves = list(evolve(tmp_path, 2)[2])
+    entry = {"number": 2, "fitness": [0.0] * 8, "weights": moves[-1].weights.tolist(), "rate": None} | change
+    with open(tmp_path / "journal.jsonl", "ab") as journal:
+        journal.write(line_of(entry))
+    for read in (
+        lambda: list(es.moves(tmp_path)),
+        lambda: es.centre_of(tmp_path, 3),
+        lambda: list(evolve(tmp_path)[2]),
+    ):
+        with pytest.raises(ValueError, match="expected a move in entry 2 of the run .*; fix"):
+            read()
+
+
+def test_members_that_settings_from_elsewhere_claim_take_no_memory(tmp_path):
+    list(evolve(tmp_path, 2)[2])
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"members": 10**18}))
+    with pytest.raises(ValueError, match="expected a move in entry 0 of the run"):
+        list(es.moves(tmp_path))
+
+
+@pytest.mark.parametrize("count", ["3", -1, 2**63, None, True])
+def test_the_count_of_an_optimiser_in_a_snapshot_from_elsewhere_is_checked(tmp_path, count):
+    store, optimiser, moves = evolve(tmp_path, 1, rule=es.Adam)
+    save_snapshot(str(tmp_path), 0, {"": store, **optimiser.states}, count)
+    list(moves)
+    for read in (lambda: es.centre_of(tmp_path, 1), lambda: list(evolve(tmp_path, rule=es.Adam)[2])):
+        with pytest.raises(ValueError, match="expected the optimiser's count in a snapshot, got .*; fix"):
+            read()
 
 
 def test_what_is_no_folder_of_a_run_is_an_error(tmp_path):

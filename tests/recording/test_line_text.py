@@ -1,6 +1,7 @@
 """Lines of a journal: every float comes back to the bit, and a line that is not as it was written is noticed."""
 
 import json
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -32,10 +33,27 @@ def test_a_line_is_json_that_anybody_can_read():
     assert line.endswith(b"}\n") and line.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("wrong", [["x"], [None], 3, [[1.0]]])
+@pytest.mark.parametrize("wrong", [["x"], [None], 3, [[1.0]], [10**400]])
 def test_what_is_no_vector_of_numbers_is_refused(wrong):
     with pytest.raises((ValueError, TypeError)):
         as_numbers(wrong)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"number":7,',
+        b'{"number":7,"fitness":' + b"[" * 100_000 + b"]" * 100_000,
+        b'{"number":7,"number":8',
+        b'{"number":7,"number":true',
+        b'{"number":7,"text":"\xff"',
+    ],
+)
+def test_a_line_whose_checksum_is_right_and_whose_content_is_hostile_is_a_value_error(content):
+    line = b'%s,"crc32":"%08x"}\n' % (content, crc32(content))
+    assert is_whole(line) and has_number(line, 7)
+    with pytest.raises(ValueError, match="expected an entry of a run, got other JSON, .*; fix: take a copy"):
+        entry_of(line)
 
 
 def test_a_line_that_is_cut_off_or_changed_anywhere_is_not_whole():

@@ -177,6 +177,15 @@ def island_that_always_dies(number):
     die()
 
 
+def island_that_raises(error, number):
+    """An evaluation that raises an exception."""
+
+    def evaluate(stacked, generation):
+        raise error
+
+    return island(number)[0], evaluate
+
+
 def island_that_raises_once(folder, number):
     """An evaluation raises in generation 3 of an island."""
 

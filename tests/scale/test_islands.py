@@ -1,7 +1,9 @@
 """Islands: populations that evolve apart, and whose best travel, as a function of the seed."""
 
+import json
 import os
 import traceback
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 
@@ -12,6 +14,7 @@ import flatstore as fs
 from flatstore import ga
 from flatstore.evaluation import best_first
 from flatstore.recording import run_entries
+from flatstore.recording.line_text import line_of
 from flatstore.scale import islands
 from flatstore.scale.islands import Island, _Job
 from tests.scale import jobs
@@ -167,7 +170,9 @@ def test_what_an_island_raises_arrives_with_its_traceback_and_the_run_goes_on_fr
     epochs = []
     with pytest.raises(LookupError, match="not generation 3") as caught:
         epochs += fs.scale.ray.islands(**run)  # the epochs before are in the folder
-    assert 'raise LookupError("not generation 3")' in "".join(traceback.format_exception(caught.value))
+    text = "".join(traceback.format_exception(caught.value))
+    assert 'raise LookupError("not generation 3")' in text
+    assert f"epochs; fix: islands(..., run={str(tmp_path / 'run')!r}) goes on" in text
     begun = len([*run_entries(tmp_path / "run")])
     epochs = list(fs.scale.ray.islands(**run))
     assert [epoch.number for epoch in epochs] == [*range(begun, EPOCHS)]
@@ -210,6 +215,22 @@ def test_what_islands_are_asked_for_is_checked(change, message, tmp_path):
         fs.scale.ray.islands(**run | change)
 
 
+def test_what_an_island_raises_names_it_and_says_nothing_of_folders_within_the_run(tmp_path):
+    make = partial(jobs.island_that_raises, LookupError("in an evaluation"))
+    with pytest.raises(LookupError) as caught:
+        Island(replace(a_job(tmp_path), make=make), 1).evolve(0, 0)
+    assert caught.value.__notes__ == ["it was raised on island 1, in epoch 0"]
+    make = partial(jobs.island_that_raises, jobs.Unpicklable(1, 2))
+    with pytest.raises(RuntimeError, match="^Unpicklable: one argument, and another; it was raised on island 2, in e"):
+        Island(replace(a_job(tmp_path), make=make), 2).evolve(0, 0)
+
+
+def test_a_folder_that_a_node_does_not_see_is_an_error_and_is_not_made_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected the folder of the run on every node, got none at .*; fix: n"):
+        Island(a_job(tmp_path / "run"), 0).evolve(0, 0)
+    assert not (tmp_path / "run").exists()
+
+
 def test_fewer_travel_than_there_are(tmp_path):
     job = _Job(jobs.island, (7,), 2, 1, 8, "ring", str(tmp_path), OPERATORS)
     with pytest.raises(ValueError, match="expected more members than migrants, 8, got 8; fix: pass fewer migrants="):
@@ -220,6 +241,49 @@ def test_a_run_of_another_kind_has_no_islands(tmp_path):
     pop, evaluate = jobs.island(0)
     next(ga.evolve(pop, evaluate, seed=0, mutate=None, run=tmp_path))
     with pytest.raises(ValueError, match="expected the fitness of islands in entry 0 of the .*; fix: name a run"):
+        fs.scale.ray.champion(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("members", "metadata"),
+    [
+        (MIGRANTS, {}),
+        (MIGRANTS, {"fitness": "[1.0]"}),
+        (MIGRANTS, {"fitness": "[" * 10_000}),
+        (MIGRANTS, {"fitness": '{"1": 0}'}),
+        (9, {"fitness": json.dumps([0.0] * 9)}),
+    ],
+)
+def test_who_comes_from_elsewhere_is_checked(tmp_path, members, metadata):
+    job = a_job(tmp_path)
+    islands = [Island(job, i) for i in range(COUNT)]
+    for island in islands:
+        island.evolve(0, 0)
+    fs.save(job.best(0, 0), fs.Population.zeros(jobs.centre().layout, members), metadata=metadata)
+    with pytest.raises(
+        ValueError, match="expected 2 members and their fitness in .*best-0.*, got others .*; fix: take"
+    ):
+        islands[1].evolve(1, 0)
+
+
+def test_the_champion_of_a_run_that_goes_on_meanwhile_is_that_of_a_later_epoch(tmp_path, monkeypatch):
+    job = a_job(tmp_path)
+    (tmp_path / "journal.jsonl").write_bytes(line_of({"number": 0, "fitness": [[0.0]] * COUNT}))
+    island = Island(job, 0)
+    island.evolve(0, 0)
+    expected = fs.load(job.best(0, 0))[0]
+    os.rename(job.best(0, 0), job.best(0, 1))
+
+    def removed(path):
+        monkeypatch.undo()
+        with open(tmp_path / "journal.jsonl", "ab") as journal:
+            journal.write(line_of({"number": 1, "fitness": [[0.0]] * COUNT}))
+        return fs.load(path)
+
+    monkeypatch.setattr("flatstore.scale.islands.load", removed)
+    assert fs.scale.ray.champion(tmp_path).buffer.tobytes() == expected.copy().buffer.tobytes()
+    os.unlink(job.best(0, 1))
+    with pytest.raises(FileNotFoundError):
         fs.scale.ray.champion(tmp_path)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import flatstore as fs
 from flatstore import es
+from flatstore.scale.pool import Worker
 from flatstore.scale.replica import Job, Replica, made, told
 from tests.scale import jobs
 
@@ -82,15 +83,23 @@ def test_fitness_itself_for_two_members_is_a_step_of_mezo():
     assert here.buffer.tobytes() == there.buffer.tobytes() == replica.centre.buffer.tobytes()
 
 
+@pytest.mark.parametrize("optimiser", [es.Adam(jobs.centre()), lambda centre: None, "Adam"])
+def test_an_optimiser_that_was_made_before_is_refused(optimiser):
+    with pytest.raises(TypeError, match=r"expected es.Adam, es.Momentum or None as optimiser, got .*; fix: pass the"):
+        Replica(job(optimiser=optimiser))
+
+
 def test_what_an_evaluation_raises_names_the_member_and_what_does_not_pickle_is_in_words():
     replica = Replica(job(partial(jobs.made_with, jobs.raises)))
     replica.number = 2
     with pytest.raises(LookupError, match="not generation 2") as caught:
         replica.fitness([5])
     assert caught.value.__notes__ == ["it was raised in a worker, as it evaluated member 5 of generation 2"]
-    replica = Replica(job(partial(jobs.made_with, jobs.raises_what_does_not_pickle)))
+    worker = Worker(job(partial(jobs.made_with, jobs.raises_what_does_not_pickle)))
     with pytest.raises(RuntimeError, match="Unpicklable: one argument, and another; it was raised in a worker, as it"):
-        replica.fitness([5])
+        worker.evaluate(None, ((), 0, [5], True))
+    with pytest.raises(RuntimeError, match="^Unpicklable: one argument, and another$"):  # as it joins
+        Worker(job(partial(jobs.raises_what_does_not_pickle, None, 0))).evaluate(None, ((), 0, [5], True))
     replica = Replica(job(partial(jobs.made_with, jobs.gives_two)))
     with pytest.raises(ValueError, match=r"expected one real number as the fitness of member 5, got .*; fix"):
         replica.fitness([5])

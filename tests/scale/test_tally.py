@@ -51,6 +51,16 @@ def test_those_whose_worker_has_died_come_first_and_one_by_one():
     assert sorted(i for _ in range(3) for i in tally.next(9)) == [0, 1, 2] and [*tally.next(9)] == [3, 4, 5]
 
 
+def test_how_many_wait_is_known_at_any_time():
+    counts = Counts()
+    tally = Tally(0, 6, counts)
+    seen = [counts.waiting]
+    for step in (lambda: tally.next(4), lambda: tally.put_back([0, 1]), lambda: tally.next(4), lambda: tally.next(4)):
+        step()
+        seen.append(counts.waiting)
+    assert seen == [6, 2, 4, 3, 2]
+
+
 def test_a_generation_is_closed_when_all_are_handed_out_and_enough_have_come():
     tally = Tally(0, 10, Counts())
     tally.take(0, tally.next(7), np.ones(7))

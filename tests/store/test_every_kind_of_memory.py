@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -225,3 +226,13 @@ def test_a_move_that_is_refused_leaves_every_bit_and_names_the_leaf(kind, verb, 
     with pytest.raises(ValueError, match=r"'(a\.weight|d\.e\.weight)': expected"):
         move()
     assert same(kept(store), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_update_by_no_seeds_changes_no_bit(kind, tmp_path):
+    tree = a_tree((ml_dtypes.bfloat16, np.float16))
+    for path in ("a.bias", "a.weight"):  # of both dtypes
+        tree[path][:1] = -0.0
+    store = KINDS[kind](tree, tmp_path)
+    es.update(store, NOISE, [], [])
+    assert same(kept(store), kept(heap(tree, tmp_path)))

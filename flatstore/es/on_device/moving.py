@@ -167,7 +167,8 @@ class JaxMoves:
                     change = Seeded(weighted.seeds[0], np.float32(perturbed)) if perturbed else weighted
                     logged.take_back(change, undo)
                     back.callback(logged.add_again, change)
-                store.replace(updating(layout, noise, sign, exact, on_grid), weighted)
+                if len(weighted.seeds):  # else -0.0 would become 0.0
+                    store.replace(updating(layout, noise, sign, exact, on_grid), weighted)
                 if keep:
                     back.callback(store.replace, updating(layout, noise, -sign, exact, on_grid), weighted)
                     logged.add(weighted, log)

@@ -139,7 +139,7 @@ class CardMoves:
         first = words(keys[:1])
         moves = LoggedMoves(store, noise, keys[:1], logged)
         gridded = Launch(store, noise, [table for table in tables if table not in logged], exact)
-        gridless = Launch(store, noise, logged, exact)
+        gridless = Launch(store, noise, logged if len(keys) else [], exact)  # by none -0.0 would become 0.0
         fix = "pass smaller weights, or a larger bound= of the noise"
         unchecked = [leaf for leaf in noisy(store, noise) if not exact or leaf.dtype.itemsize == 2]
 

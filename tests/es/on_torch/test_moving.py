@@ -257,6 +257,13 @@ def test_the_leaf_that_would_not_be_finite_is_named_and_not_one_that_was_moved_a
         es.perturb(store, noise, 75)
 
 
+def test_an_update_by_no_seeds_changes_no_bit(kind):
+    _, store = both(tree={"w": np.array([-0.0, 0.0, 0.5], "bfloat16"), "h": np.array([-0.0, 1.0], "f2")})
+    before = [bits_of(store, path) for path in store]
+    es.update(store, NOISE, [], [])
+    assert [bits_of(store, path) for path in store] == before
+
+
 def test_a_failure_on_the_way_takes_all_back(monkeypatch):
     monkeypatch.setattr(OnTorch, "moves", OnTorch.moves_on_card)
     tree = {"a": np.linspace(-1, 1, 3000, dtype="f4"), "g": np.ones(900, "f2"), "h": np.zeros(3000, "bfloat16")}
