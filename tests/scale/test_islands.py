@@ -15,8 +15,8 @@ from flatstore import ga
 from flatstore.evaluation import best_first
 from flatstore.recording import run_entries
 from flatstore.recording.line_text import line_of
-from flatstore.scale import islands
-from flatstore.scale.islands import Island, _Job
+from flatstore.scale import island
+from flatstore.scale.island import Island, Job
 from tests.scale import jobs
 
 COUNT, EVERY, MIGRANTS, EPOCHS = 3, 2, 2, 3
@@ -30,7 +30,7 @@ OPERATORS = dict(mutate=fading, select=ga.Tournament(3), crossover=ga.Uniform(),
 
 
 def a_job(run, route="ring", count=COUNT):
-    return _Job(jobs.island, (7,), count, EVERY, MIGRANTS, route, str(run), OPERATORS)
+    return Job(jobs.island, (7,), count, EVERY, MIGRANTS, route, str(run), OPERATORS)
 
 
 def oracle(job):
@@ -78,7 +78,7 @@ def test_the_best_take_the_places_of_the_worst_of_the_island_that_the_seed_says(
 
 def test_a_route_is_a_ring_of_all_islands_and_a_random_one_another_in_each_epoch(tmp_path):
     for route, least in (("ring", 1), ("random", 4)):
-        job, seen = _Job(jobs.island, (7,), 5, 1, 1, route, "", OPERATORS), set()
+        job, seen = Job(jobs.island, (7,), 5, 1, 1, route, "", OPERATORS), set()
         for epoch in range(20):
             ring = tuple(job.source(island, epoch) for island in range(5))
             seen.add(ring)
@@ -114,7 +114,7 @@ def test_an_island_that_ends_at_any_step_is_made_again_from_its_folder(tmp_path,
     for epoch in range(EPOCHS):
         for i in range(COUNT):
             with monkeypatch.context() as patch:
-                function = attrgetter(step)(islands)
+                function = attrgetter(step)(island)
 
                 def killed(*arguments, function=function, patch=patch, **options):
                     patch.undo()
@@ -122,7 +122,7 @@ def test_an_island_that_ends_at_any_step_is_made_again_from_its_folder(tmp_path,
                         function(*arguments, **options)
                     raise Killed
 
-                patch.setattr(f"flatstore.scale.islands.{step}", killed)
+                patch.setattr(f"flatstore.scale.island.{step}", killed)
                 try:
                     Island(job, i).evolve(epoch, epoch - 1)
                 except Killed:
@@ -232,7 +232,7 @@ def test_a_folder_that_a_node_does_not_see_is_an_error_and_is_not_made_there(tmp
 
 
 def test_fewer_travel_than_there_are(tmp_path):
-    job = _Job(jobs.island, (7,), 2, 1, 8, "ring", str(tmp_path), OPERATORS)
+    job = Job(jobs.island, (7,), 2, 1, 8, "ring", str(tmp_path), OPERATORS)
     with pytest.raises(ValueError, match="expected more members than migrants, 8, got 8; fix: pass fewer migrants="):
         Island(job, 0).evolve(0, 0)
 
