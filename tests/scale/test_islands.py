@@ -71,9 +71,9 @@ def test_the_best_take_the_places_of_the_worst_of_the_island_that_the_seed_says(
     job = a_job(tmp_path, route)
     islands = [Island(job, i) for i in range(COUNT)]
     for epoch, expected in enumerate(oracle(job)):
-        for island, (population, fitness) in zip(islands, expected, strict=True):
-            assert np.array_equal(np.frombuffer(island.evolve(epoch, 0)), fitness)
-            assert island._pop.buffer.tobytes() == population
+        for one, (population, fitness) in zip(islands, expected, strict=True):
+            assert np.array_equal(np.frombuffer(one.evolve(epoch, 0)), fitness)
+            assert one._pop.buffer.tobytes() == population
 
 
 def test_a_route_is_a_ring_of_all_islands_and_a_random_one_another_in_each_epoch(tmp_path):
@@ -257,8 +257,8 @@ def test_a_run_of_another_kind_has_no_islands(tmp_path):
 def test_who_comes_from_elsewhere_is_checked(tmp_path, members, metadata):
     job = a_job(tmp_path)
     islands = [Island(job, i) for i in range(COUNT)]
-    for island in islands:
-        island.evolve(0, 0)
+    for one in islands:
+        one.evolve(0, 0)
     fs.save(job.best(0, 0), fs.Population.zeros(jobs.centre().layout, members), metadata=metadata)
     with pytest.raises(
         ValueError, match="expected 2 members and their fitness in .*best-0.*, got others .*; fix: take"
