@@ -132,8 +132,9 @@ class Access:
             for use in self.uses:
                 if use.is_over():
                     use.leave()
-        except MemoryError:  # what was done in between must not seem to have failed; others remove what is over
-            pass
+        except MemoryError as error:  # what was done in between must not seem to have failed; others remove the rest
+            if error.args:  # a signal handler's: the interpreter's own says nothing
+                raise
 
 
 class Use:
@@ -223,8 +224,7 @@ class Use:
     def _refuse_readers_and_writers(self, users: Sequence[dict[Use, None]]) -> None:
         access = self._access()
         own = (access, access.beside) if access else ()
-        writers = [use for use in self._others(users[WRITES]) if use.runner not in (self.caller, self.runner)]
-        if writers:
+        if writers := [use for use in self._others(users[WRITES]) if use.runner not in (self.caller, self.runner)]:
             raise BusyError(
                 "expected a buffer at rest, got one that another thread writes; "
                 "fix: let one thread write at a time, or wait: with fs.waiting(seconds)",

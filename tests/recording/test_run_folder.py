@@ -196,3 +196,22 @@ def test_entries_can_be_read_while_the_run_goes_on(tmp_path):
     assert len(list(run_entries(tmp_path))) == 2
     assert json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[0])["fitness"] == [0.5]
     run.close()
+
+
+def test_what_a_handler_raises_as_a_snapshot_is_read_is_not_taken_for_damage(tmp_path, monkeypatch):
+    run, store, real = RunFolder(tmp_path / "run", SETTINGS), a_store(), run_folder.read_snapshot
+    run.begin({"": store})
+    run_folder.save_snapshot(run.path, 1, {"": a_store(1)}, None)
+    for number in range(2):
+        run.append({"number": number})
+    errors = [ValueError("struck")]
+
+    def struck(*arguments):
+        real(*arguments)
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(run_folder, "read_snapshot", struck)
+    with run, pytest.raises(ValueError, match="struck"):
+        run.restore({"": store})
+    assert not errors
