@@ -59,9 +59,6 @@ class Access:
         threads = threading.get_ident() if runner is None else runner, caller()
         ref = weakref.ref(self)
         self._memories = *reads, *lends, *writes  # their addresses must not become another's while they are used
-        for memory in self._memories:
-            if moved := memory.moved():
-                raise StructureError(moved, MOVED)
         self.uses = [Use(ref, part, READS, *threads) for memory in reads for part in memory.parts] if reads else []
         if lends:
             self.uses += [Use(ref, part, LENDS, *threads) for memory in lends for part in memory.parts]
@@ -75,6 +72,9 @@ class Access:
         persist(self._begin)
 
     def _begin(self) -> None:
+        for memory in self._memories:  # each time: it may have moved as this one waited
+            if moved := memory.moved():
+                raise StructureError(moved, MOVED)
         self.over = False
         try:
             for use in self.uses:
