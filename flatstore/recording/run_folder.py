@@ -61,7 +61,7 @@ class RunFolder:
         self.settings: Settings = json.loads(json.dumps(settings))
         try:
             if not uninterrupted(lambda: os.path.isdir(self.path)):
-                os.makedirs(self.path)
+                os.makedirs(self.path, exist_ok=True)  # somebody else may be making it
                 flush_folder(os.path.dirname(os.path.abspath(self.path)))
         except (FileExistsError, NotADirectoryError) as error:
             raise NotADirectoryError(

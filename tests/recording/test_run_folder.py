@@ -6,6 +6,7 @@ The method is SQLite's: the point of failure moves by one until a run is clean (
 import errno
 import json
 import os
+import threading
 from itertools import count
 
 import numpy as np
@@ -215,3 +216,27 @@ def test_what_a_handler_raises_as_a_snapshot_is_read_is_not_taken_for_damage(tmp
     with run, pytest.raises(ValueError, match="struck"):
         run.restore({"": store})
     assert not errors
+
+
+def test_of_those_that_begin_a_run_at_once_one_goes_on_and_the_others_are_told_that_it_is_in_use(tmp_path, monkeypatch):
+    makes, at_once, told = run_folder.os.makedirs, threading.Barrier(4, timeout=60), []
+
+    def made_at_once(*arguments, **named):
+        at_once.wait()  # all have found that there is no folder yet
+        makes(*arguments, **named)
+
+    def begin():
+        try:
+            told.append(RunFolder(tmp_path / "run", SETTINGS))
+        except BlockingIOError as error:
+            told.append(str(error))
+
+    monkeypatch.setattr(run_folder.os, "makedirs", made_at_once)
+    beginners = [threading.Thread(target=begin) for _ in range(4)]
+    for beginner in beginners:
+        beginner.start()
+    for beginner in beginners:
+        beginner.join()
+    (run,) = [found for found in told if isinstance(found, RunFolder)]
+    run.close()
+    assert len(told) == 4 and sum("which is in use; fix: wait" in str(found) for found in told) == 3
