@@ -141,8 +141,7 @@ def _mapped(contents: Contents, mode: str) -> tuple[Memory, int]:
     data: Array = np.frombuffer(mapping, np.uint8)[start:]
     memory = Memory(data, is_read_only=mode == "r")
     if mode == "r+":
-        path = os.path.realpath(contents.path)
-        memory.file = uninterrupted(lambda: _written(path, file, mapping, start))
+        memory.file = uninterrupted(lambda: _written(os.path.realpath(contents.path), file, mapping, start))
     return memory, start
 
 

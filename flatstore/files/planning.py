@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from flatstore.checks import repeats
 from flatstore.files import layout_note
 from flatstore.files.contents import Contents
 from flatstore.files.layout_note import Members, Note, Rows
@@ -46,10 +47,12 @@ def plan(contents: Contents, like: Any, only: Glob | None, rename: Rename) -> Pl
     if isinstance(like, AnyPopulation):
         members = Members(len(like), "member" if like.order == "member" else "leaf")
     elif contents.has_note:
+        note = contents.metadata[layout_note.KEY]
         try:
-            members = layout_note.read_members(contents.metadata[layout_note.KEY])
+            members = layout_note.read_members(note)
         except ValueError:  # like= is what the error of a damaged note advises
-            members = None
+            if not repeats(lambda: layout_note.read_members(note)):
+                raise
     _check(layout, members, {path: contents.specs[name] for path, name in names.items()})
     return Plan(layout, members, names)
 

@@ -91,7 +91,7 @@ class replacing:
 
     def __init__(self, path: str | os.PathLike[str], *, first: bool = False) -> None:
         self._first = first
-        self._target, self._old = _target(path)
+        self._target, self._old = uninterrupted(lambda: _target(path))
         if first and self._old is not None:
             raise _not_first(os.fspath(path))
         self._folder = os.path.dirname(self._target)

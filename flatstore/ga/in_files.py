@@ -49,7 +49,7 @@ def seed_of(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
 
     Raises `ValueError` for a damaged log, `FileNotFoundError` without the file.
     """
-    log = read_log(os.path.realpath(path), os.stat(path))
+    log = read_log(os.fspath(path), os.stat(path))
     return None if log is None or log.seed is None else tuple(log.seed)
 
 
