@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,25 @@ import numpy as np
 
 def real(value: Any) -> float:
     """A real number of any type as a float; NaN for anything else, and for a number that is too large for a float."""
+    if _is_misleading(value):
+        return math.nan
     try:
-        return math.nan if _is_misleading(value) else float(value)
+        return float(value)
     except (TypeError, ValueError, OverflowError):
+        if not repeats(lambda: float(value)):
+            raise
         return math.nan
 
 
 def whole(value: Any) -> int | float:
     """An integer of any type as one of Python's; NaN for anything else, such as 3.0."""
+    if _is_misleading(value):
+        return math.nan
     try:
-        return math.nan if _is_misleading(value) else operator.index(value)
+        return operator.index(value)
     except TypeError:
+        if not repeats(lambda: operator.index(value)):
+            raise
         return math.nan
 
 
@@ -44,3 +53,12 @@ def raise_unless_of_system(error: OSError) -> None:
     """Raise an error again that no call of the system has raised, but a signal handler, such as a `TimeoutError`."""
     if error.errno is None:
         raise error
+
+
+def repeats(call: Callable[[], object]) -> bool:
+    """Whether a call that raised does so again: otherwise it was a signal handler, called meanwhile, that raised."""
+    try:
+        call()
+    except Exception:
+        return True
+    return False

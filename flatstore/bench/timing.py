@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from flatstore.layout import Array
+from flatstore.threads import each, threads
 
 Call = Callable[[], Any]
 
@@ -57,7 +57,9 @@ def ratio(one: Call, other: Call, rounds: int = 9) -> float:
 
 
 def roof(nbytes: int = 1 << 28) -> float:
-    """The bytes a second that this machine reads and writes in place, on all cores: the roof of what is in memory.
+    """The bytes a second that this machine reads and writes in place: the roof of what is in memory.
+
+    It is that of as many threads as the compiled loops use: by itself, of all cores.
 
     Allocates `nbytes`, which should be several times the cache.
     """
@@ -80,17 +82,17 @@ def _in_place(nbytes: int) -> Call:
 
 
 def scaled(array: Array) -> Call:
-    """A call that is the roof for an array of float32: `np.multiply` in place, a part for each core.
+    """A call that is the roof for an array of float32: `np.multiply` in place, a part for each thread.
 
     >>> x = np.ones(1000, "f4")
     >>> scaled(x)()
     >>> bool((x == 1).all())
     True
     """
-    parts: list[Array] = np.array_split(array, os.cpu_count() or 1)
-    threads, one = ThreadPoolExecutor(len(parts)), np.float32(1)
+    parts: list[Array] = np.array_split(array, threads())
+    one = np.float32(1)
 
-    def multiply(part: Array) -> None:
-        np.multiply(part, one, out=part)
+    def multiply(part: int) -> None:
+        np.multiply(parts[part], one, out=parts[part])
 
-    return lambda: list(threads.map(multiply, parts)).clear()
+    return partial(each, multiply, len(parts))

@@ -95,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
         except ValueError as error:
             return _fail(str(error))
     task_name = arguments.task or next(iter(_TASKS))
+    if task_name not in _TASKS:  # the folder says so, and not the user
+        return _fail(f"expected --task {', '.join(_TASKS)}, got {task_name!r} in {str(arguments.out)!r}; fix: copy it")
     algorithms, task_type = _DEFAULTS[task_name], _TASKS[task_name]
     algo = arguments.algo or next(iter(algorithms))
     if algo not in algorithms:
@@ -211,7 +213,7 @@ def _problem_with_folder(folder: Path, resume: bool) -> str | None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        for name in (_CHAMPION, _CURVE):
+        for name in (_CHAMPION, _CURVE, _POINTS):
             if (folder / name).is_dir():
                 raise IsADirectoryError(21, f"{name} is a folder")
         if not resume and has_run(folder):

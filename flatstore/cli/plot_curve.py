@@ -39,9 +39,12 @@ class Curve:
         for line in lines:
             try:
                 generation, fitness, measures = json.loads(line)
-                self.points[generation] = fitness, dict(measures)
-            except (TypeError, ValueError):  # where a process was killed; the point is measured again
-                continue
+                if type(generation) is not int:
+                    continue
+                named = {str(name): float(value) for name, value in dict(measures).items()}
+                self.points[generation] = float(fitness), named
+            except (TypeError, ValueError, OverflowError, RecursionError):  # where a process was killed
+                continue  # the point is measured again
 
     def add(self, generation: int, fitness: float, measures: dict[str, float]) -> None:
         """Append a point."""
@@ -51,10 +54,11 @@ class Curve:
 
     def write(self, path: Path, title: str, task: Task) -> None:
         """Draw the curve as a PNG. Raises `ImportError` without matplotlib."""
-        generations = sorted(self.points)
+        names = self.points[max(self.points)][1].keys()  # a file from elsewhere may have others
+        generations = sorted(number for number, (_, measures) in self.points.items() if measures.keys() == names)
         points = [self.points[generation] for generation in generations]
         values = {} if task.FITNESS is None else {task.FITNESS: [mean for mean, _ in points]}
-        values |= {name: [measures[name] for _, measures in points] for name in points[0][1]}
+        values |= {name: [measures[name] for _, measures in points] for name in names}
         colours = ["#9aa5b1"] * (len(values) - 1) + ["#1f5fa8"]
         lines = [
             Line(f"{name} {found[-1]:.1f}{task.UNIT}", generations, found, colour)
@@ -92,4 +96,4 @@ def draw(path: Path, lines: Sequence[Line], *, title: str, axis: str, dark: bool
     axes.set_title(title, color=ink)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=grid, linewidth=0.8)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format=path.suffix[1:] or "png")  # else it would give the file another name

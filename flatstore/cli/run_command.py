@@ -31,9 +31,10 @@ def recall(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
         kinds = dict.fromkeys(_TEXTS, str) | {"workers": int | str}
         if not all(isinstance(kept[name], kinds.get(name, int)) for name in kept):
             raise TypeError(f"got {kept}")
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        fix = "take a copy of the run, or begin by another --out" if has_run(folder) else "leave --resume out to begin"
         raise ValueError(
-            f"expected --out with a run to go on with, got {str(folder)!r} ({error}); fix: leave --resume out to begin"
+            f"expected --out with a run to go on with, got {str(folder)!r} ({error}); fix: {fix}"
         ) from error
     if isinstance(kept["workers"], str):
         if isinstance(given["workers"], str):

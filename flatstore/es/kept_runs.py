@@ -11,6 +11,7 @@ generation n    evaluate | line n on the disk | move the centre | record n hande
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
@@ -205,20 +206,33 @@ def centre_of(run: RunPath, to: int) -> Store:
     records = _moves(run_entries(path), settings, path)
     if not whole(to) >= 0:
         raise ValueError(f"expected a number of moves, 0 or more, got {to}; fix: pass one that the run has made")
-    start = newest_snapshot(path, to)
-    centre: Store = load(snapshot_path(path, start))
     noise: Noise = _made_again(settings["noise"], path)
-    optimiser: Any = None
-    if settings["optimiser"] is not None:
-        optimiser = _made_again(settings["optimiser"], path, centre)
-        optimiser.count = _count(snapshot_note(path, start))
-        for name, state in optimiser.states.items():
-            state.assign(load(snapshot_path(path, start, name)))
-    chosen = list(islice(records, start, to))
+    start = newest_snapshot(path, to)
+    while True:
+        try:
+            centre, optimiser = _snapshot(path, start, settings["optimiser"])
+            break
+        except (ValueError, FileNotFoundError):
+            if start == 0:
+                raise
+            start = newest_snapshot(path, start - 1)  # it is damaged, or another process has removed it meanwhile
+    chosen = list(islice(records, start, min(to, sys.maxsize)))
     if start + len(chosen) < to:
         raise ValueError(f"expected a run of at least {to} moves, got {start + len(chosen)} in {path!r}; fix: wait")
     replay(centre, noise, chosen, optimiser=optimiser)
     return centre
+
+
+def _snapshot(path: str, number: int, optimiser: Any) -> tuple[Store, Any]:
+    """The centre of a snapshot, and the optimiser that the settings describe, with its state."""
+    centre: Store = load(snapshot_path(path, number))
+    made: Any = None
+    if optimiser is not None:
+        made = _made_again(optimiser, path, centre)
+        made.count = _count(snapshot_note(path, number))
+        for name, state in made.states.items():
+            state.assign(load(snapshot_path(path, number, name)))
+    return centre, made
 
 
 def _made_again(given: Any, path: str, *arguments: Any) -> Any:

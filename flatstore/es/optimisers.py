@@ -80,7 +80,7 @@ def optimise_on_host(
     rule: Any, stores: Sequence[Any], settings: Sequence[float], keys: Array, then: Callable[[], object]
 ) -> None:
     """Move a store along a gradient by a compiled rule, and call `then`; `stores` are these two, and its states."""
-    store, gradient, *states = map(on_host, stores)
+    store, gradient, *states = [on_host(store) for store in stores]
     together = store, gradient, states[0], states[-1]
     check = gradient.cached("trainable", lambda: trainable_groups([gradient]))
     groups = gradient.cached(together, lambda: trainable_groups(together))
@@ -124,7 +124,7 @@ class Adam(Compiled):
 
     def __init__(self, store: AnyStore, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> None:
         super().__init__(store, ("mean", "square"), beta1=beta1, beta2=beta2, epsilon=epsilon)
-        self.beta1, self.beta2, self.epsilon = map(real, (beta1, beta2, epsilon))
+        self.beta1, self.beta2, self.epsilon = real(beta1), real(beta2), real(epsilon)
 
     @property
     def mean(self) -> Any:

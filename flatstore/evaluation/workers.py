@@ -13,7 +13,6 @@ its worker is known after a few times.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import multiprocessing.util
 import pickle
@@ -29,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from flatstore.checks import whole
+from flatstore.checks import raise_unless_of_system, whole
 from flatstore.evaluation.fitness import fitness_of, refuse_all_nan, refuse_unlendable
 from flatstore.evaluation.serving import READY, Evaluate, Failure, serve
 from flatstore.layout import Array
@@ -118,17 +117,21 @@ class _Worker:
     def begin(self, number: int, members: list[int]) -> None:
         """Have it evaluate members."""
         self.members = members
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: so says what it answers
+        try:
             self.connection.send((number, members))
+        except (BrokenPipeError, ConnectionResetError) as error:  # it has died: so says what it answers
+            raise_unless_of_system(error)
 
     def answer(self) -> Any:
         """What it says; None if it has died."""
-        try:
-            return self.connection.recv()
-        except TimeoutError:  # of a signal handler
-            raise
-        except (EOFError, OSError):
-            return None
+
+        def received() -> Any:
+            try:
+                return self.connection.recv()
+            except (EOFError, OSError):
+                return None
+
+        return uninterrupted(received)
 
 
 class _Pool:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from flatstore.files import checksums, layout_note
 from flatstore.files.dtypes import specs_of
+from flatstore.files.half_way import not_waiting
 from flatstore.files.header import Header, Tensor, read_header
 from flatstore.files.layout_note import Members, Note, Rows
 from flatstore.files.shards import INDEX, shards_of
@@ -123,7 +124,7 @@ def contents_of(path: Path, *, mode: str = "rb") -> Generator[Contents]:
 @contextmanager
 def _opened(path: str, mode: str) -> Generator[tuple[FileIO, Header]]:
     """A context in which a file is open, and its header. Raises `ValueError` that says what is wrong with it."""
-    with uninterrupted(lambda: FileIO(path, mode, opener=_number_of)) as file:
+    with uninterrupted(lambda: FileIO(path, mode, opener=not_waiting)) as file:
         status = os.fstat(file.fileno())
         try:
             if not stat.S_ISREG(status.st_mode):
@@ -132,11 +133,6 @@ def _opened(path: str, mode: str) -> Generator[tuple[FileIO, Header]]:
         except ValueError as error:
             raise ValueError(f"expected a safetensors file, got {path!r}: {error}; fix: save it again") from error
         yield file, header
-
-
-def _number_of(path: str, flags: int) -> int:
-    """Open a file; a pipe that nobody writes is not waited for."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _located(file: FileIO, path: str, header: Header) -> dict[str, Located]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from flatstore.checks import raise_unless_of_system
+from flatstore.threads import uninterrupted
 
 try:
     import fcntl
@@ -33,16 +34,28 @@ OVER, UNDER_WAY, NOT_BEGUN = (number.to_bytes(8, "little") for number in range(3
 
 def log_of(path: str | os.PathLike[str]) -> str:
     """The path of the log of a population's file; a link to the file has the file's."""
-    return os.path.realpath(path) + ENDING
+    # What a handler raises in it would be taken for an error of the system's, and be lost.
+    return uninterrupted(lambda: os.path.realpath(path)) + ENDING
 
 
 def refuse_half_way(path: str | os.PathLike[str]) -> None:
     """Raise `ValueError` if a generation in the file is not over."""
-    if not os.path.lexists(log := log_of(path)):
-        return
-    with suppress(FileNotFoundError), open(log, "rb") as file:
-        if file.read(len(MAGIC) + len(OVER)) == MAGIC + UNDER_WAY:
-            raise half_way_error(path)
+    log = log_of(path)
+    if uninterrupted(lambda: _begins(log)) == MAGIC + UNDER_WAY:
+        raise half_way_error(path)
+
+
+def _begins(log: str) -> bytes:
+    """How a log begins; nothing without one."""
+    if os.path.lexists(log):
+        with suppress(FileNotFoundError), open(log, "rb", opener=not_waiting) as file:
+            return file.read(len(MAGIC) + len(OVER))
+    return b""
+
+
+def not_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes is not waited for."""
+    return os.open(path, flags | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
 
 
 def half_way_error(path: str | os.PathLike[str]) -> ValueError:

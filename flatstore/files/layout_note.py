@@ -152,12 +152,12 @@ def planned(note: Note, tensors: Mapping[str, Spec], *, in_order: bool = True) -
             node = node.setdefault(key, OrderedDict())
             if isinstance(node, str):
                 raise ValueError(f"expected leaves or nodes, got {node!r}, which is both")
+        if last in node:  # only a node may be there: no two rows have one path
+            raise ValueError(f"expected leaves or nodes, got {path!r}, which is both")
         node[last] = path
     found, treedef = flatten(tree)
     if in_order and [path for _, path in found] != list(note.rows):
-        raise ValueError(
-            "expected the leaves of each node side by side, got others between them, or a leaf that is one"
-        )
+        raise ValueError("expected the leaves of each node side by side, got others between them")
     leaves: list[Leaf] = []
     for keys, path in found:
         trainable, tied, dims = note.rows[path]

@@ -40,8 +40,9 @@ def load(
     `TorchPopulation`: each leaf is read, sent there and forgotten here.
 
     Without `like` the tree is made of ordered dicts, and what `save` wrote has the same layout again; a file of others
-    gives one dict of its tensors' names. The file's metadata are not kept: `metadata_of` reads them, and `save` takes
-    them.
+    gives one dict of its tensors' names. A '/' in such a name is part of a key then, so '~1' in its path, and in a file
+    that is saved of it; `like`, or `rename={'*~1*': '*/*'}`, makes nodes of it. The file's metadata are not kept:
+    `metadata_of` reads them, and `save` takes them.
 
     Args:
         path: a safetensors file, or the index of several (`model.safetensors.index.json`).

@@ -141,8 +141,7 @@ def _mapped(contents: Contents, mode: str) -> tuple[Memory, int]:
     data: Array = np.frombuffer(mapping, np.uint8)[start:]
     memory = Memory(data, is_read_only=mode == "r")
     if mode == "r+":
-        path = os.path.realpath(contents.path)
-        memory.file = uninterrupted(lambda: _written(path, file, mapping, start))
+        memory.file = uninterrupted(lambda: _written(os.path.realpath(contents.path), file, mapping, start))
     return memory, start
 
 
@@ -158,13 +157,14 @@ def _blank_checksums(contents: Contents) -> None:
     located = next(iter(contents.tensors.values()))
     located.file.seek(8)
     content = located.file.read(min(x.start for x in contents.tensors.values()))
-    found = _SUMS.search(content)
-    if found is None:
+    places = [*_SUMS.finditer(content)]  # of several of one name the last one counts
+    if not places:
         raise ValueError(
             f"expected checksums as save writes them, got others in {contents.path!r}; fix: load the file, and save it"
         )
-    located.file.seek(8 + found.start(1))
-    located.file.write(checksums.blank(found[1].decode()).encode())
+    for found in places:
+        located.file.seek(8 + found.start(1))
+        located.file.write(checksums.blank(found[1].decode()).encode())
     os.fsync(located.file.fileno())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from flatstore.checks import repeats
 from flatstore.files import layout_note
 from flatstore.files.contents import Contents
 from flatstore.files.layout_note import Members, Note, Rows
@@ -16,6 +17,7 @@ from flatstore.trees import (
     Piece,
     Rename,
     StructureError,
+    globs_of,
     matcher,
     parts_of,
     path_of,
@@ -38,17 +40,19 @@ def plan(contents: Contents, like: Any, only: Glob | None, rename: Rename) -> Pl
     """The plan of `load` and `open`; the arguments and the errors are theirs."""
     if like is None:
         return _as_saved(contents, only, rename)
-    names = _renamed({name: name for name in contents.specs}, only, rename)
+    names = _renamed({name: name for name in contents.specs}, {}, only, rename)
     given = like.layout if isinstance(like, AnyStore | AnyPopulation) else like
     layout = given if isinstance(given, Layout) else Layout.from_tree(given)
     members = None
     if isinstance(like, AnyPopulation):
         members = Members(len(like), "member" if like.order == "member" else "leaf")
     elif contents.has_note:
+        note = contents.metadata[layout_note.KEY]
         try:
-            members = layout_note.read_members(contents.metadata[layout_note.KEY])
+            members = layout_note.read_members(note)
         except ValueError:  # like= is what the error of a damaged note advises
-            members = None
+            if not repeats(lambda: layout_note.read_members(note)):
+                raise
     _check(layout, members, {path: contents.specs[name] for path, name in names.items()})
     return Plan(layout, members, names)
 
@@ -61,7 +65,7 @@ def _as_saved(contents: Contents, only: Glob | None, rename: Rename) -> Plan:
     rows = note.rows
     chosen: Rows = {}
     homes: dict[str, str] = {}  # the first of the chosen names of each home, by the home in the file
-    for path, old in _renamed({path: path for path in rows}, only, rename).items():
+    for path, old in _renamed({path: path for path in rows}, names, only, rename).items():
         trains, tied, dims = rows[old]
         chosen[path] = (trains, homes.get(tied or old), dims)
         homes.setdefault(tied or old, path)
@@ -76,17 +80,18 @@ def _as_saved(contents: Contents, only: Glob | None, rename: Rename) -> Plan:
     return Plan(layout, note.members, {path: names[home] for home, path in homes.items()})
 
 
-def _renamed(paths: Mapping[str, str], only: Glob | None, rename: Rename) -> dict[str, str]:
+def _renamed(paths: Mapping[str, str], names: Mapping[str, str], only: Glob | None, rename: Rename) -> dict[str, str]:
     """Those of the paths that are chosen, with their new names, and what they stood for.
 
-    Raises `ValueError` for globs and patterns that match none, and for two paths of one new name.
+    `names` are those in the file of paths that have another one there. Raises `ValueError` for globs and patterns that
+    match none, and for two paths of one new name.
     """
     chosen = dict(paths)
     if only is not None:
-        matches = matcher(only)
-        chosen = {path: home for path, home in paths.items() if matches(path)}
+        matches = matcher(globs_of("only", only))
+        chosen = {path: home for path, home in paths.items() if matches(names.get(path, path))}
         if not chosen:
-            refuse_idle_glob("only", only, paths)
+            refuse_idle_glob("only", only, [names.get(path, path) for path in paths])
     if not rename:
         return chosen
     found: dict[str, str] = {}

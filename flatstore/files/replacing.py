@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import secrets
@@ -68,6 +69,8 @@ class Writer:
 
     def reserve(self, size: int) -> None:
         """Take the room for `size` bytes on the disk: zeros, until they are written. Raises `OSError` if it is full."""
+        if size >= 1 << 63:  # of which the calls of the system make an OverflowError
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self._number, 0, size)
         else:
@@ -88,7 +91,7 @@ class replacing:
 
     def __init__(self, path: str | os.PathLike[str], *, first: bool = False) -> None:
         self._first = first
-        self._target, self._old = _target(path)
+        self._target, self._old = uninterrupted(lambda: _target(path))
         if first and self._old is not None:
             raise _not_first(os.fspath(path))
         self._folder = os.path.dirname(self._target)
@@ -142,8 +145,14 @@ class replacing:
                 release(self._number)
         finally:
             for name in self._names:
-                with contextlib.suppress(FileNotFoundError):  # it is not there yet
+                try:
                     os.unlink(name)
+                except FileNotFoundError:  # it is not there yet
+                    pass
+                except OSError as error:
+                    if self._number is not None:
+                        raise
+                    raise_unless_of_system(error)  # none was made: where nothing can be written, nothing is removed
 
     def _leave_to_parent(self, error: BaseException | None) -> None:
         """Close the file in a child that a signal handler has forked: what is being written is its parent's."""

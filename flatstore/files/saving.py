@@ -16,6 +16,7 @@ from flatstore.files.header import Tensor
 from flatstore.files.layout_note import Members
 from flatstore.files.replacing import Writer, replacing
 from flatstore.files.rows import pieces, rows_of
+from flatstore.files.shards import refuse_name
 from flatstore.files.tensor_order import Size, in_file_order
 from flatstore.layout import Array, Leaf
 from flatstore.memory import reading
@@ -57,6 +58,7 @@ def save(
             "expected a whole model, got parts of one, whose indices a file does not keep; fix: save the whole model, "
             "or fs.Store.from_tree(dict(store)), a model of its own"
         )
+    refuse_name(path)
     members = None
     if isinstance(x, AnyPopulation):
         members = Members(len(x), "member" if x.order == "member" else "leaf")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from flatstore.files.bounded_json import Scanner
+from flatstore.files.half_way import not_waiting
 from flatstore.files.header import MOST
 
 INDEX = ".index.json"
@@ -22,7 +23,7 @@ def shards_of(path: str) -> dict[str, list[str]]:
     Raises `ValueError` that says what is wrong with the index: other JSON, or files outside of its folder.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=not_waiting) as file:
             content = file.read(MOST + 1)
         if len(content) > MOST:
             raise ValueError(f"expected at most {MOST:,} bytes, got more")
@@ -38,6 +39,14 @@ def shards_of(path: str) -> dict[str, list[str]]:
     except ValueError as error:
         raise ValueError(f"expected the index of a model, got {path!r}: {error}; fix: download it again") from error
     return shards
+
+
+def refuse_name(path: str | os.PathLike[str]) -> None:
+    """Raise `ValueError` for a name that says that it is an index: what is saved there could not be loaded."""
+    if os.fspath(path).endswith(INDEX):
+        raise ValueError(
+            f"expected the name of one file, got that of an index, {os.fspath(path)!r}; fix: x.safetensors"
+        )
 
 
 def _weight_map(scan: Scanner) -> dict[str, str]:

@@ -128,7 +128,7 @@ def run(
     the genes, but not all, were replaced; `BlockingIOError` if another process is at work on the file, and `OSError` if
     no log can be written.
     """
-    todo = genes_of(loops) if left is None else _checked(loops, list(left))
+    todo = genes_of(loops) if left is None else checked(loops, list(left))
     if not todo:
         then()
         return
@@ -215,7 +215,8 @@ def genes_of(loops: dict[str, DtypeLoop]) -> list[Left]:
     return [(name, begin, end) for name, genes in loops.items() for begin, end in ranges(genes.runs)]
 
 
-def _checked(loops: dict[str, DtypeLoop], todo: list[Left]) -> list[Left]:
+def checked(loops: dict[str, DtypeLoop], todo: list[Left]) -> list[Left]:
+    """The ranges themselves. Raises `ValueError` if they overlap, or are not of genes."""
     dtypes = {name: (int(genes.runs[0, 0]), int(genes.runs[-1, 1])) for name, genes in loops.items()}
     ends: dict[str, int] = {}
     for name, start, stop in sorted(todo):

@@ -25,6 +25,7 @@ from zlib import crc32
 
 import numpy as np
 
+from flatstore.checks import repeats
 from flatstore.files import MAGIC, NOT_BEGUN, OVER, UNDER_WAY, Writer, half_way_error, log_of
 from flatstore.layout import Array
 from flatstore.threads import REACHED, Task, uninterrupted
@@ -203,6 +204,8 @@ def _log_before(path: str, number: int) -> Log | None:
     try:
         return read_log(path, os.fstat(number))
     except ValueError:  # it says nothing of this file
+        if not repeats(lambda: read_log(path, os.fstat(number))):
+            raise
         return None
 
 
@@ -219,21 +222,16 @@ def read_log(path: str, identity: os.stat_result) -> Log | None:
     Raises `ValueError` for a damaged log, and for one of another file.
     """
     name = log_of(path)
-    try:
-        mapping = uninterrupted(lambda: _mapped(name))
-    except FileNotFoundError:
+    mapping = uninterrupted(lambda: _mapped(name))
+    if mapping is None:
         return None
     try:
-        if mapping is None:
+        if not mapping:
             raise ValueError("it is empty")
         log = _read(mapping)
     except (LookupError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"expected the log of a generation, got another file at {name!r} ({error}); "
-            "fix: take it away if the population is whole, or take a copy of both"
-        ) from error
-    dev, ino = np.frombuffer(mapping, np.int64, 2, _START).tolist()
-    if (dev, ino) != (identity.st_dev, identity.st_ino):
+        raise log_error(path, error) from error
+    if np.frombuffer(mapping, np.int64, 2, _START).tolist() != [identity.st_dev, identity.st_ino]:
         raise ValueError(
             f"expected the log of {path!r}, got that of another file at {name!r}; fix: if the file was replaced, "
             "remove the log; a copy of a population is one of its file alone, when no generation is under way"
@@ -241,14 +239,22 @@ def read_log(path: str, identity: os.stat_result) -> Log | None:
     return log
 
 
-def _mapped(name: str) -> mmap.mmap | None:
-    """The pages of a file; None if it is empty."""
-    number = os.open(name, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
-    try:
-        size = os.fstat(number).st_size
-        return mmap.mmap(number, size) if size else None
-    finally:
-        os.close(number)
+def log_error(path: str, error: Exception) -> ValueError:
+    """The error that the log of a population's file is none."""
+    return ValueError(
+        f"expected the log of a generation, got another file at {log_of(path)!r} ({error}); "
+        "fix: take it away if the population is whole, or take a copy of both"
+    )
+
+
+def _mapped(name: str) -> Any:
+    """The pages of a file; no bytes if it is empty, and None if there is none."""
+    with suppress(FileNotFoundError), open(name, "r+b", 0, opener=_not_followed) as file:
+        return mmap.mmap(file.fileno(), size) if (size := os.fstat(file.fileno()).st_size) else b""
+
+
+def _not_followed(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
 
 
 def _read(mapping: mmap.mmap) -> Log:
@@ -260,7 +266,14 @@ def _read(mapping: mmap.mmap) -> Log:
     if not 0 <= length < len(mapping):
         raise ValueError("its text is longer")
     found: Any = json.loads(mapping[at : at + length])
-    cut, sizes = found["cut"], found["sizes"]
+    cut, sizes, settings = (dict(found[name]) for name in ("cut", "sizes", "settings"))
+    kinds: dict[type, list[Any]] = {
+        int: [*(settings[name] for name in ("elite", "first", "size")), *sizes.values(), *settings["seed"]],
+        str: [*cut["dtypes"], *cut["reals"], settings["boot"] or ""],
+        dict: [settings[name] or {} for name in ("mutate", "crossover", "bounds")],
+    }
+    if not all(type(value) is kind for kind, values in kinds.items() for value in values):
+        raise ValueError("its text is another")
     counts = [sizes["fitness"], sizes["chosen"], 3 * sizes["tasks"]]
     arrays: list[Array] = []
     stop = at + length
@@ -274,7 +287,7 @@ def _read(mapping: mmap.mmap) -> Log:
     tasks = [Task(group, begin, end) for group, (begin, end) in zip(groups, ranges, strict=True)]
     reals = [np.dtype(name).type for name in cut["reals"]]
     plan = Plan(tasks, cut["width"], cut["rows"], cut["workers"], reals)
-    log = Log(mapping, Asked(arrays[0], arrays[1], found["settings"]), plan, _up(stop))
+    log = Log(mapping, Asked(arrays[0], arrays[1], settings), plan, _up(stop))
     reached = log.progress[:, 0].tolist()
     inside = all(task.start <= at <= task.stop for task, at in zip(tasks, reached, strict=True))
     if not inside or not all(-1 <= number < len(tasks) for number in log.owners.tolist()):

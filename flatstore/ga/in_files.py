@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from flatstore import files
-from flatstore.checks import whole
 from flatstore.files import WrittenFile, alone_in, written_file
 from flatstore.ga.breeding import plan_on_host
-from flatstore.ga.generation import has_read, write_back
-from flatstore.ga.generation_log import Log, boot, read_log
+from flatstore.ga.generation import checked, has_read, write_back
+from flatstore.ga.generation_log import Log, boot, log_error, read_log
 from flatstore.ga.operators_as_json import from_json
 from flatstore.store import InFiles, Population, hand_in_files
 from flatstore.threads import REACHED, uninterrupted
@@ -50,7 +49,7 @@ def seed_of(path: str | os.PathLike[str]) -> tuple[int, ...] | None:
 
     Raises `ValueError` for a damaged log, `FileNotFoundError` without the file.
     """
-    log = read_log(os.path.realpath(path), os.stat(path))
+    log = read_log(os.fspath(path), os.stat(path))
     return None if log is None or log.seed is None else tuple(log.seed)
 
 
@@ -72,25 +71,34 @@ def _finish(pop: Population, file: WrittenFile, log: Log, given: Mapping[str, An
     settings, plan = log.asked.settings, log.plan
     try:
         operators = {name: given[name] if name in given else from_json(settings[name]) for name in _OPERATORS}
-        first, size = whole(settings["first"]), whole(settings["size"])
     except ValueError as error:
         raise ValueError(
             f"expected the operators of the generation that was killed in {file.path!r}, got none for one of your own "
             f"({error}); fix: Population.open(path, operators={{'mutate': ..., 'crossover': ...}})"
         ) from error
-    members = pop if (first, size) == (0, pop.size) else pop[first : first + size]
+    first, size = settings["first"], settings["size"]
 
     def as_before(*_: Any) -> Any:
         return log.asked.chosen
 
-    step = plan_on_host(
-        members,
-        log.asked.fitness,
-        seed=settings["seed"],
-        select=as_before,
-        elite=settings["elite"],
-        **operators,
-    )
+    try:
+        step = plan_on_host(
+            pop if (first, size) == (0, pop.size) else pop[first : first + size],
+            log.asked.fitness,
+            seed=settings["seed"],
+            select=as_before,
+            elite=settings["elite"],
+            **operators,
+        )
+        # Before anything is written by the log's numbers: nobody knows who wrote them.
+        checked(step.loops, [(task.group, task.start, task.stop) for task in plan.tasks])
+        parents = max(len(genes.parents) for genes in step.loops.values())
+        if plan.rows != parents or not {genes.real for genes in step.loops.values()} <= {*plan.reals}:
+            raise ValueError(f"{plan.rows} parents of {plan.reals} in scratch, where the generation has {parents}")
+    except (IndexError, TypeError, ValueError) as error:
+        if given:  # it may be of these operators
+            raise
+        raise log_error(file.path, error) from error
     owners: list[int] = log.owners.tolist()
     for worker, number in enumerate(owners):
         task, note = plan.tasks[number], log.progress[number]

@@ -40,8 +40,8 @@ def from_json(found: Any) -> Any:
     if not isinstance(found, dict):
         return found
     fields: dict[str, Any] = dict(found)  # pyright: ignore[reportUnknownArgumentType]
-    kind = _KINDS.get(fields.pop("kind", None))
     try:
+        kind = _KINDS.get(fields.pop("kind", None))
         if kind is not None:
             return kind(**{name: from_json(value) for name, value in fields.items()})
     except TypeError as error:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flatstore.checks import repeats
 from flatstore.interop import torch_cards
 from flatstore.layout import Array, Layout, as_numpy
 from flatstore.memory import Spans
@@ -34,14 +35,20 @@ class Home(NamedTuple):
 
     def moved(self) -> Difference | None:
         """What is there instead, or None."""
-        tensor = getattr(self.owner, self.name, None)
         try:
-            if tensor is not None and tensor.data_ptr() == self.address:
+            address = self._now()
+            if address == self.address:
                 return None
-            got = "nothing" if tensor is None else f"address {tensor.data_ptr():#x}"
+            got = f"address {address:#x}"
         except (AttributeError, RuntimeError):  # such as that of a tensor without data
-            got = f"a {type(tensor).__name__} without an address"
+            if not repeats(self._now):
+                raise
+            tensor = getattr(self.owner, self.name, None)
+            got = "nothing" if tensor is None else f"a {type(tensor).__name__} without an address"
         return Difference(self.path, f"address {self.address:#x}", got, _FIX)
+
+    def _now(self) -> int:
+        return getattr(self.owner, self.name).data_ptr()
 
 
 def in_place(

@@ -31,6 +31,7 @@ except ImportError:  # on Windows, where each process compiles for itself
 PATIENCE = 60.0
 """Seconds that a process waits while another one compiles the same function."""
 
+_MOST = 1 << 26  # bytes: the machine code of a function has a thousandth of it
 _DIGEST = hashlib.sha256().digest_size
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for a pipe
@@ -75,13 +76,25 @@ def _signed(file: Path, content: bytes) -> bytes:
     return hashlib.sha256(file.stem.encode() + content).digest()
 
 
+def _content(file: Path) -> bytes:
+    """The bytes of a file; none if others may have written it, or if it is not one of machine code."""
+    number = os.open(file, os.O_RDONLY | _NO_LINK | _NO_WAIT)
+    try:
+        status = os.fstat(number)
+        if not _is_private(file, status) or not stat.S_ISREG(status.st_mode) or status.st_size > _MOST:
+            return b""
+        with open(number, "rb", closefd=False) as stream:
+            return stream.read()
+    finally:
+        os.close(number)
+
+
 def read(file: Path) -> bytes | None:
     """The content of a file, or None if it is missing, damaged, a link, or if others may have written it."""
     try:
         if not _is_private_folder(file.parent):
             return None
-        with open(os.open(file, os.O_RDONLY | _NO_LINK | _NO_WAIT), "rb") as stream:
-            whole = stream.read() if _is_private(file, os.fstat(stream.fileno())) else b""
+        whole = _content(file)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -29,10 +29,10 @@ import llvmlite  # pyright: ignore[reportMissingTypeStubs]
 import numba
 import numpy as np
 
+from flatstore.checks import repeats
 from flatstore.kernels.code_cache import Turn, cache_folder, log, read, write
 from flatstore.kernels.fingerprint import Unknown, fingerprint, type_name
 from flatstore.threads import refuse_waiting_at_the_end
-from flatstore.trees import repeats
 
 F = TypeVar("F", bound=Callable[..., object])
 

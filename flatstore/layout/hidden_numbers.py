@@ -14,8 +14,9 @@ from typing import Any, cast
 import jax
 import numpy as np
 
+from flatstore.checks import repeats
 from flatstore.layout.dtypes import is_numeric, is_torch_tensor
-from flatstore.trees import Subtree, children, in_words, repeats
+from flatstore.trees import Subtree, children, in_words
 
 _tree_util: Any = jax.tree_util
 

@@ -19,10 +19,11 @@ import jax
 import jax.core
 import numpy as np
 
+from flatstore.checks import repeats
 from flatstore.layout.dtypes import belongs_to, is_numeric, is_torch_tensor, torch_dtype
 from flatstore.layout.hidden_numbers import refuse_hidden
 from flatstore.layout.masks import Array, refuse_mask
-from flatstore.trees import in_words, repeats
+from flatstore.trees import in_words
 
 _core: Any = jax.core
 _jax_dtypes: Any = jax.dtypes

@@ -13,10 +13,12 @@ import glob
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
 
+from flatstore.checks import repeats
 from flatstore.layout.dtypes import is_numeric, is_trainable_dtype
 from flatstore.layout.layout import Layout, Trainable
 from flatstore.layout.leaf import Leaf
@@ -96,6 +98,8 @@ def from_template(
         try:
             rows[name] = _row(name, entry, dtype)
         except (TypeError, ValueError) as error:
+            if not repeats(partial(_row, name, entry, dtype)):
+                raise
             differences.append(
                 Difference(str(name), "a shape, or a mapping with one", str(error), "write it as to_template does")
             )

@@ -128,13 +128,13 @@ def at_once(steps: Iterable[Callable[[], object]]) -> None:
 
     If memory is short for a moment, when some have been called, the one that failed is called again, and the rest.
     """
-    steps = [*steps]
+    steps = [*steps, bool]  # what is raised when only the last is left, which does nothing, a handler has raised
     rest = iter(steps)
     try:
         deque(map(call, rest), 0)
     except MemoryError as error:
         done = len(steps) - 1 - length_hint(rest)
-        if done < 1:
+        if done < 1 or done == len(steps) - 1:
             raise
         try:
             deque(map(call, steps[done:]), 0)

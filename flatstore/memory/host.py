@@ -113,11 +113,7 @@ class Memory:
 
     def is_lent(self) -> bool:
         """Whether the memory is lent now, wholly or in part, so that its views must not be written."""
-        while True:
-            try:
-                return any(overlap(use, self) and not use.is_over() for use in self.lends)
-            except RuntimeError:  # somebody has come, or gone, meanwhile
-                continue
+        return any(overlap(use, self) and not use.is_over() for use in [*self.lends])
 
     def is_written(self) -> bool:
         """Whether a verb is at work on any part of the region."""

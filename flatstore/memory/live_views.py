@@ -16,8 +16,10 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
+from flatstore.checks import repeats
 from flatstore.layout import Array
 from flatstore.threads import unparted
 
@@ -108,6 +110,8 @@ class WatchedViews:
                     elif not _thaw(self._frozen, watched, view, owner, version):
                         break
                 except ValueError:  # the owner of wrapped memory has made it read-only meanwhile
+                    if not repeats(partial(_thaw, self._frozen, watched, view, owner, version)):
+                        raise
                     self._frozen.pop(watched, None)
 
     def _at(self, start: int, stop: int) -> Iterator[Watched]:

@@ -163,7 +163,7 @@ def _whole(region: Region) -> Region:
 
 def members_at(start: int, stop: int) -> list[Any]:
     """The memories that have addresses of start .. stop - 1."""
-    regions = dict.fromkeys(map(_whole, _find(start, stop)[2]))
+    regions = dict.fromkeys([_whole(region) for region in _find(start, stop)[2]])
     members = [member for region in regions for member in region.members()]
     return [member for member in members if member.start < stop and start < member.stop]
 
@@ -175,7 +175,7 @@ def join(memory: Member) -> None:
     while True:
         whole = _whole(own)
         version, place, found = _find(whole.start, whole.stop)
-        touched = dict.fromkeys(map(_whole, found))
+        touched = dict.fromkeys([_whole(region) for region in found])
         members = {region: region.members() for region in touched}  # held, so that none is gone meanwhile
         alive = [region for region in touched if members[region] and region is not whole]
         if whole is own and len(alive) == 1 == len(touched) and alive[0].covers(memory):
@@ -190,7 +190,8 @@ def join(memory: Member) -> None:
         elif _replace(version, place, [whole], [whole.start], object()):
             break
     if len(_regions) >= _prune_at:
-        version, kept = _version, [region for region in dict.fromkeys(map(_whole, [*_regions])) if region.members()]
+        version, wholes = _version, dict.fromkeys([_whole(region) for region in [*_regions]])
+        kept = [region for region in wholes if region.members()]
         if _replace(version, slice(None), kept, [region.start for region in kept], object()):
             _prune_at = 2 * len(kept) + 64
 

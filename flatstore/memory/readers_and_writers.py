@@ -59,9 +59,6 @@ class Access:
         threads = threading.get_ident() if runner is None else runner, caller()
         ref = weakref.ref(self)
         self._memories = *reads, *lends, *writes  # their addresses must not become another's while they are used
-        for memory in self._memories:
-            if moved := memory.moved():
-                raise StructureError(moved, MOVED)
         self.uses = [Use(ref, part, READS, *threads) for memory in reads for part in memory.parts] if reads else []
         if lends:
             self.uses += [Use(ref, part, LENDS, *threads) for memory in lends for part in memory.parts]
@@ -75,6 +72,9 @@ class Access:
         persist(self._begin)
 
     def _begin(self) -> None:
+        for memory in self._memories:  # each time: it may have moved as this one waited
+            if moved := memory.moved():
+                raise StructureError(moved, MOVED)
         self.over = False
         try:
             for use in self.uses:
@@ -132,8 +132,9 @@ class Access:
             for use in self.uses:
                 if use.is_over():
                     use.leave()
-        except MemoryError:  # what was done in between must not seem to have failed; others remove what is over
-            pass
+        except MemoryError as error:  # what was done in between must not seem to have failed; others remove the rest
+            if error.args:  # a signal handler's: the interpreter's own says nothing
+                raise
 
 
 class Use:
@@ -223,8 +224,7 @@ class Use:
     def _refuse_readers_and_writers(self, users: Sequence[dict[Use, None]]) -> None:
         access = self._access()
         own = (access, access.beside) if access else ()
-        writers = [use for use in self._others(users[WRITES]) if use.runner not in (self.caller, self.runner)]
-        if writers:
+        if writers := [use for use in self._others(users[WRITES]) if use.runner not in (self.caller, self.runner)]:
             raise BusyError(
                 "expected a buffer at rest, got one that another thread writes; "
                 "fix: let one thread write at a time, or wait: with fs.waiting(seconds)",

@@ -174,7 +174,7 @@ def attached_segment(name: str) -> tuple[Array, Segment, str]:
     Raises `FileNotFoundError` if there is none; `ValueError` for what is not one, and for one whose creator has ended;
     `PermissionError` for one that others own, or may read.
     """
-    path = os.path.join(folder(), prefix() + check_name(name))
+    path = os.path.join(folder(), prefix() + check_name(name or ""))
     try:
         file = FileIO(path, "rb", opener=_open)
     except FileNotFoundError:

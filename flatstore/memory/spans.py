@@ -88,11 +88,7 @@ class Spans(Memory):
 
     def is_lent(self) -> bool:
         """Whether it is lent now, wholly or in part, so that its views must not be written."""
-        while True:
-            try:
-                return any(self.parts_at(use.start, use.stop) and not use.is_over() for use in lends)
-            except RuntimeError:  # somebody has come, or gone, meanwhile
-                continue
+        return any(self.parts_at(use.start, use.stop) and not use.is_over() for use in [*lends])
 
     def watch(self, view: Array) -> None:
         """Make a writable view read-only whenever what it shows is lent, and now if anything is."""

@@ -17,9 +17,11 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib import metadata
 from typing import Any, Self
 
+from flatstore.checks import repeats
 from flatstore.files import flush_folder, save_text, sweep
 from flatstore.recording.journal_file import Journal, entries_of
 from flatstore.recording.settings import Settings, differences
@@ -32,6 +34,7 @@ from flatstore.recording.snapshots import (
     snapshots_of_others,
 )
 from flatstore.recording.snapshots import snapshots_of as _snapshots_of
+from flatstore.threads import uninterrupted
 
 RunPath = str | os.PathLike[str]
 
@@ -57,8 +60,8 @@ class RunFolder:
         self.path: str = os.fspath(path)
         self.settings: Settings = json.loads(json.dumps(settings))
         try:
-            if not os.path.isdir(self.path):
-                os.makedirs(self.path)
+            if not uninterrupted(lambda: os.path.isdir(self.path)):
+                os.makedirs(self.path, exist_ok=True)  # somebody else may be making it
                 flush_folder(os.path.dirname(os.path.abspath(self.path)))
         except (FileExistsError, NotADirectoryError) as error:
             raise NotADirectoryError(
@@ -87,7 +90,7 @@ class RunFolder:
         self._journal.close()
 
     def _has_begun(self) -> bool:
-        if not os.path.exists(os.path.join(self.path, _SETTINGS)):
+        if not uninterrupted(lambda: os.path.exists(os.path.join(self.path, _SETTINGS))):
             if len(self._journal):
                 raise ValueError(
                     f"expected {_SETTINGS} beside the journal of the run {self.path!r}, got none; "
@@ -122,12 +125,14 @@ class RunFolder:
     def restore(self, parts: Parts, *, first: bool = False) -> tuple[int, Any]:
         """Read the newest snapshot before the last line into the parts, or the first one: (its number, its note)."""
         most = 0 if first else max(0, len(self) - 1)
+        # Those beyond the journal are of lines that were cut off, which may be evaluated to others.
+        remove_snapshots(self.path, {number for number in _snapshots_of(self.path) if number <= len(self)})
         while True:
             number = newest_snapshot(self.path, most)
             try:
                 note = read_snapshot(self.path, number, parts)
-            except ValueError:
-                if number == 0:
+            except (ValueError, FileNotFoundError):
+                if number == 0 or not repeats(partial(read_snapshot, self.path, number, parts)):
                     raise
                 most = number - 1  # it is damaged: one before it takes longer, and leads to the same
                 continue

@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from flatstore.checks import repeats
 from flatstore.files import metadata_of, save
 from flatstore.files import open as open_file
 from flatstore.store import AnyPopulation, AnyStore
@@ -61,9 +62,16 @@ def read_snapshot(folder: str, number: int, parts: Parts) -> Any:
 def snapshot_note(folder: str, number: int) -> Any:
     """The note that a snapshot was saved with. Raises `ValueError` if it is not that of this snapshot."""
     path = snapshot_path(folder, number)
-    try:
+
+    def read() -> Any:
         saved, note = json.loads(metadata_of(path)[_KEY])
-    except (KeyError, TypeError, ValueError):
+        return saved, note
+
+    try:
+        saved, note = read()
+    except (KeyError, TypeError, ValueError, RecursionError):
+        if not repeats(read):
+            raise
         saved = note = None
     if saved != number:
         raise ValueError(f"expected snapshot {number} of a run, got another file at {path!r}; fix: take it away")
@@ -86,6 +94,8 @@ def _is_of_a_run(folder: str) -> bool:
     try:
         snapshot_note(folder, 0)
     except ValueError:
+        if not repeats(lambda: snapshot_note(folder, 0)):
+            raise
         return False
     return True
 

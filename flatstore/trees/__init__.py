@@ -6,7 +6,6 @@ from flatstore.trees.differences import count as count
 from flatstore.trees.differences import first_of as first_of
 from flatstore.trees.differences import in_words as in_words
 from flatstore.trees.differences import listing as listing
-from flatstore.trees.differences import repeats as repeats
 from flatstore.trees.edits import OldNodes as OldNodes
 from flatstore.trees.edits import PathParts as PathParts
 from flatstore.trees.edits import Piece as Piece

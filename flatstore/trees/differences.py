@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
@@ -43,15 +43,6 @@ def in_words(error: BaseException) -> str:
     ("KeyError: 'w'", 'AssertionError')
     """
     return f"{type(error).__name__}: {error}".removesuffix(": ")
-
-
-def repeats(call: Callable[[], object]) -> bool:
-    """Whether a call that raised does so again: otherwise it was a signal handler, called meanwhile, that raised."""
-    try:
-        call()
-    except Exception:
-        return True
-    return False
 
 
 def listing(differences: Sequence[Difference], what: str) -> str:

@@ -21,6 +21,8 @@ import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
+from flatstore.checks import repeats
+
 Keys = tuple[Any, ...]
 
 
@@ -132,6 +134,8 @@ def _escaped(key: Any, sep: str, keys: Keys) -> str:
     try:
         same = ast.literal_eval(literal) == key
     except (ValueError, SyntaxError):
+        if not repeats(lambda: ast.literal_eval(literal)):
+            raise
         same = False
     if not same:
         raise TypeError(
@@ -143,12 +147,18 @@ def _escaped(key: Any, sep: str, keys: Keys) -> str:
 
 def _unescaped(part: str, sep: str, name: str) -> Any:
     plain = part.removeprefix("~2").replace("~1", sep[0]).replace("~0", "~")
-    try:
+
+    def read() -> tuple[Any, bool]:
         key = ast.literal_eval(plain) if part.startswith("~2") else plain
-        if _escaped(key, sep, (key,)) == part:
+        return key, _escaped(key, sep, (key,)) == part
+
+    try:
+        key, is_same = read()
+        if is_same:
             return key
-    except (TypeError, ValueError, SyntaxError):
-        pass  # not a literal: an error, below
+    except (TypeError, ValueError, SyntaxError):  # not a literal: an error, below
+        if not repeats(read):
+            raise
     raise ValueError(
         f"{name!r}: expected an escaped name, got {part!r} in it; fix: '~' is written '~0', {sep[0]!r} in a key '~1'"
     )

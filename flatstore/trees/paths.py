@@ -22,7 +22,8 @@ from typing import Any
 import jax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
-from flatstore.trees.differences import in_words, repeats
+from flatstore.checks import repeats
+from flatstore.trees.differences import in_words
 
 _tree_util: Any = jax.tree_util
 

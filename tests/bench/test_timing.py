@@ -1,5 +1,8 @@
 """Calls take turns; what is told of them is arithmetic over their times, here told by a clock that is set."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -56,3 +59,24 @@ def test_the_roof_of_this_machine_is_some_gigabytes_a_second():
     calls = timing._in_place(1 << 22)
     calls()
     assert 1e8 < bench.roof(1 << 22) < 1e13
+
+
+FORKED = """
+import os, signal
+import numpy as np
+from flatstore import bench
+array = np.full(1000, 3, "f4")
+call = bench.scaled(array)
+call()
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    call()
+    os._exit(int((array != 3).any()))
+print(os.waitpid(child, 0)[1])
+"""
+
+
+def test_what_reaches_the_roof_does_so_in_a_forked_child_too():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "0\n", done.stderr

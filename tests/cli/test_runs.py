@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import flatstore as fs
+from flatstore.cli import main
 from tests.cli.test_evolve import flatstore
 
 SHORT = ["--population", "16", "--generations", "60", "--hidden", "4"]
@@ -77,7 +78,48 @@ def test_a_folder_with_a_run_is_not_begun_again_by_mistake(whole):
 def test_where_there_is_no_run_there_is_nothing_to_go_on_with(tmp_path):
     status, _, err = flatstore("evolve", "--out", str(tmp_path / "none"), "--resume")
     assert status == 2 and "expected --out with a run to go on with, got" in err
+    assert err.endswith("fix: leave --resume out to begin\n")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_whose_run_was_begun_elsewhere_is_neither_begun_nor_gone_on_with(tmp_path, whole, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "command.json").unlink()
+    assert main(["evolve", "--out", str(tmp_path / "run")]) == 2
+    assert main(["evolve", "--out", str(tmp_path / "run"), "--resume"]) == 2
+    begun, resumed = capsys.readouterr().err.splitlines()
+    assert "expected a folder without a run as --out" in begun
+    assert resumed.endswith("fix: take a copy of the run, or begin by another --out")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"task": "digits"}', "expected --out with a run to go on with, got 'run' ('algo')"),
+        ("[" * 100_000, "expected --out with a run to go on with, got 'run' ("),
+        ('"task": "none"', "expected --task digits, cartpole, got 'none' in 'run'"),
+        ('"algo": "none"', "expected --algo es, ga, mezo for --task digits, got none"),
+        (
+            '"population": 18',
+            "expected the settings of the run 'run', got others: chunk: 16 in the run, 18 in the call",
+        ),
+        ("curve.jsonl", "expected a folder to write to, got 'run' (curve.jsonl is a folder)"),
+    ],
+)
+def test_a_folder_that_was_damaged_is_one_line_and_status_2(tmp_path, whole, monkeypatch, capsys, content, message):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    if content.startswith('"'):
+        content = re.sub(content.split(":")[0] + r": [^,]*", content, (run / "command.json").read_text())
+    if content == "curve.jsonl":
+        (run / content).unlink()
+        (run / content).mkdir()
+    else:
+        (run / "command.json").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    assert main(["evolve", "--out", "run", "--resume"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"flatstore evolve: {message}") and err.count("\n") == 1
 
 
 def test_a_run_that_another_process_goes_on_with_is_refused(tmp_path, whole):
@@ -105,6 +147,7 @@ def test_replay_writes_any_earlier_centre(tmp_path, whole):
     ("arguments", "message"),
     [
         (["RUN", "--to", "61"], "expected a run of at least 61 moves, got 60"),
+        (["RUN", "--to", str(2**64)], f"expected a run of at least {2**64} moves, got 60"),
         (["RUN", "--to", "-1"], "expected a number of moves, 0 or more, got -1"),
         (["none", "--to", "1"], "expected the folder of a run, got 'none', which has no settings.json"),
         (["RUN", "--to", "1", "--out", "none/x"], "expected a file in a folder that exists, got 'none/x'"),

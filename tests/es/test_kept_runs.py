@@ -141,6 +141,21 @@ def test_the_newest_two_snapshots_are_kept_and_the_first(tmp_path, snapshots):
     )
 
 
+def test_an_earlier_centre_comes_from_an_older_snapshot_where_the_newest_is_damaged_or_removed(tmp_path, snapshots):
+    list(evolve(tmp_path, rule=es.Adam)[2])
+    expected = es.centre_of(tmp_path, GENERATIONS).to_vector()
+    if not snapshots:
+        return
+    (tmp_path / "snapshot-11.mean.safetensors").unlink()  # as by the process that goes on with the run
+    assert es.centre_of(tmp_path, GENERATIONS).to_vector().tobytes() == expected.tobytes()
+    path = tmp_path / "snapshot-10.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert es.centre_of(tmp_path, GENERATIONS).to_vector().tobytes() == expected.tobytes()
+    (tmp_path / "snapshot-0.safetensors").unlink()
+    with pytest.raises(ValueError, match="expected a snapshot in the run .*, got none; fix"):
+        es.centre_of(tmp_path, GENERATIONS)
+
+
 @pytest.mark.parametrize("begin", [run for run in RUNS if "own" not in run], indirect=True)
 def test_any_earlier_centre_comes_back_to_the_bit(tmp_path, begin):
     store, _, moves = begin(tmp_path)
@@ -166,6 +181,16 @@ def test_earlier_centres_of_an_optimiser_of_ones_own_come_by_a_replay_of_its_mov
     assert centre.to_vector().tobytes() == store.to_vector().tobytes()
 
 
+def test_a_journal_that_was_cut_off_leaves_no_snapshot_of_what_came_after(tmp_path, snapshots):
+    list(evolve(tmp_path)[2])
+    lines = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "journal.jsonl").write_bytes(b"".join(lines[:5]))
+    moves = evolve(tmp_path)[2]
+    assert next(moves).number == 4  # what comes now may be evaluated to others
+    moves.close()
+    assert sorted(path.name for path in tmp_path.glob("snapshot-*")) == ["snapshot-0.safetensors"]
+
+
 def test_a_damaged_snapshot_takes_longer_and_leads_to_the_same(tmp_path, snapshots):
     for move in evolve(tmp_path, rule=es.Adam)[2]:
         if move.number == 8:
@@ -179,6 +204,11 @@ def test_a_damaged_snapshot_takes_longer_and_leads_to_the_same(tmp_path, snapsho
     store, _, moves = evolve(tmp_path, rule=es.Adam)
     list(moves)
     assert store.buffer.tobytes() == expected.buffer.tobytes()
+    if snapshots:
+        (tmp_path / "snapshot-11.square.safetensors").unlink()
+        store, _, moves = evolve(tmp_path, rule=es.Adam)
+        list(moves)
+        assert store.buffer.tobytes() == expected.buffer.tobytes()
     for path in tmp_path.glob("snapshot-*"):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="expected a safetensors file"):

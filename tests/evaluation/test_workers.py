@@ -20,6 +20,7 @@ import pytest
 import flatstore as fs
 from flatstore import es, ga
 from flatstore.evaluation import WorkerError, scorer
+from flatstore.evaluation.workers import _Worker
 from tests.evaluation import of_members
 from tests.example_trees import says
 from tests.other_processes import segments_there, until
@@ -324,3 +325,25 @@ def test_no_read_is_torn_and_no_member_lost_while_workers_are_killed(start, roun
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{rounds // 50} workers killed")
+
+
+def test_what_a_handler_raises_as_a_worker_answers_is_not_taken_for_its_death():
+    def strike(number, frame):
+        raise EOFError("struck")
+
+    def answer():
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGALRM)
+        worker._other.send("late")
+
+    before = signal.signal(signal.SIGALRM, strike)
+    worker, answers = _Worker(multiprocessing, ("none", of_members.score)), threading.Thread(target=answer)
+    try:
+        with pytest.raises(EOFError, match="struck"):
+            answers.start()
+            worker.answer()
+    finally:
+        answers.join()
+        signal.signal(signal.SIGALRM, before)
+        worker.connection.close()
+        worker._other.close()

@@ -91,7 +91,7 @@ NOTES: dict[str, tuple[Any, str]] = {
     "tied to nothing": (row(2, 2, "none"), "expected a home that comes before it, got 'none'"),
     "a tie that trains otherwise": (row(2, 1, False), "expected tied leaves 'a/b' and 'a/c/1/d' to agree"),
     "a leaf that is a node": (row(2, 0, "a/b/d"), "expected leaves or nodes, got 'a/b', which is both"),
-    "a node that is a leaf": (row(6, 0, "a"), "expected the leaves of each node side by side"),
+    "a node that is a leaf": (row(6, 0, "a"), "expected leaves or nodes, got 'a', which is both"),
     "others in between": (
         {**TABLE, "leaves": [TABLE["leaves"][i] for i in (0, 1, 4, 2, 3, 5, 6, 7)]},
         "expected the leaves of each node side by side, got others between them",

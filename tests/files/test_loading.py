@@ -57,6 +57,19 @@ def test_names_of_others_become_paths_where_they_are_renamed(tmp_path):
     assert list(fs.load(tmp_path / "t", only="net.0.*")) == ["net.0.b", "net.0.w"]
 
 
+def test_names_of_others_with_slashes_are_chosen_as_they_are_in_the_file_and_kept_by_like(tmp_path):
+    names = {"a/b": np.ones(2, "f4"), "a/c": np.zeros(1, "f4"), "d": np.ones(3, "f4")}
+    safetensors.numpy.save_file(names, tmp_path / "t")
+    assert list(fs.load(tmp_path / "t", only="a/*")) == ["a~1b", "a~1c"]
+    assert list(fs.load(tmp_path / "t", only=["a/b", "d"], rename={"*~1*": "*/*"})) == ["a/b", "d"]
+    with pytest.raises(ValueError, match=r"only: expected globs that match a leaf, got 'x/\*'; fix: .*\['a/b', "):
+        fs.load(tmp_path / "t", only="x/*")
+    fs.save(
+        tmp_path / "u", fs.load(tmp_path / "t", like={"a": {"b": names["a/b"], "c": names["a/c"]}, "d": names["d"]})
+    )
+    assert safetensors.numpy.load_file(tmp_path / "u").keys() == names.keys()
+
+
 def test_a_tied_leaf_is_loaded_by_any_of_its_names(tmp_path):
     shared = bits((2, 3), "f4", 1)
     path = saved(tmp_path, {"a": shared, "b": {"c": shared, "d": np.zeros(2, "f4"), "e": shared}})
@@ -83,6 +96,7 @@ def test_a_file_that_has_tied_leaves_twice_is_loaded_if_they_are_the_same(tmp_pa
         ({"rename": {"nothing": "x"}}, "rename: expected patterns that match a leaf or a node, got 'nothing'"),
         ({"rename": {"*/w": "w*"}}, "rename: expected another name for each leaf, got "),
         ({"rename": {"backbone/w": "head"}}, "rename: expected paths that make a tree, got others in "),
+        ({"rename": {"head/w": "backbone"}}, "rename: expected paths that make a tree, got others in "),
         ({"rename": {"a*": "b"}}, "rename: expected as many '*' in the new name"),
         ({"only": "head/*", "like": TREE}, "'backbone/w': expected float32[4,3], got nothing"),
     ],
@@ -93,6 +107,12 @@ def test_globs_and_names_that_do_not_fit_are_errors_that_say_so(tmp_path, option
     with pytest.raises(ValueError) as caught:
         fs.load(saved(tmp_path), **options)
     says(caught, words)
+
+
+@pytest.mark.parametrize("only", [3, [3], str.isupper, b"head/w"])
+def test_what_is_no_glob_is_an_error_that_says_so(tmp_path, only):
+    with pytest.raises(TypeError, match=r"only: expected globs, got .*; fix: a string like '\*/bias'"):
+        fs.load(saved(tmp_path), only=only)
 
 
 def test_data_that_were_changed_are_an_error_that_names_leaf_and_file_unless_nobody_asks(tmp_path):

@@ -1,6 +1,8 @@
 """A file replaced: its mode, its owner and the link to it stay, what was left over goes, and nothing is half done."""
 
+import errno
 import fcntl
+import gc
 import inspect
 import os
 import re
@@ -101,6 +103,31 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
 def test_a_name_as_long_as_names_may_be_is_replaced(tmp_path):
     replace(tmp_path / ("x" * 255))
     assert names(tmp_path) == ["x" * 255]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written_is_one_error_and_no_other_is_printed(tmp_path, monkeypatch, number):
+    replace(tmp_path / "a", b"old")
+    printed = []
+
+    def refused(path, *_):
+        if os.path.basename(path).startswith(".flatstore-saving-"):
+            raise OSError(number, os.strerror(number), path)
+        raise AssertionError(path)
+
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    with monkeypatch.context() as patch:
+        opened = os.open
+        patch.setattr(
+            os, "open", lambda path, *rest: refused(path) if ".flatstore" in str(path) else opened(path, *rest)
+        )
+        patch.setattr(os, "unlink", refused)
+        with pytest.raises(OSError) as caught:
+            replace(tmp_path / "a")
+        assert caught.value.errno == number
+        del caught
+        gc.collect()
+    assert not printed and (tmp_path / "a").read_bytes() == b"old" and names(tmp_path) == ["a"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError, RuntimeError])

@@ -1,6 +1,7 @@
 """Models in several files, as huggingface_hub and transformers write them."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -52,6 +53,24 @@ def test_an_index_that_is_none_is_an_error_that_names_it(tmp_path, kind):
     with pytest.raises(ValueError) as caught:
         fs.load(tmp_path / INDEX)
     says(caught, "expected the index of a model, got", repr(str(tmp_path / INDEX)), words)
+
+
+def test_an_index_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / INDEX)
+    with pytest.raises(ValueError, match="expected the index of a model, got .*; fix: "):
+        fs.load(tmp_path / INDEX)
+
+
+def test_nothing_is_saved_by_the_name_of_an_index_which_could_not_be_loaded(tmp_path):
+    path, store = sharded(tmp_path), fs.Store.from_tree(W)
+    before = path.read_bytes()
+    for write in (
+        lambda: fs.save(path, store),
+        lambda: fs.Population.create(tmp_path / "x.index.json", store.layout, 2),
+    ):
+        with pytest.raises(ValueError, match="expected the name of one file, got that of an index, .*; fix: "):
+            write()
+    assert path.read_bytes() == before and not (tmp_path / "x.index.json").exists()
 
 
 def test_a_tensor_that_its_file_does_not_have_is_an_error_and_so_is_a_file_that_is_not_there(tmp_path):

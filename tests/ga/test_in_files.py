@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from zlib import crc32
 
 import jax.numpy as jnp
 import numpy as np
@@ -407,6 +408,16 @@ def test_after_a_restart_it_is_finished_only_if_asked(path, monkeypatch):
     assert bytes_of(fs.Population.open(path, after_restart=True)) == bytes_of(here)
 
 
+def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(path):
+    pop = fs.Population.create(path, LAYOUT, SIZE)
+    os.mkfifo(half_way.log_of(path))
+    assert bytes_of(fs.load(path)) == bytes_of(fs.open(path)) == bytes_of(pop)
+    with pytest.raises(
+        ValueError, match="expected the log of a generation, got another file at .*it is empty.*; fix: "
+    ):
+        fs.Population.open(path)
+
+
 def test_the_log_of_another_file_is_refused(path):
     fs.Population.create(path, LAYOUT, SIZE)
     fails(path, mutate=fs.Normal(1))
@@ -450,6 +461,71 @@ def test_a_damaged_log_is_a_value_error_at_each_byte(path):
     assert bytes_of(pop) == parents
 
 
+def rewritten(path, change, numbers=None):
+    """Write the log of a file as it would be with other settings, or with other numbers of its tasks."""
+    log = log_at(path).read_bytes()
+    at = 16 + 32
+    identity, length = log[16:32], int.from_bytes(log[32:40], "little")
+    text = json.loads(log[at : at + length])
+    end = at + length + 8 * (text["sizes"]["fitness"] + text["sizes"]["chosen"] + 3 * text["sizes"]["tasks"])
+    tail = bytearray(log[at + length : end])
+    change(text)
+    if numbers is not None:
+        tail[-8 * len(numbers) :] = np.array(numbers, np.int64).tobytes()
+    new = json.dumps(text).encode()
+    head = log[:16] + identity + np.array([len(new), crc32(new + tail)], np.int64).tobytes() + new + tail
+    up = [-(-size // 64) * 64 for size in (len(head), end)]
+    log_at(path).write_bytes(head.ljust(up[0], b"\0") + log[up[1] :])
+
+
+ODD = [None, True, -1, 1.5, 2**63, "x", [], {}, [[]], {"kind": []}, {"kind": "Normal", "scale": "x"}]
+
+
+def test_a_log_of_other_settings_is_a_value_error_or_one_that_might_have_been_asked_for(path):
+    fs.Population.create(path, LAYOUT, SIZE)
+    pop, _, _ = fails(path, mutate=fs.Normal(1))
+    whole, parents = log_at(path).read_bytes(), bytes_of(pop)
+    text = json.loads(whole[48 : whole.index(b"}}", 48) + 2])
+    refused = 0
+    for group, name in [(a, b) for a in text for b in (None, *text[a])]:
+        for odd in ODD:
+            log_at(path).write_bytes(whole)
+            changed = odd if name is None else text[group] | {name: odd}
+            rewritten(path, lambda new, change=(group, changed): new.update([change]))
+            try:
+                fs.Population.open(path)
+            except ValueError:
+                assert bytes_of(pop) == parents, (group, name, odd)
+                refused += 1
+            else:
+                assert name is not None, (group, odd)
+                for at in LAYOUT.by_path:
+                    pop[at][...] = np.frombuffer(parents[at], pop[at].dtype).reshape(pop[at].shape)
+    assert refused > 100
+
+
+@pytest.mark.parametrize("kind", ["rows", "width", "a task beyond the genes", "a task before them"])
+def test_a_log_whose_blocks_are_of_other_genes_is_an_error_before_they_are_put_back(path, kind):
+    fs.Population.create(path, LAYOUT, SIZE)
+    pop, _, _ = fails(path, mutate=fs.Normal(1))
+    parents = bytes_of(pop)
+    task = {"a task beyond the genes": [0, 10**6, 10**6 + 50], "a task before them": [0, -50, 50]}.get(kind)
+    cut = {"rows": {"rows": 1}, "width": {"rows": 1, "width": 10}}.get(kind, {})
+    rewritten(path, lambda text: text["cut"].update(cut), task)
+    log = log_at(path).read_bytes()
+    if task is not None:  # its last task says that a block of it was read
+        start = 64 * -(-(48 + int.from_bytes(log[32:40], "little") + 8 * (SIZE + 46 + 9)) // 64)
+        progress = np.array([task[1], 1, task[1] + 1], np.int64).tobytes()
+        log = log[: start + 48] + progress + log[start + 72 :]
+        owners = start + 128
+        log = log[:owners] + np.array([2], np.int64).tobytes() + log[owners + 8 :]
+        log_at(path).write_bytes(log)
+        assert generation_log.read_log(str(path), path.stat()).owners[0] == 2
+    with pytest.raises(ValueError, match="expected the log of a generation, got another file at .*; fix: take it away"):
+        fs.Population.open(path)
+    assert bytes_of(pop) == parents
+
+
 def test_create_takes_room_and_refuses_what_is_there(path):
     pop = fs.Population.create(path, LAYOUT, SIZE)
     assert path.stat().st_blocks * 512 >= pop.buffer.nbytes
@@ -460,6 +536,10 @@ def test_create_takes_room_and_refuses_what_is_there(path):
         fs.Population.create(path.with_name("other"), LAYOUT, 0)
     with pytest.raises(TypeError, match="Layout"):
         fs.Population.create(path.with_name("other"), {"w": 1}, 3)
+    for size in (2**50, 2**100):
+        with pytest.raises(OSError) as caught:
+            fs.Population.create(path.with_name("other"), LAYOUT, size)
+        assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
     assert sorted(os.listdir(path.parent)) == [path.name]
     fs.save(path, fs.Store.zeros(LAYOUT))
     with pytest.raises(ValueError, match="expected the file of a population, got that of one model, .*; fix: fs.open"):

@@ -3,6 +3,8 @@
 import ctypes
 import gc
 import re
+import threading
+import time
 import tracemalloc
 import weakref
 from collections.abc import Callable
@@ -184,6 +186,32 @@ def test_a_tensor_that_lies_elsewhere_is_named_and_nothing_is_written_or_read(ho
         says(error, *map(repr, paths), "adopt(module, store) brings it back there", "adopt(module, move=False)")
     assert all(map(torch.equal, kept, before))
     assert all(torch.equal(tensor, now[name]) for name, tensor in everything(module).items() if not tensor.is_meta)
+
+
+@pytest.mark.parametrize("verb", ["set a leaf", "assign", "perturb"])
+def test_a_tensor_that_has_moved_as_a_verb_waited_is_named_too(verb: str) -> None:
+    module = nn.Sequential(nn.Linear(3, 4))
+    store = fs.adopt(module, move=False)
+    is_lent = threading.Event()
+    path, zeros = "0.weight", {path: np.zeros(view.shape, view.dtype) for path, view in store.items()}
+    verbs: dict[str, Callable[[], object]] = {
+        "set a leaf": lambda: store.__setitem__(path, zeros[path]),
+        "assign": lambda: store.assign(zeros),
+        "perturb": lambda: es.perturb(store, NOISE, 1),
+    }
+
+    def move() -> None:
+        with store.lend():
+            is_lent.set()
+            time.sleep(0.2)  # the verb waits by then, or finds at once that it has moved
+            module.get_parameter(path).data = torch.ones(module.get_parameter(path).shape)
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    is_lent.wait()
+    with fs.waiting(60.0), pytest.raises(fs.StructureError, match=f"'{path}': expected address .*, got address"):
+        verbs[verb]()
+    mover.join()
 
 
 @pytest.mark.parametrize("how", ["data", "a new parameter", "a new buffer", "load_state_dict(assign=True)"])

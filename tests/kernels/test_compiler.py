@@ -397,7 +397,31 @@ def test_arrays_are_compiled_for_their_layout(kept, told):
     assert len(told()) == len(list(kept.iterdir())) == 3
 
 
-def test_a_pipe_in_the_place_of_machine_code_is_not_waited_for(kept):
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_in_the_place_of_machine_code_is_not_waited_for_nor_left_open(kept, make):
+    triple()(2)
+    (file,) = kept.iterdir()
+    file.unlink()
+    make(file, 0o700)
+    before = len(os.listdir("/proc/self/fd"))
+    assert code_cache.read(file) is None
+    assert triple()(2) == 6
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_pipe_that_somebody_has_open_is_not_waited_for(kept):
     kept.mkdir(mode=0o700)
-    os.mkfifo(kept / "a.kernel")
-    assert code_cache.read(kept / "a.kernel") is None
+    os.mkfifo(kept / "a.kernel", 0o600)
+    number = os.open(kept / "a.kernel", os.O_RDWR)
+    try:
+        assert code_cache.read(kept / "a.kernel") is None
+    finally:
+        os.close(number)
+
+
+def test_a_damaged_file_of_any_size_is_replaced(kept, told):
+    triple()(2)
+    (file,) = kept.iterdir()
+    os.truncate(file, 1 << 42)
+    assert triple()(2) == 6
+    assert file.stat().st_size < 1 << 20

@@ -45,8 +45,9 @@ def test_names_are_checked_and_one_in_use_is_an_error():
         with pytest.raises(ValueError, match="expected a name") as caught:
             store.share(name)
         says(caught)
-    with pytest.raises(ValueError, match="expected a name"):
-        fs.attach("../x")
+    for name in ("../x", None):
+        with pytest.raises(ValueError, match="expected a name"):
+            fs.attach(name)
     first = store.share("taken")
     with pytest.raises(FileExistsError) as caught:
         store.share("taken")

@@ -6,6 +6,7 @@ The method is SQLite's: the point of failure moves by one until a run is clean (
 import errno
 import json
 import os
+import threading
 from itertools import count
 
 import numpy as np
@@ -15,6 +16,7 @@ import flatstore as fs
 from flatstore import es
 from flatstore.recording import run_folder
 from flatstore.recording.run_folder import RunFolder, run_entries, settings_of
+from flatstore.recording.snapshots import snapshot_note
 
 SETTINGS = {"algorithm": "none", "seed": [1]}
 
@@ -101,6 +103,12 @@ def test_a_folder_with_snapshots_of_others_is_refused_and_they_stay(tmp_path, na
     run = RunFolder(tmp_path, SETTINGS)  # nobody holds it
     run.begin({"": a_store()})
     run.close()
+
+
+def test_a_note_of_a_snapshot_nested_without_end_is_an_error_that_names_the_file(tmp_path):
+    fs.save(tmp_path / "snapshot-0.safetensors", a_store(), metadata={"snapshot": "[" * 100_000})
+    with pytest.raises(ValueError, match="expected snapshot 0 of a run, got another file at .*snapshot-0.* fix"):
+        snapshot_note(str(tmp_path), 0)
 
 
 def test_a_file_of_the_name_of_a_snapshot_that_is_none_is_an_error(tmp_path):
@@ -196,3 +204,46 @@ def test_entries_can_be_read_while_the_run_goes_on(tmp_path):
     assert len(list(run_entries(tmp_path))) == 2
     assert json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[0])["fitness"] == [0.5]
     run.close()
+
+
+def test_what_a_handler_raises_as_a_snapshot_is_read_is_not_taken_for_damage(tmp_path, monkeypatch):
+    run, store, real = RunFolder(tmp_path / "run", SETTINGS), a_store(), run_folder.read_snapshot
+    run.begin({"": store})
+    run_folder.save_snapshot(run.path, 1, {"": a_store(1)}, None)
+    for number in range(2):
+        run.append({"number": number})
+    errors = [ValueError("struck")]
+
+    def struck(*arguments):
+        real(*arguments)
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(run_folder, "read_snapshot", struck)
+    with run, pytest.raises(ValueError, match="struck"):
+        run.restore({"": store})
+    assert not errors
+
+
+def test_of_those_that_begin_a_run_at_once_one_goes_on_and_the_others_are_told_that_it_is_in_use(tmp_path, monkeypatch):
+    makes, at_once, told = run_folder.os.makedirs, threading.Barrier(4, timeout=60), []
+
+    def made_at_once(*arguments, **named):
+        at_once.wait()  # all have found that there is no folder yet
+        makes(*arguments, **named)
+
+    def begin():
+        try:
+            told.append(RunFolder(tmp_path / "run", SETTINGS))
+        except BlockingIOError as error:
+            told.append(str(error))
+
+    monkeypatch.setattr(run_folder.os, "makedirs", made_at_once)
+    beginners = [threading.Thread(target=begin) for _ in range(4)]
+    for beginner in beginners:
+        beginner.start()
+    for beginner in beginners:
+        beginner.join()
+    (run,) = [found for found in told if isinstance(found, RunFolder)]
+    run.close()
+    assert len(told) == 4 and sum("which is in use; fix: wait" in str(found) for found in told) == 3

@@ -15,8 +15,8 @@ from flatstore import ga
 from flatstore.evaluation import best_first
 from flatstore.recording import run_entries
 from flatstore.recording.line_text import line_of
-from flatstore.scale import islands
-from flatstore.scale.islands import Island, _Job
+from flatstore.scale import island
+from flatstore.scale.island import Island, Job
 from tests.scale import jobs
 
 COUNT, EVERY, MIGRANTS, EPOCHS = 3, 2, 2, 3
@@ -30,7 +30,7 @@ OPERATORS = dict(mutate=fading, select=ga.Tournament(3), crossover=ga.Uniform(),
 
 
 def a_job(run, route="ring", count=COUNT):
-    return _Job(jobs.island, (7,), count, EVERY, MIGRANTS, route, str(run), OPERATORS)
+    return Job(jobs.island, (7,), count, EVERY, MIGRANTS, route, str(run), OPERATORS)
 
 
 def oracle(job):
@@ -71,14 +71,14 @@ def test_the_best_take_the_places_of_the_worst_of_the_island_that_the_seed_says(
     job = a_job(tmp_path, route)
     islands = [Island(job, i) for i in range(COUNT)]
     for epoch, expected in enumerate(oracle(job)):
-        for island, (population, fitness) in zip(islands, expected, strict=True):
-            assert np.array_equal(np.frombuffer(island.evolve(epoch, 0)), fitness)
-            assert island._pop.buffer.tobytes() == population
+        for one, (population, fitness) in zip(islands, expected, strict=True):
+            assert np.array_equal(np.frombuffer(one.evolve(epoch, 0)), fitness)
+            assert one._pop.buffer.tobytes() == population
 
 
 def test_a_route_is_a_ring_of_all_islands_and_a_random_one_another_in_each_epoch(tmp_path):
     for route, least in (("ring", 1), ("random", 4)):
-        job, seen = _Job(jobs.island, (7,), 5, 1, 1, route, "", OPERATORS), set()
+        job, seen = Job(jobs.island, (7,), 5, 1, 1, route, "", OPERATORS), set()
         for epoch in range(20):
             ring = tuple(job.source(island, epoch) for island in range(5))
             seen.add(ring)
@@ -114,7 +114,7 @@ def test_an_island_that_ends_at_any_step_is_made_again_from_its_folder(tmp_path,
     for epoch in range(EPOCHS):
         for i in range(COUNT):
             with monkeypatch.context() as patch:
-                function = attrgetter(step)(islands)
+                function = attrgetter(step)(island)
 
                 def killed(*arguments, function=function, patch=patch, **options):
                     patch.undo()
@@ -122,7 +122,7 @@ def test_an_island_that_ends_at_any_step_is_made_again_from_its_folder(tmp_path,
                         function(*arguments, **options)
                     raise Killed
 
-                patch.setattr(f"flatstore.scale.islands.{step}", killed)
+                patch.setattr(f"flatstore.scale.island.{step}", killed)
                 try:
                     Island(job, i).evolve(epoch, epoch - 1)
                 except Killed:
@@ -232,7 +232,7 @@ def test_a_folder_that_a_node_does_not_see_is_an_error_and_is_not_made_there(tmp
 
 
 def test_fewer_travel_than_there_are(tmp_path):
-    job = _Job(jobs.island, (7,), 2, 1, 8, "ring", str(tmp_path), OPERATORS)
+    job = Job(jobs.island, (7,), 2, 1, 8, "ring", str(tmp_path), OPERATORS)
     with pytest.raises(ValueError, match="expected more members than migrants, 8, got 8; fix: pass fewer migrants="):
         Island(job, 0).evolve(0, 0)
 
@@ -257,8 +257,8 @@ def test_a_run_of_another_kind_has_no_islands(tmp_path):
 def test_who_comes_from_elsewhere_is_checked(tmp_path, members, metadata):
     job = a_job(tmp_path)
     islands = [Island(job, i) for i in range(COUNT)]
-    for island in islands:
-        island.evolve(0, 0)
+    for one in islands:
+        one.evolve(0, 0)
     fs.save(job.best(0, 0), fs.Population.zeros(jobs.centre().layout, members), metadata=metadata)
     with pytest.raises(
         ValueError, match="expected 2 members and their fitness in .*best-0.*, got others .*; fix: take"
