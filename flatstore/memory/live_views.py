@@ -42,6 +42,22 @@ class Watched:
 
 
 @unparted
+def _put(places: dict[int, list[Watched]], place: int, watched: Watched) -> None:
+    """Keep a view at a place."""
+    if place in places:
+        places[place] += [watched]
+    else:
+        places[place] = [watched]
+
+
+@unparted
+def _leave(places: dict[int, list[Watched]], place: int) -> None:
+    """Forget a place, if no view is there."""
+    if place in places and not places[place]:
+        del places[place]
+
+
+@unparted
 def _freeze(frozen: dict[Watched, None], watched: Watched, view: Any) -> None:
     """Make a view read-only, and note it."""
     if view.flags.writeable:
@@ -78,7 +94,7 @@ class WatchedViews:
     def add(self, view: Array, start: int, stop: int) -> Watched:
         """Watch a view of the addresses start .. stop - 1."""
         watched = Watched(view, start, max(stop, start + 1))
-        self._sizes.setdefault(watched.size, {}).setdefault(start >> watched.size, []).append(watched)
+        _put(self._sizes.setdefault(watched.size, {}), start >> watched.size, watched)
         self._count += 1
         if self._count > self._prune_at:
             self._prune()
@@ -129,8 +145,10 @@ class WatchedViews:
         for watched in [x for places in [*self._sizes.values()] for place in [*places.values()] for x in [*place]]:
             if watched.view() is None:
                 self._frozen.pop(watched, None)
-                with contextlib.suppress(ValueError):  # another thread has
-                    self._sizes[watched.size][watched.start >> watched.size].remove(watched)
+                places, place = self._sizes[watched.size], watched.start >> watched.size
+                with contextlib.suppress(KeyError, ValueError):  # another thread has
+                    places[place].remove(watched)
+                _leave(places, place)
             else:
                 kept += 1
         self._count, self._prune_at = kept, 2 * kept + 64

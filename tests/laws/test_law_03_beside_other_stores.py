@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import tracemalloc
 
 import numpy as np
 
@@ -55,6 +56,25 @@ def test_views_that_are_gone_are_forgotten_during_a_lend():
             assert not pop[i % 64]["a"].flags.writeable
         assert len(pop.memory.views) + len(pop.memory.views._frozen) < 1000
     assert pop[0]["a"].flags.writeable
+
+
+def test_members_that_were_read_leave_no_byte():
+    pop = fs.Population.from_tree({"a": np.zeros(16, "f4")}, 10_000)
+
+    def read(some):
+        for i in some:
+            assert pop[i]["a"].size
+
+    read(range(100))
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        read(range(10_000))
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - before < 50_000  # those that are forgotten next
+    finally:
+        tracemalloc.stop()
 
 
 def test_memories_that_are_gone_are_forgotten(monkeypatch):
