@@ -1,5 +1,5 @@
-"""What makes the site of these pages: examples get pages of their own, doctests are shown as code, and the table of
-figures, which is the README's, stands where a page leads to it.
+"""What makes the site of these pages: examples get pages of their own, doctests are shown as code, and the README's
+figures stand where a page leads to them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-TO_FIGURES = "[The table of figures](../README.md#figures)"
+TO_FIGURES = "[The figures](../README.md#figures)"
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:
@@ -33,11 +33,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _figures() -> str:
-    """The table, and the line above it that says on what it was measured."""
-    section = (ROOT / "README.md").read_text().partition("\n## Figures\n")[2]
-    found = re.search(r"^\S[^\n]*\n\n(?:\|[^\n]*\n)+", section, re.MULTILINE)
-    assert found, "expected a line and a table of figures in README.md"
-    return found[0].replace("](docs/", "](")
+    """The pictures and the tables, and what stands between them."""
+    found = re.search(r"\n## Figures\n(.*\n\|[^\n]*\n)", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert found, "expected tables of figures in README.md"
+    return found[1].replace("](docs/", "](")
 
 
 class Doctests(griffe.Extension):
