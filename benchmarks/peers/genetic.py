@@ -102,27 +102,18 @@ class NumPy(Generations):
         return children + np.float32(SCALE) * self.rng.standard_normal(population.shape, dtype=np.float32)
 
 
-class Evosax(Generations):
-    """`SimpleGA` by ask and tell, each jitted by evosax, as in its README.
+class AskAndTell(Generations):
+    """An algorithm of evosax by ask and tell, each jitted by evosax, as in its README; fitness is minimised.
 
-    Better half as parents, `crossover_rate=0.5` (uniform), normal mutation; fitness is minimised; no elite. Solutions
-    are flat vectors, for which its ravelling is free.
+    Solutions are flat vectors, for which its ravelling is free.
     """
 
     library = "evosax"
-    keys: str | None = None
-
-    def __init__(self, members: int, genes: int) -> None:
-        super().__init__(members, genes)
-        from evosax.algorithms import SimpleGA
-
-        self.algorithm = SimpleGA(members, self.solution(), std_schedule=lambda _: SCALE)
-        self.algorithm.elite_ratio = 0.5
-        self.params = self.algorithm.default_params.replace(crossover_rate=0.5)
-        self.costs = jnp.asarray(-self.fitness)
-        self.key = jax.random.key(0, impl=self.keys)
-        zeros = jax.tree.map(lambda x: jnp.zeros((members, *x.shape)), self.solution())
-        self.state = jax.block_until_ready(self.algorithm.init(self.key, zeros, self.costs, self.params))
+    algorithm: Any
+    params: Any
+    costs: Any
+    key: Any
+    state: Any
 
     def solution(self) -> Any:
         """A member."""
@@ -144,6 +135,24 @@ class Evosax(Generations):
         for each in jax.random.split(key, generations):
             self.state = self.generation(self.state, each)
         jax.block_until_ready(self.state)
+
+
+class Evosax(AskAndTell):
+    """`SimpleGA`: better half as parents, `crossover_rate=0.5` (uniform), normal mutation; no elite."""
+
+    keys: str | None = None
+
+    def __init__(self, members: int, genes: int) -> None:
+        super().__init__(members, genes)
+        from evosax.algorithms import SimpleGA
+
+        self.algorithm = SimpleGA(members, self.solution(), std_schedule=lambda _: SCALE)
+        self.algorithm.elite_ratio = 0.5
+        self.params = self.algorithm.default_params.replace(crossover_rate=0.5)
+        self.costs = jnp.asarray(-self.fitness)
+        self.key = jax.random.key(0, impl=self.keys)
+        zeros = jax.tree.map(lambda x: jnp.zeros((members, *x.shape)), self.solution())
+        self.state = jax.block_until_ready(self.algorithm.init(self.key, zeros, self.costs, self.params))
 
     def rows(self) -> Any:
         return np.asarray(self.state.population)

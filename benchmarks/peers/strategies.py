@@ -15,7 +15,7 @@ import numpy as np
 
 import flatstore as fs
 
-from .genetic import Generations, population
+from .genetic import AskAndTell, Generations, population
 from .peer import SCALE, zeros
 
 RATE = 0.01
@@ -65,10 +65,8 @@ class NumPy(Generations):
         return self.population
 
 
-class Evosax(Generations):
-    """`Open_ES` by ask and tell, each jitted by evosax, as in its README; antithetic, its own centred ranks and SGD."""
-
-    library = "evosax"
+class Evosax(AskAndTell):
+    """`Open_ES`: antithetic, its own centred ranks and SGD."""
 
     def __init__(self, members: int, genes: int) -> None:
         super().__init__(members, genes)
@@ -81,27 +79,6 @@ class Evosax(Generations):
         self.costs = jnp.asarray(-self.fitness)
         self.key = jax.random.key(0)
         self.state = jax.block_until_ready(self.algorithm.init(self.key, self.solution(), self.params))
-
-    def solution(self) -> Any:
-        """The centre."""
-        return jnp.zeros(self.genes)
-
-    def rated(self, population: Any) -> Any:
-        """The cost of each member."""
-        return self.costs
-
-    def generation(self, state: Any, key: Any) -> Any:
-        """The state after one more."""
-        ask, tell = jax.random.split(key)
-        population, state = self.algorithm.ask(ask, state, self.params)
-        state, _ = self.algorithm.tell(tell, population, self.rated(population), state, self.params)
-        return state
-
-    def run(self, generations: int) -> None:
-        self.key, key = jax.random.split(self.key)
-        for each in jax.random.split(key, generations):
-            self.state = self.generation(self.state, each)
-        jax.block_until_ready(self.state)
 
     def rows(self) -> Any:
         return np.asarray(self.algorithm.ask(self.key, self.state, self.params)[0])
