@@ -338,7 +338,7 @@ for verb in work:
 signal.signal(signal.SIGALRM, handler)
 files, interrupts, rng = len(os.listdir("/proc/self/fd")), 0, random.Random(1)
 stop = time.monotonic() + float(sys.argv[1])
-while time.monotonic() < stop:
+while (now := time.monotonic()) < stop or (interrupts <= 500 and now < stop + 60):
     try:
         try:
             armed = True
@@ -351,7 +351,7 @@ while time.monotonic() < stop:
     armed = False
     with attached.reading():  # nothing is held any more, nor marked as half written
         pass
-    store["b"] = np.ones(3, "f4")
+    store.assign({"b": np.ones(3, "f4"), "w": np.zeros(5000, "f4")})  # else updates come to the bound
 assert len(os.listdir("/proc/self/fd")) <= files + 1
 print(interrupts)
 """
