@@ -42,7 +42,8 @@ class Digits(Task):
 
     def __init__(self, settings: Settings) -> None:
         """Load the data, four fifths for training, classes in proportion."""
-        self.seed, self._settings = settings.seed, settings
+        self.seed: int = settings.seed
+        self._settings = settings
         self.layout, self.initial = layout_of_network(64, settings.hidden, 10), initial_noise(64, settings.hidden)
         images, labels = require("sklearn.datasets", "demo").load_digits(return_X_y=True)
         split = require("sklearn.model_selection", "demo").train_test_split
