@@ -114,6 +114,11 @@ def islands(
 def _epochs(ray: Any, job: Job, most: int | None, options: Mapping[str, Any]) -> Generator[Epoch]:
     settings = {name: getattr(job, name) for name in ("seed", "count", "every", "migrants", "route")} | job.operators
     with RunFolder(job.run, described({"algorithm": "scale.islands"} | settings)) as folder:
+        if most is not None and len(folder) > most:
+            raise ValueError(
+                f"expected at least the {len(folder)} epochs that the run has, got {most}; "
+                "fix: champion(run) is the best of the last"
+            )
         if folder.is_new:
             folder.begin({})
         new = partial(ray.remote(Island).options(**options).remote, job)

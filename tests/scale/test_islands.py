@@ -153,6 +153,8 @@ def test_islands_on_a_cluster_are_those_of_one_process_whoever_dies(cluster, tmp
     best.buffer[:] = np.frombuffer(expected[-1][island][0], np.uint8)
     assert fs.scale.ray.champion(tmp_path / "run").buffer.tobytes() == best[int(member)].copy().buffer.tobytes()
     assert list(fs.scale.ray.islands(**run)) == []
+    with pytest.raises(ValueError, match="expected at least the 3 epochs that the run has, got 2; fix: champion"):
+        next(fs.scale.ray.islands(**run | {"epochs": 2}))
     with pytest.raises(ValueError, match="expected the settings of the run .*, got others: every: 2 in the run, 5 in"):
         next(fs.scale.ray.islands(**run | {"every": 5}))
 
