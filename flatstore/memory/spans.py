@@ -127,4 +127,6 @@ class _Window:
 
 
 def _bytes_at(start: int, nbytes: int, owner: Any) -> Array:
+    if not nbytes:
+        return np.empty(0, np.uint8)  # before 2.4 NumPy takes no address of nothing
     return np.asarray(_Window(start, nbytes, owner))

@@ -308,3 +308,11 @@ def test_a_store_to_move_into_is_not_taken_together_with_move_false() -> None:
     with pytest.raises(ValueError, match="got both") as error:
         fs.adopt(module, fs.adopt(module), move=False)
     says(error, "adopt(module, move=False) makes a new store")
+
+
+def test_a_module_whose_parameters_are_all_empty_is_a_store_of_nothing():
+    module = torch.nn.Module()
+    module.register_parameter("e", torch.nn.Parameter(torch.zeros(0, 3)))
+    store = fs.adopt(module, move=False)
+    assert store["e"].shape == (0, 3) and store.layout.size == 0
+    es.update(store, fs.Normal(0.1), [1], [1.0])
