@@ -74,9 +74,10 @@ def fixed_point(noise: Noise, seeds: Any, weights: Any) -> tuple[Array, FixedPoi
     Raises `ValueError` unless there is a finite weight for each, `TypeError` for a mask.
     """
     keys, values = as_keys(seeds), as_array(weights, "weights")
-    return keys, rounded_to_nearest(lambda: _fixed_point(noise, keys, values))
+    return keys, _fixed_point(noise, keys, values)
 
 
+@rounded_to_nearest
 def _fixed_point(noise: Noise, keys: Array, values: Array) -> FixedPoint:
     if values.shape != keys.shape or values.dtype.kind not in "fiu":
         raise ValueError(

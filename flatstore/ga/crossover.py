@@ -18,6 +18,7 @@ from flatstore.kernels import compiled
 from flatstore.kernels.cpu import at_points, by_unit, crossover_loop, from_either
 from flatstore.layout import Array, Layout
 from flatstore.noise import CROSSOVER, words
+from flatstore.threads import rounded_to_nearest
 from flatstore.trees import Glob, matcher, path_of, refuse_idle_glob
 
 _searchsorted: Any = np.searchsorted
@@ -99,6 +100,7 @@ class Blend:
         return self.per_gene.crossing(layout, keys, dtype)
 
     @property
+    @rounded_to_nearest
     def per_gene(self) -> PerGene:
         """The same as a function of two genes and an entry of a table."""
         place = (np.arange(1 << 16) + 0.5) / (1 << 16)

@@ -10,6 +10,7 @@ import numpy as np
 from flatstore.checks import real, whole
 from flatstore.evaluation import best_first
 from flatstore.layout import Array
+from flatstore.threads import rounded_to_nearest
 
 _searchsorted: Any = np.searchsorted
 
@@ -48,6 +49,7 @@ class Truncation:
         if not 0 < real(self.share) <= 1:
             raise ValueError(f"expected a share in (0, 1], got {self.share!r}; fix: pass 0.5 for the better half")
 
+    @rounded_to_nearest
     def __call__(self, fitness: Array, n: int, seed: int) -> Array:
         """The indices of `n` parents, shape (n,)."""
         parents = best_first(fitness)[: max(1, round(self.share * len(fitness)))]
@@ -81,6 +83,7 @@ class Universal:
                 f"expected a pressure in [1, 2], got {self.pressure!r}; fix: pass 2 for the strongest selection"
             )
 
+    @rounded_to_nearest
     def __call__(self, fitness: Array, n: int, seed: int) -> Array:
         """The indices of `n` parents, shape (n,)."""
         known = ~np.isnan(fitness)
