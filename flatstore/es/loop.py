@@ -123,7 +123,7 @@ class Loop:
     ) -> None:
         self.start: int = resume.number + 1 if isinstance(resume, Move) else resumed_number(resume)
         refuse_two_starts(run, resume)
-        self.seed: tuple[int, ...] = check_run(evaluate, seed, self.start, generations, "generations")
+        self.seed: tuple[int, ...] = check_run(evaluate, seed, generations, "generations")
         rate_at(rate, self.start)
         if not callable(shape):
             raise TypeError(f"expected a function of fitness to shape with, got {shape!r}; fix: pass es.centred_ranks")
@@ -224,8 +224,9 @@ class Loop:
 @rounded_to_nearest
 def _weights(shaped: Array, counts: Array, rate: float) -> Array:
     weights = np.zeros(len(counts))
-    weights[counts] = (shaped[0::2] - shaped[1::2]) / len(shaped)
-    return weights * rate
+    with np.errstate(over="ignore", invalid="ignore"):  # what is infinite is refused
+        weights[counts] = (shaped[0::2] - shaped[1::2]) / len(shaped)
+        return weights * rate
 
 
 def _shaped(shape: Callable[[Any], Any], fitness: Array) -> Array:

@@ -91,7 +91,7 @@ def mezo(
     """
     start = resume.number + 1 if isinstance(resume, Move) else resumed_number(resume)
     refuse_two_starts(run, resume)
-    seed = check_run(evaluate, seed, start, steps, "steps")
+    seed = check_run(evaluate, seed, steps, "steps")
     rate_at(rate, start)
     check_movable(store, noise)
     move = move_of(store, noise, None)

@@ -26,6 +26,7 @@ class Tournament:
             raise ValueError(
                 f"expected a tournament of k >= 1 members, got {self.k!r}; fix: pass k=2 for the mildest selection"
             )
+        object.__setattr__(self, "k", whole(self.k))
 
     def __call__(self, fitness: Array, n: int, seed: int) -> Array:
         """The indices of `n` parents, shape (n,)."""
@@ -48,6 +49,7 @@ class Truncation:
     def __post_init__(self) -> None:
         if not 0 < real(self.share) <= 1:
             raise ValueError(f"expected a share in (0, 1], got {self.share!r}; fix: pass 0.5 for the better half")
+        object.__setattr__(self, "share", real(self.share))
 
     @rounded_to_nearest
     def __call__(self, fitness: Array, n: int, seed: int) -> Array:
@@ -82,6 +84,7 @@ class Universal:
             raise ValueError(
                 f"expected a pressure in [1, 2], got {self.pressure!r}; fix: pass 2 for the strongest selection"
             )
+        object.__setattr__(self, "pressure", real(self.pressure))
 
     @rounded_to_nearest
     def __call__(self, fitness: Array, n: int, seed: int) -> Array:
