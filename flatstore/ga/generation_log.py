@@ -35,7 +35,6 @@ _START = len(MAGIC) + len(OVER)
 _NUMBERS = 4
 """The device and inode of the population's file, the length of the JSON, and the checksum of all that is asked."""
 
-
 Left = tuple[str, int, int]
 """Genes that have not been replaced: the name of their dtype, the first index and the end."""
 
