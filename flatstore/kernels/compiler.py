@@ -113,44 +113,45 @@ def _number_functions_at_random() -> None:
 
 
 class _Fork(threading.local):
-    """A fork that is to come: whether this thread has the lock of compilations for it, and what handlers have raised.
+    """A fork that is to come: the locks that this thread has taken for it, and what handlers have raised.
 
-    A fork waits for a compilation of another thread, half of which would be of no use to the child.
+    A fork waits for a compilation of another thread, half of which would be of no use to the child, and for LLVM, which
+    other threads also call to drop what was compiled.
     """
 
-    taken: Sequence[bool] = ()
+    locks: tuple[Any, ...] = _core.compiler_lock.global_compiler_lock._lock, _llvmlite.binding.ffi.lib._lock._lock
+    taken: Sequence[Any] = ()
     struck: BaseException | None = None
-    lock: Any = _core.compiler_lock.global_compiler_lock._lock
 
     def begin(self) -> None:
-        """Take the lock. What is raised meanwhile would be lost here, and is kept: a child must not be made earlier."""
-        taken: list[bool] = []
+        """Take the locks. What is raised meanwhile would be lost here, and is kept: a child must not be made before."""
+        taken: list[Any] = []
         self.taken = taken
-        take = self.lock.acquire, partial(taken.append, True)  # both, or neither, by one call of C
-        while not taken:
+        while len(taken) < len(self.locks):
             try:
-                deque(map(call, take), 0)
+                lock = self.locks[len(taken)]
+                deque(map(call, (lock.acquire, partial(taken.append, lock))), 0)  # both, or neither: one call of C
             except BaseException as error:
                 if error.__context__ is None and error is not self.struck:
                     error.__context__ = self.struck
                 self.struck = error
 
     def end_in_parent(self) -> None:
-        """Give the lock back, and have raised what was kept as soon as the fork is over."""
+        """Give the locks back, and have raised what was kept as soon as the fork is over."""
         struck = self.struck
         self._give_back()
         if struck is not None:
             raised_later(struck)[0]
 
     def end_in_child(self) -> None:
-        """Give the lock back; what was kept is the parent's."""
+        """Give the locks back; what was kept is the parent's."""
         self._give_back()
         _number_functions_at_random()
 
     def _give_back(self) -> None:
         taken, self.taken, self.struck = self.taken, (), None
-        if taken:
-            self.lock.release()
+        for lock in reversed(taken):
+            lock.release()
 
 
 _number_functions_at_random()
