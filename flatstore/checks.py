@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+_MISLEADING = re.compile(r"bool|complex|object|String|[SUV]\d")
+"""Names of dtypes whose values are not numbers, or may be none."""
 
 
 def real(value: Any) -> float:
@@ -43,10 +47,10 @@ def whole(value: Any) -> int | float:
 
 def _is_misleading(value: Any) -> bool:
     """Whether a value is not a number, or not one alone, although Python may convert it to one."""
-    if isinstance(value, (bool, str, bytes, bytearray, np.ma.MaskedArray)):
-        return True
+    if isinstance(value, (bool, np.ma.MaskedArray)) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
+        return True  # as of a text, whatever holds it
     dtype = str(getattr(value, "dtype", ""))
-    return "bool" in dtype or "complex" in dtype or getattr(value, "ndim", 0) != 0
+    return getattr(value, "ndim", 0) != 0 or _MISLEADING.search(dtype) is not None
 
 
 def raise_unless_of_system(error: OSError) -> None:

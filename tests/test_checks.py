@@ -2,6 +2,7 @@
 
 import math
 import re
+from array import array
 from decimal import Decimal
 from fractions import Fraction
 
@@ -15,8 +16,10 @@ from flatstore import es, ga
 from flatstore.checks import real, whole
 from flatstore.threads import set_threads, threads
 
-TRUTH_VALUES = [True, False, np.True_, np.array(True), jnp.array(True), torch.tensor(True)]
-NEITHER = ["1", b"1", bytearray(b"1"), None, 1j, np.complex64(1), torch.tensor(1j), print, object()]
+TRUTH_VALUES = [True, False, np.True_, np.array(True), np.array(True, object), jnp.array(True), torch.tensor(True)]
+TEXTS = ["1", b"1", bytearray(b"1"), memoryview(b"1"), array("b", b"1"), np.str_("1"), np.array("1"), np.array(b"1")]
+TEXTS += [np.array("1", object), np.array("1", np.dtypes.StringDType()), np.void(b"1")]
+NEITHER = [None, 1j, np.complex64(1), torch.tensor(1j), print, object()]
 SEVERAL = [[1], np.array([1]), torch.tensor([1]), np.ma.masked, np.ma.array(1)]
 
 
@@ -40,7 +43,7 @@ def test_infinities_are_real_and_integers_beyond_floats_are_whole_alone():
     assert math.isnan(real(10**400)) and whole(10**400) == 10**400
 
 
-@pytest.mark.parametrize("value", [*TRUTH_VALUES, *NEITHER, *SEVERAL], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize("value", [*TRUTH_VALUES, *TEXTS, *NEITHER, *SEVERAL], ids=lambda x: type(x).__name__)
 def test_truth_values_texts_masks_and_arrays_with_axes_are_no_numbers(value):
     assert math.isnan(real(value)) and math.isnan(whole(value))
 

@@ -14,7 +14,7 @@ from flatstore.es.groups import on_host, refuse_not_finite, trainable_groups, ze
 from flatstore.es.optimisers import Adam, Compiled, Momentum, Optimiser
 from flatstore.es.perturbing import as_one
 from flatstore.es.updating import update
-from flatstore.es.weights import fixed_point
+from flatstore.es.weights import fixed_point, refuse_infinite
 from flatstore.evaluation import as_fitness
 from flatstore.layout import Array, as_array
 from flatstore.memory import write
@@ -28,7 +28,8 @@ class Move:
     """The record of one move of a centre: a generation of `evolve` or a step of `mezo`.
 
     Its arrays are read-only, and it can be pickled. `entry` is the part that a journal needs, as lists and numbers.
-    Raises `ValueError` for a fitness that is no vector of real numbers, or that float64 would round.
+    Raises `ValueError` for a fitness that is no vector of real numbers, or that float64 would round, and for weights
+    that are not finite.
     """
 
     number: int
@@ -46,10 +47,12 @@ class Move:
     all came."""
 
     def __post_init__(self) -> None:
+        weights = np.array(self.weights, np.float64)
+        refuse_infinite(weights)
         for name, array in (
             ("fitness", as_fitness(self.fitness)),
             ("seeds", as_keys(self.seeds)),
-            ("weights", np.array(self.weights, np.float64)),
+            ("weights", weights),
             ("missing", None if self.missing is None else np.array(self.missing, np.bool_)),
         ):
             if array is not None:

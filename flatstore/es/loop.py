@@ -28,6 +28,7 @@ from flatstore.layout import Array, as_array
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.recording import RunPath
 from flatstore.store import AnyStore
+from flatstore.threads import rounded_to_nearest
 
 Score = Callable[[int, Array], Any]
 """(number of the generation, seeds of its pairs) -> fitness, or (fitness, which members are missing)."""
@@ -122,7 +123,7 @@ class Loop:
     ) -> None:
         self.start: int = resume.number + 1 if isinstance(resume, Move) else resumed_number(resume)
         refuse_two_starts(run, resume)
-        self.seed: tuple[int, ...] = check_run(evaluate, seed, self.start, generations, "generations")
+        self.seed: tuple[int, ...] = check_run(evaluate, seed, generations, "generations")
         rate_at(rate, self.start)
         if not callable(shape):
             raise TypeError(f"expected a function of fitness to shape with, got {shape!r}; fix: pass es.centred_ranks")
@@ -166,7 +167,7 @@ class Loop:
             kept.snapshot()
             keys, step = seeds((*self.seed, n), self.members // 2), rate_at(self._rate, n)
             fitness, missing = self._checked(score(n, keys))
-            weights = self._weights(fitness, missing) * (step if optimiser is None else 1)
+            weights = self._weights(fitness, missing, step if optimiser is None else 1)
             record = Move(n, fitness, keys, weights, None if optimiser is None else step, missing)
             moving = True
             kept.make(record, partial(move, record, step), hand_in)
@@ -206,8 +207,8 @@ class Loop:
             )
         return np.where(marks, np.nan, fitness), marks
 
-    def _weights(self, fitness: Array, missing: Array | None) -> Array:
-        """The weight of each pair in the gradient, shape (members / 2,): 0 where one of them is missing."""
+    def _weights(self, fitness: Array, missing: Array | None, rate: float) -> Array:
+        """The weight of each pair in a move, shape (members / 2,): 0 where one of them is missing."""
         counts = np.ones(len(fitness) // 2, bool) if missing is None else ~(missing[0::2] | missing[1::2])
         if not counts.any():
             there = 0 if missing is None else int((~missing).sum())
@@ -217,10 +218,15 @@ class Loop:
             )
         scores = fitness[np.repeat(counts, 2)]
         refuse_all_nan(scores)
-        shaped = _shaped(self._shape, scores)
-        weights = np.zeros(len(counts))
-        weights[counts] = (shaped[0::2] - shaped[1::2]) / len(scores)
-        return weights
+        return _weights(_shaped(self._shape, scores), counts, rate)
+
+
+@rounded_to_nearest
+def _weights(shaped: Array, counts: Array, rate: float) -> Array:
+    weights = np.zeros(len(counts))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is infinite is refused
+        weights[counts] = (shaped[0::2] - shaped[1::2]) / len(shaped)
+        return weights * rate
 
 
 def _shaped(shape: Callable[[Any], Any], fitness: Array) -> Array:

@@ -23,7 +23,7 @@ from flatstore.layout import Array
 from flatstore.memory import reading, write
 from flatstore.noise import seeds
 from flatstore.store import AnyStore, moves_of
-from flatstore.threads import Task, run_tasks
+from flatstore.threads import Task, rounded_to_nearest, run_tasks
 
 
 class Optimiser(Protocol):
@@ -63,17 +63,16 @@ class Compiled:
         self._states = list(self.states.values())
         trainable_leaves(store, "optimise", "leave it out of trainable=")
 
-    def _step(self, rule: Any, gradient: AnyStore, rate: float, unbias: float, *settings: float) -> None:
-        """Move along a gradient at `unbias` times the rate; `settings` are what the rule takes after the rate."""
+    def _step(self, rule: Any, gradient: AnyStore, rate: float, *settings: float) -> None:
+        """Move along a gradient by a rule that takes these settings, of which the first is made of the rate."""
         refuse_other_layouts("the gradient", gradient, self.store)
-        unbiased = real(rate) * unbias
-        if not math.isfinite(unbiased):
+        if not math.isfinite(settings[0]):
             raise ValueError(f"expected a finite rate, got {rate!r}; fix: pass a number, such as 0.01")
         keys, count = seeds(self.count, 3), self.count + 1  # keys for the rounding of 16-bit leaves
         kind = moves_of(self.store)
         optimise = optimise_on_host if kind is None else kind.optimise
         together = self.store, gradient, *self._states
-        optimise(rule, together, (unbiased, *settings), keys, lambda: setattr(self, "count", count))
+        optimise(rule, together, settings, keys, lambda: setattr(self, "count", count))
 
 
 def optimise_on_host(
@@ -143,9 +142,8 @@ class Adam(Compiled):
         finite, `LentError` while the store is lent; in all these cases nothing is written or counted. Ctrl-C is held
         back until the step is done.
         """
-        unbias1, unbias2 = (1 / (1 - _power(beta, self.count + 1)) for beta in (self.beta1, self.beta2))
-        betas = self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2
-        self._step(adam, gradient, rate, unbias1, unbias2, self.epsilon, *betas)
+        settings = _adam_settings(real(rate), self.beta1, self.beta2, self.epsilon, self.count + 1)
+        self._step(adam, gradient, rate, *settings)
 
 
 class Momentum(Compiled):
@@ -174,7 +172,14 @@ class Momentum(Compiled):
 
     def step(self, gradient: AnyStore, rate: float) -> None:
         """Move the store up along `gradient`, in place. Raises the same errors as `Adam.step`."""
-        self._step(momentum, gradient, rate, 1.0, self.beta)
+        self._step(momentum, gradient, rate, real(rate), self.beta)
+
+
+@rounded_to_nearest
+def _adam_settings(rate: float, beta1: float, beta2: float, epsilon: float, count: int) -> tuple[float, ...]:
+    """What the rule takes in the step of this number, from 1 on."""
+    unbias1, unbias2 = (1 / (1 - _power(beta, count)) for beta in (beta1, beta2))
+    return rate * unbias1, unbias2, epsilon, beta1, 1 - beta1, beta2, 1 - beta2
 
 
 def _power(base: float, exponent: int) -> float:

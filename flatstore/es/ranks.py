@@ -8,6 +8,7 @@ import numpy as np
 
 from flatstore.evaluation import as_fitness, refuse_all_nan
 from flatstore.layout import Array
+from flatstore.threads import rounded_to_nearest
 
 
 def centred_ranks(fitness: Any) -> Array:
@@ -23,6 +24,11 @@ def centred_ranks(fitness: Any) -> Array:
     """
     scores = as_fitness(fitness)
     refuse_all_nan(scores)
+    return _ranks(scores)
+
+
+@rounded_to_nearest
+def _ranks(scores: Array) -> Array:
     # The order is that of the distinct numbers; all NaNs are one more, below them.
     _, group, count = np.unique(scores, return_inverse=True, return_counts=True)
     last = np.cumsum(count)

@@ -28,6 +28,7 @@ from flatstore.layout import Spec, as_array
 from flatstore.noise import Noise, Seed, seeds
 from flatstore.recording import RunPath
 from flatstore.store import AnyStore
+from flatstore.threads import rounded_to_nearest
 
 
 def mezo(
@@ -90,7 +91,7 @@ def mezo(
     """
     start = resume.number + 1 if isinstance(resume, Move) else resumed_number(resume)
     refuse_two_starts(run, resume)
-    seed = check_run(evaluate, seed, start, steps, "steps")
+    seed = check_run(evaluate, seed, steps, "steps")
     rate_at(rate, start)
     check_movable(store, noise)
     move = move_of(store, noise, None)
@@ -124,7 +125,7 @@ def mezo(
             plus = measured(n, 1)
             side.go(-1)
             minus = measured(n, -1)
-            weight = step * (plus - minus) / 2
+            weight = _weight(step, plus, minus)
             record = Move(n, np.array([plus, minus]), np.array([key], np.uint64), np.array([weight]))
             kept.make(record, partial(side.update, record.weights), hand_in)
 
@@ -140,3 +141,9 @@ def mezo(
         last = kept.restored(bool, move, steps)
         start = start if last is None else last.number + 1
         return handed_out(start, steps, move_store, unmoved, moved, again=last, until=kept.until_dropped())
+
+
+@rounded_to_nearest
+def _weight(rate: float, plus: float, minus: float) -> float:
+    """The weight of the noise in a move, by the fitness at both of its sides."""
+    return rate * (plus - minus) / 2

@@ -74,9 +74,10 @@ def fixed_point(noise: Noise, seeds: Any, weights: Any) -> tuple[Array, FixedPoi
     Raises `ValueError` unless there is a finite weight for each, `TypeError` for a mask.
     """
     keys, values = as_keys(seeds), as_array(weights, "weights")
-    return keys, rounded_to_nearest(lambda: _fixed_point(noise, keys, values))
+    return keys, _fixed_point(noise, keys, values)
 
 
+@rounded_to_nearest
 def _fixed_point(noise: Noise, keys: Array, values: Array) -> FixedPoint:
     if values.shape != keys.shape or values.dtype.kind not in "fiu":
         raise ValueError(
@@ -84,10 +85,7 @@ def _fixed_point(noise: Noise, keys: Array, values: Array) -> FixedPoint:
             f"{values.shape}; fix: pass a seed and a weight for each noise"
         )
     w = values.astype(np.float64)
-    if not np.isfinite(w).all():
-        raise ValueError(
-            f"expected finite weights, got {w[~np.isfinite(w)][:3]}; fix: pass finite ones, such as centred_ranks gives"
-        )
+    refuse_infinite(w)
     with np.errstate(over="ignore"):
         largest, total = float(np.abs(w).max(initial=0)), float(np.abs(w).sum())
     if total > 2.0**64:
@@ -99,6 +97,13 @@ def _fixed_point(noise: Noise, keys: Array, values: Array) -> FixedPoint:
     point = min(30 - math.frexp(largest)[1], 37 - math.frexp(total)[1], finest)
     whole = np.rint(np.ldexp(w, point)).astype(np.int32)
     return FixedPoint(whole, point, _key(keys, whole, point))
+
+
+def refuse_infinite(weights: Array) -> None:
+    """Raise `ValueError` unless all weights are finite."""
+    odd = weights[~np.isfinite(weights)]
+    if odd.size:
+        raise ValueError(f"expected finite weights, got {odd[:3]}; fix: pass finite ones, such as centred_ranks gives")
 
 
 def _key(keys: Array, whole: Array, point: int) -> Array:

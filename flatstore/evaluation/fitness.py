@@ -9,9 +9,10 @@ import numpy as np
 
 from flatstore.layout import Array, Spec, as_array, as_numpy, is_floating, is_integer
 from flatstore.store import AnyPopulation
-from flatstore.threads import refuse_waiting_at_the_end
+from flatstore.threads import refuse_waiting_at_the_end, rounded_to_nearest
 
 
+@rounded_to_nearest  # where small numbers are zero, they are equal
 def best_first(fitness: Array) -> Array:
     """The members from best to worst: fitness is maximised, NaN is worst, equals keep their order."""
     unknown = np.isnan(fitness)

@@ -6,16 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from flatstore.checks import real, whole
-from flatstore.noise import Seed, seeds
+from flatstore.noise import Seed, integers_of
 
 Rate = float | Callable[[int], float]
 """A learning rate: a number, or a function of the number of the generation or step."""
 
 
-def check_run(evaluate: Any, seed: Seed, first: int, most: int | None, unit: str) -> tuple[int, ...]:
+def check_run(evaluate: Any, seed: Seed, most: int | None, unit: str) -> tuple[int, ...]:
     """The seed of a run as a tuple, to which each generation adds its own number.
 
     Raises `TypeError` if `evaluate` cannot be called; `ValueError` if the seed is not made of non-negative integers, or
@@ -30,10 +28,7 @@ def check_run(evaluate: Any, seed: Seed, first: int, most: int | None, unit: str
         raise ValueError(
             f"expected a whole number of {unit} >= 1, got {most}; fix: pass a number, or None to go on until you stop"
         )
-    parts: Any = seed
-    run = (parts,) if np.ndim(parts) == 0 else tuple(parts)
-    seeds((*run, first), 1)
-    return run
+    return tuple(integers_of(seed))
 
 
 def resumed_number(resume: Any) -> int:

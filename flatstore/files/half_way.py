@@ -106,10 +106,13 @@ def alone_in(path: str, number: int) -> Generator[bool]:
 
 def release(number: int) -> None:
     """Take the lock of an open file away, and close it. A forked child that has it open, too, would keep the lock."""
-    with suppress(OSError):  # the file system has no locks
+    try:
         if fcntl is not None:
             fcntl.flock(number, fcntl.LOCK_UN)
-    os.close(number)
+    except OSError:  # the file system has no locks
+        pass
+    finally:
+        os.close(number)
 
 
 def _opened_anew(path: str, number: int) -> tuple[int, bool]:

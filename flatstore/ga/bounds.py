@@ -13,6 +13,7 @@ import numpy as np
 from flatstore.checks import real
 from flatstore.kernels.cpu import CLIP, REFLECT, STORAGE, UNBOUNDED
 from flatstore.layout import Array, Layout, Leaf
+from flatstore.threads import rounded_to_nearest
 from flatstore.trees import matcher, refuse_idle_glob
 
 Pairs = Mapping[str, tuple[float, float]] | tuple[tuple[str, tuple[float, float]], ...]
@@ -98,6 +99,7 @@ class Limits(NamedTuple):
 
 
 @lru_cache(maxsize=32)
+@rounded_to_nearest
 def limits(bounds: Bounds | None, layout: Layout, dtype: str) -> Limits:
     """The bounds of the leaves of a dtype that train. Raises `ValueError` as `Bounds` says."""
     pairs = () if bounds is None else bounds.pairs

@@ -31,7 +31,7 @@ from flatstore.layout import Array, as_array
 from flatstore.memory import write, write_at_once
 from flatstore.noise import Noise, Seed, integers_of, seeds
 from flatstore.store import AnyPopulation, Population, Step, breeding_of, host_of
-from flatstore.threads import noted, rounded_to_nearest, rounds_to_nearest
+from flatstore.threads import noted, rounds_to_nearest
 
 
 def step(
@@ -160,8 +160,7 @@ def plan_on_host(
     slots, chosen, keys = parents_of(scores, seed, select, elite)
     family = _family(slots, chosen, pop.size)
     operators = Operators(crossover, mutate, bounds)
-    # The strengths of operators are rounded to the dtype.
-    loops = rounded_to_nearest(lambda: {name: dtype_loop(pop, name, operators, family, keys) for name in dtypes})
+    loops = {name: dtype_loop(pop, name, operators, family, keys) for name in dtypes}
     parents = np.repeat(np.arange(pop.size)[:, None], 2, axis=1)
     np.put(parents, 2 * slots, chosen[0])  # an indexed assignment crashes in NumPy where memory is short
     np.put(parents, 2 * slots + 1, chosen[1])

@@ -18,6 +18,7 @@ from flatstore.kernels import compiled
 from flatstore.kernels.cpu import at_points, by_unit, crossover_loop, from_either
 from flatstore.layout import Array, Layout
 from flatstore.noise import CROSSOVER, words
+from flatstore.threads import rounded_to_nearest
 from flatstore.trees import Glob, matcher, path_of, refuse_idle_glob
 
 _searchsorted: Any = np.searchsorted
@@ -93,17 +94,18 @@ class Blend:
             raise ValueError(
                 f"expected a finite alpha >= -0.5, got {self.alpha!r}; fix: pass 0.5, as is usual, or -0.5 for the mean"
             )
+        object.__setattr__(self, "alpha", real(self.alpha))
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
         """The operator. It draws sixteen bits per gene: a place in the interval."""
         return self.per_gene.crossing(layout, keys, dtype)
 
     @property
+    @rounded_to_nearest
     def per_gene(self) -> PerGene:
         """The same as a function of two genes and an entry of a table."""
         place = (np.arange(1 << 16) + 0.5) / (1 << 16)
-        alpha = real(self.alpha)
-        return PerGene(_between, 16, (1 + 2 * alpha) * place - alpha)
+        return PerGene(_between, 16, (1 + 2 * self.alpha) * place - self.alpha)
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class Points:
             raise ValueError(
                 f"expected k >= 1 cuts, got {self.k!r}; fix: pass Points(2), or crossover=None to copy the mother"
             )
+        object.__setattr__(self, "k", whole(self.k))
 
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
         """The operator. It draws 53 bits per cut and child: a fraction of the genes that train."""
@@ -163,23 +166,24 @@ class Exchange:
 
     units: Glob | None = None
 
+    def __post_init__(self) -> None:
+        """Freeze several globs: their order counts."""
+        if not (self.units is None or isinstance(self.units, str)):
+            object.__setattr__(self, "units", tuple(self.units))
+
     def crossing(self, layout: Layout, keys: Array, dtype: Any) -> Operator:
         """The operator. It draws one bit per unit, in the order of the leaves."""
-        return Operator(by_unit, _units(layout, _frozen(self.units)))
+        return Operator(by_unit, _units(layout, self.units))
 
 
 def units_of(layout: Layout, exchange: Exchange) -> dict[str, int]:
     """The unit of each home, -1 for none."""
-    _, units = _units(layout, _frozen(exchange.units))
+    _, units = _units(layout, exchange.units)
     return {leaf.path: unit for leaf, unit in zip(layout.homes, units.tolist(), strict=True)}
 
 
-def _frozen(globs: Glob | None) -> tuple[str, ...] | str | None:
-    return globs if globs is None or isinstance(globs, str) else tuple(globs)
-
-
 @lru_cache(maxsize=16)
-def _units(layout: Layout, globs: tuple[str, ...] | str | None) -> tuple[Array, Array]:
+def _units(layout: Layout, globs: Glob | None) -> tuple[Array, Array]:
     """The first index of each leaf (and the end of the last one), and the unit of each leaf, -1 for none."""
     homes = layout.homes
     numbers: dict[Any, int] = {}

@@ -103,7 +103,7 @@ def evolve(
     record = resume if isinstance(resume, Generation) else None
     number = record.number if record else resumed_number(resume)
     refuse_two_starts(run, resume)
-    seed = check_run(evaluate, seed, number, generations, "generations")
+    seed = check_run(evaluate, seed, generations, "generations")
     check_elite(len(pop), elite)
     if record and record.fitness.shape != (len(pop),):
         raise ValueError(

@@ -28,12 +28,12 @@ import numpy as np
 from flatstore.checks import repeats
 from flatstore.files import MAGIC, NOT_BEGUN, OVER, UNDER_WAY, Writer, half_way_error, log_of
 from flatstore.layout import Array
+from flatstore.recording import read_json
 from flatstore.threads import REACHED, Task, uninterrupted
 
 _START = len(MAGIC) + len(OVER)
 _NUMBERS = 4
 """The device and inode of the population's file, the length of the JSON, and the checksum of all that is asked."""
-
 
 Left = tuple[str, int, int]
 """Genes that have not been replaced: the name of their dtype, the first index and the end."""
@@ -265,7 +265,7 @@ def _read(mapping: mmap.mmap) -> Log:
     length, checksum = np.frombuffer(mapping, np.int64, _NUMBERS, _START)[2:].tolist()
     if not 0 <= length < len(mapping):
         raise ValueError("its text is longer")
-    found: Any = json.loads(mapping[at : at + length])
+    found: Any = read_json(mapping[at : at + length])
     cut, sizes, settings = (dict(found[name]) for name in ("cut", "sizes", "settings"))
     kinds: dict[type, list[Any]] = {
         int: [*(settings[name] for name in ("elite", "first", "size")), *sizes.values(), *settings["seed"]],

@@ -16,6 +16,7 @@ from flatstore.kernels import compiled
 from flatstore.kernels.cpu import EVERY_GENE, NO_GENE, SEGMENT, SOME_GENES, TABLE, WHOLE, mutation_loop
 from flatstore.layout import Array, Layout
 from flatstore.noise import MUTATION, SPARSE, Noise, Normal, spans
+from flatstore.threads import rounded_to_nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +109,7 @@ def _drawn_anew(gene: Any, scale: Any, draw: Any) -> Any:
 
 
 @lru_cache(maxsize=16)
+@rounded_to_nearest
 def mutating(mutation: Mutation | None, layout: Layout, dtype: Any) -> tuple[Operator, tuple[Array, Array]]:
     """The operator for genes that are computed with in a dtype, and their scales: one for each range of the index.
 
@@ -141,6 +143,7 @@ def reset_values(reset: Reset) -> Array:
 
 
 @lru_cache(maxsize=8)
+@rounded_to_nearest
 def distances(rate: float) -> tuple[Array, Array, int]:
     """What draws the distance to the next changed gene: thresholds, a guide to them, and blocks to draw at first.
 

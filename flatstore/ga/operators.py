@@ -15,6 +15,7 @@ from flatstore.checks import whole
 from flatstore.kernels import compiled
 from flatstore.kernels.cpu import NUMBERS, TABLE
 from flatstore.layout import Array, as_array, is_numeric, refuse_mask
+from flatstore.threads import rounded_to_nearest
 from flatstore.trees import in_words
 
 
@@ -72,6 +73,7 @@ class GeneFunction:
         source = NUMBERS if self.table is None else TABLE
         return loop(_compiled(self.function), source), self.table_in(dtype)
 
+    @rounded_to_nearest
     def table_in(self, dtype: Any) -> Array:
         """The table in the dtype that is computed with; empty if there is none. Raises `ValueError` as `finite`."""
         values = _real_numbers([] if self.table is None else self.table)

@@ -10,6 +10,7 @@ import numpy as np
 from flatstore.checks import real, whole
 from flatstore.evaluation import best_first
 from flatstore.layout import Array
+from flatstore.threads import rounded_to_nearest
 
 _searchsorted: Any = np.searchsorted
 
@@ -25,6 +26,7 @@ class Tournament:
             raise ValueError(
                 f"expected a tournament of k >= 1 members, got {self.k!r}; fix: pass k=2 for the mildest selection"
             )
+        object.__setattr__(self, "k", whole(self.k))
 
     def __call__(self, fitness: Array, n: int, seed: int) -> Array:
         """The indices of `n` parents, shape (n,)."""
@@ -47,7 +49,9 @@ class Truncation:
     def __post_init__(self) -> None:
         if not 0 < real(self.share) <= 1:
             raise ValueError(f"expected a share in (0, 1], got {self.share!r}; fix: pass 0.5 for the better half")
+        object.__setattr__(self, "share", real(self.share))
 
+    @rounded_to_nearest
     def __call__(self, fitness: Array, n: int, seed: int) -> Array:
         """The indices of `n` parents, shape (n,)."""
         parents = best_first(fitness)[: max(1, round(self.share * len(fitness)))]
@@ -80,7 +84,9 @@ class Universal:
             raise ValueError(
                 f"expected a pressure in [1, 2], got {self.pressure!r}; fix: pass 2 for the strongest selection"
             )
+        object.__setattr__(self, "pressure", real(self.pressure))
 
+    @rounded_to_nearest
     def __call__(self, fitness: Array, n: int, seed: int) -> Array:
         """The indices of `n` parents, shape (n,)."""
         known = ~np.isnan(fitness)

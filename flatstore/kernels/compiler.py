@@ -20,7 +20,11 @@ import os
 import pickle
 import secrets
 import sys
-from collections.abc import Callable
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import call
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
@@ -32,7 +36,7 @@ import numpy as np
 from flatstore.checks import repeats
 from flatstore.kernels.code_cache import Turn, cache_folder, log, read, write
 from flatstore.kernels.fingerprint import Unknown, fingerprint, type_name
-from flatstore.threads import refuse_waiting_at_the_end
+from flatstore.threads import raised_later, refuse_waiting_at_the_end
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -108,12 +112,52 @@ def _number_functions_at_random() -> None:
     _core.bytecode.FunctionIdentity._unique_ids = itertools.count(secrets.randbits(62))
 
 
+class _Fork(threading.local):
+    """A fork that is to come: the locks that this thread has taken for it, and what handlers have raised.
+
+    A fork waits for a compilation of another thread, half of which would be of no use to the child, and for LLVM, which
+    other threads also call to drop what was compiled.
+    """
+
+    locks: tuple[Any, ...] = _core.compiler_lock.global_compiler_lock._lock, _llvmlite.binding.ffi.lib._lock._lock
+    taken: Sequence[Any] = ()
+    struck: BaseException | None = None
+
+    def begin(self) -> None:
+        """Take the locks. What is raised meanwhile would be lost here, and is kept: a child must not be made before."""
+        taken: list[Any] = []
+        self.taken = taken
+        while len(taken) < len(self.locks):
+            try:
+                lock = self.locks[len(taken)]
+                deque(map(call, (lock.acquire, partial(taken.append, lock))), 0)  # both, or neither: one call of C
+            except BaseException as error:
+                if error.__context__ is None and error is not self.struck:
+                    error.__context__ = self.struck
+                self.struck = error
+
+    def end_in_parent(self) -> None:
+        """Give the locks back, and have raised what was kept as soon as the fork is over."""
+        struck = self.struck
+        self._give_back()
+        if struck is not None:
+            raised_later(struck)[0]
+
+    def end_in_child(self) -> None:
+        """Give the locks back; what was kept is the parent's."""
+        self._give_back()
+        _number_functions_at_random()
+
+    def _give_back(self) -> None:
+        taken, self.taken, self.struck = self.taken, (), None
+        for lock in reversed(taken):
+            lock.release()
+
+
 _number_functions_at_random()
 if hasattr(os, "register_at_fork"):
-    # A fork waits for a compilation of another thread, half of which would be of no use to the child.
-    _lock: Any = _core.compiler_lock.global_compiler_lock
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
-    os.register_at_fork(after_in_child=_number_functions_at_random)
+    _fork = _Fork()
+    os.register_at_fork(before=_fork.begin, after_in_parent=_fork.end_in_parent, after_in_child=_fork.end_in_child)
 
 
 class _KernelCache(_core.caching._Cache):

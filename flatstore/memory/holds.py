@@ -44,10 +44,10 @@ class Segment:
     name: str
     number: int
 
-    def __init__(self, name: str, number: int, remove: Callable[[], object] | None = None) -> None:
-        self.name, self.number = name, number
+    def __init__(self, name: str, opened: list[int], remove: Callable[[], object] | None = None) -> None:
+        self.name, self.number = name, opened[0]
         self._creator = None if remove is None else os.getpid()
-        self._last = when_dropped(partial(os.close, number)), remove and when_dropped(remove)
+        self._last = when_dropped(partial(close_once, opened)), remove and when_dropped(remove)
 
     @property
     def is_own(self) -> bool:
@@ -57,6 +57,12 @@ class Segment:
     def opened(self) -> FileIO:
         """The file, opened once more, whether its name is still there or not."""
         return FileIO(f"/proc/self/fd/{self.number}", "rb+" if self.is_own else "rb")
+
+
+def close_once(opened: list[int]) -> None:
+    """Close files that are open, and take their numbers out of the list: these will be others' by then."""
+    while opened:
+        os.close(opened.pop())
 
 
 def lock(file: FileIO, kind: int, byte: int) -> None:

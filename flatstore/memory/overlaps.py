@@ -185,8 +185,7 @@ def join(memory: Member) -> None:
                 return
             continue
         if alive:
-            for region in alive:
-                _unite(own, region)
+            _unite([*alive, own])
         elif _replace(version, place, [whole], [whole.start], object()):
             break
     if len(_regions) >= _prune_at:
@@ -196,12 +195,14 @@ def join(memory: Member) -> None:
             _prune_at = 2 * len(kept) + 64
 
 
-def _unite(a: Region, b: Region) -> None:
-    """Make two regions one."""
-    while (one := _whole(a)) is not (other := _whole(b)):
-        versions = one.version, other.version
-        if _merge(one, versions[0], other, versions[1], Region((one, other))):
-            return
+def _unite(regions: list[Region]) -> None:
+    """Make regions one: neighbours first, so that each memory is noted anew only as often as their number doubles."""
+    while len(regions) > 1:
+        for a, b in zip(regions[::2], regions[1::2], strict=False):
+            while (one := _whole(a)) is not (other := _whole(b)):
+                versions = one.version, other.version
+                _merge(one, versions[0], other, versions[1], Region((one, other)))
+        regions = regions[::2]
 
 
 def _after_fork() -> None:

@@ -31,7 +31,7 @@ import numpy as np
 
 from flatstore.checks import raise_unless_of_system
 from flatstore.layout import Array
-from flatstore.memory.holds import ALIVE, IS_WRITTEN, Segment, fcntl, is_locked, lock, with_locks
+from flatstore.memory.holds import ALIVE, IS_WRITTEN, Segment, close_once, fcntl, is_locked, lock, with_locks
 
 PAGE = 4096
 """Bytes: the data start at a multiple of this, and so may leaves that are aligned to at most as much."""
@@ -90,14 +90,17 @@ def make_segment(name: str, text: str, nbytes: int) -> tuple[Array, Segment]:
     path, content = os.path.join(folder(), prefix() + name), text.encode()
     start = -(-(_TEXT + len(content)) // PAGE) * PAGE
     file, remove = _begun(name, path)
+    opened: list[int] = []
     try:
         os.posix_fallocate(file.fileno(), 0, start + nbytes)  # what is missing is missed now, not as it is written
         head = _HEAD.pack(_MAGIC, _VERSION, len(content), nbytes, _digest(content, nbytes))
         _write(file, content, _TEXT)
         _write(file, head, 0)
-        segment = Segment(name, _open(path, os.O_RDWR), remove)
+        opened.append(_open(path, os.O_RDWR))
+        segment = Segment(name, opened, remove)
         array = _mapped(segment, start, nbytes, mmap.MAP_SHARED)
     except BaseException as error:
+        close_once(opened)
         remove()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
             raise MemoryError(
@@ -201,8 +204,13 @@ def attached_segment(name: str) -> tuple[Array, Segment, str]:
             raise ValueError(
                 f"expected a creator of {name!r} that lives, got one that has ended; fix: share it in a new process"
             )
-        segment = Segment(name, os.dup(file.fileno()))
-        return _mapped(segment, start, nbytes, mmap.MAP_PRIVATE | _NO_RESERVE), segment, text
+        opened = [os.dup(file.fileno())]
+        try:
+            segment = Segment(name, opened)
+            return _mapped(segment, start, nbytes, mmap.MAP_PRIVATE | _NO_RESERVE), segment, text
+        except BaseException:
+            close_once(opened)
+            raise
 
 
 def _read(file: FileIO, size: int, name: str) -> tuple[str, int, int]:

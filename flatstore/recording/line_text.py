@@ -19,9 +19,15 @@ from zlib import crc32
 import numpy as np
 
 from flatstore.layout import Array
+from flatstore.threads import rounded_to_nearest
 
 _END = re.compile(rb',"crc32":"([0-9a-f]{8})"\}\n')
 _LENGTH = len(b',"crc32":"00000000"}\n')
+
+
+@rounded_to_nearest
+def _as_json(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry, separators=(",", ":"), allow_nan=False)
 
 
 def line_of(entry: Mapping[str, Any]) -> bytes:
@@ -30,8 +36,14 @@ def line_of(entry: Mapping[str, Any]) -> bytes:
     >>> line_of({"number": 7, "rate": 0.1})
     b'{"number":7,"rate":0.1,"crc32":"f06706e2"}\n'
     """
-    content = json.dumps(entry, separators=(",", ":"), allow_nan=False)[:-1].encode()
+    content = _as_json(entry)[:-1].encode()
     return b'%s,"crc32":"%08x"}\n' % (content, crc32(content))
+
+
+@rounded_to_nearest  # as decimals were made of floats
+def read_json(text: str | bytes) -> Any:
+    """What a text of JSON holds, floats to the bit."""
+    return json.loads(text)
 
 
 def is_whole(line: bytes) -> bool:
@@ -48,7 +60,7 @@ def has_number(line: bytes, number: int) -> bool:
 def entry_of(line: bytes) -> dict[str, Any]:
     """The entry of a line that is whole, without the checksum. Raises `ValueError` for any other."""
     try:
-        entry: dict[str, Any] = json.loads(line)
+        entry: dict[str, Any] = read_json(line)
         del entry["crc32"]
         if type(number := entry["number"]) is not int or not has_number(line, number):
             raise ValueError("two numbers")

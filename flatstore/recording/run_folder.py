@@ -24,6 +24,7 @@ from typing import Any, Self
 from flatstore.checks import repeats
 from flatstore.files import flush_folder, save_text, sweep
 from flatstore.recording.journal_file import Journal, entries_of
+from flatstore.recording.line_text import read_json
 from flatstore.recording.settings import Settings, differences
 from flatstore.recording.snapshots import (
     Parts,
@@ -58,7 +59,7 @@ class RunFolder:
 
     def __init__(self, path: RunPath, settings: Mapping[str, Any]) -> None:
         self.path: str = os.fspath(path)
-        self.settings: Settings = json.loads(json.dumps(settings))
+        self.settings: Settings = read_json(json.dumps(settings))
         try:
             if not uninterrupted(lambda: os.path.isdir(self.path)):
                 os.makedirs(self.path, exist_ok=True)  # somebody else may be making it
@@ -177,7 +178,7 @@ def settings_of(path: RunPath) -> Settings:
     name = os.path.join(path, _SETTINGS)
     try:
         with open(name, "rb") as file:
-            found: Any = json.load(file)
+            found: Any = read_json(file.read())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(
             f"expected the folder of a run, got {os.fspath(path)!r}, which has no {_SETTINGS}; "

@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from flatstore.checks import real, whole
+
 Settings = dict[str, Any]
 
 
@@ -26,10 +28,11 @@ def described(value: Any) -> Any:
     """
     if value is None or isinstance(value, (bool, str, int)):
         return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(number := whole(value), int):
+        return number
+    if isinstance(value, numbers.Real) or not math.isnan(real(value)):
+        number = real(value)
+        return number if math.isfinite(number) else str(number)
     if isinstance(value, np.ndarray):
         return _described_array(cast(Any, value))
     if isinstance(value, Mapping):

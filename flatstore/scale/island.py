@@ -19,7 +19,7 @@ from flatstore import ga
 from flatstore.evaluation import best_first
 from flatstore.files import load, metadata_of, save
 from flatstore.noise import seeds
-from flatstore.recording import as_numbers, as_texts
+from flatstore.recording import as_numbers, as_texts, read_json
 from flatstore.scale.replica import arriving, made
 from flatstore.store import Population
 
@@ -129,7 +129,7 @@ class Island:
         path = job.best(job.source(self._island, epoch), epoch - 1)
         arrived: Any = load(path, like=pop.layout)
         try:
-            theirs = as_numbers(json.loads(metadata_of(path)["fitness"]))
+            theirs = as_numbers(read_json(metadata_of(path)["fitness"]))
             if not len(theirs) == arrived.size == job.migrants:
                 raise ValueError(f"the fitness of {len(theirs)} members, and {arrived.size} of them")
         except (KeyError, TypeError, ValueError, RecursionError) as error:

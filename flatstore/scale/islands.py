@@ -105,7 +105,7 @@ def islands(
     if route not in ("ring", "random"):
         raise ValueError(f"expected route 'ring' or 'random', got {route!r}; fix: pass one of these")
     operators = {"mutate": mutate, "select": select, "crossover": crossover, "bounds": bounds, "elite": elite}
-    chosen = check_run(bool, seed, 0, epochs, "epochs")
+    chosen = check_run(bool, seed, epochs, "epochs")
     job = Job(make, chosen, count, every, migrants, route, os.path.abspath(os.fspath(run)), operators)
     ray = require("ray", "ray")
     return _epochs(ray, job, epochs, {"num_cpus": 1, **(options or {}), "max_restarts": 0, "max_task_retries": 0})

@@ -92,7 +92,7 @@ def evolve(
             f"expected min_fraction above 0.5, up to 1, got {min_fraction!r}; "
             "fix: wait for more than half of the members: then both of some pair are there"
         )
-    job = Job(make, noise, optimiser, check_run(bool, seed, 0, generations, "generations"), members)
+    job = Job(make, noise, optimiser, check_run(bool, seed, generations, "generations"), members)
     held = Held(job)
     pool = Pool(job, held, generations, options or {}, **counts, min_fraction=min_fraction)
     asked: dict[str, Any] = dict(seed=seed, noise=noise, members=members, rate=rate, shape=shape, run=run)

@@ -21,6 +21,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 _api: Any = ctypes.pythonapi
@@ -38,8 +39,17 @@ acquire.restype, acquire.argtypes = ctypes.c_int, [ctypes.c_void_p, ctypes.c_int
 release: Any = _unlocked.PyThread_release_lock
 release.restype, release.argtypes = None, [ctypes.c_void_p]
 
-_round: Any = (ctypes.CDLL("ucrtbase") if os.name == "nt" else ctypes.CDLL(None)).fesetround
-_TO_NEAREST = 0
+
+def _plain_arithmetic() -> Callable[[], Any]:
+    """What has a thread round to the nearest, and take no small number for zero, as if nobody had asked otherwise."""
+    if os.name == "nt":
+        return partial(ctypes.CDLL("ucrtbase").fesetround, 0)
+    library = ctypes.CDLL(None)
+    default = ctypes.addressof(ctypes.c_char.in_dll(library, "_FE_DFL_ENV")) if sys.platform == "darwin" else -1
+    return partial(library.fesetenv, ctypes.c_void_p(default))
+
+
+_compute_plainly = _plain_arithmetic()
 
 process: object = object()  # another one in a forked child, where the helpers of its parent do not exist
 
@@ -136,7 +146,7 @@ def _serve(mail: Mail, beacon: _Beacon) -> None:
     while True:
         try:
             _here.caller = mail.caller
-            _round(_TO_NEAREST)  # whatever mode the thread had that started this one
+            _compute_plainly()  # whatever modes the thread had that started this one
             mail.ready = True
             acquire(mail.wake, 1)
         except SHORT_OF_MEMORY:

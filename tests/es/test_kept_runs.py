@@ -4,6 +4,7 @@ import json
 import math
 import os
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -284,6 +285,37 @@ def test_after_an_error_the_folder_is_free_while_the_error_is_handled(tmp_path):
     expected, _, moves = evolve()
     list(moves)
     assert store.buffer.tobytes() == expected.buffer.tobytes()
+
+
+def test_a_run_whose_seed_is_an_array_of_jax_goes_on_to_the_bit(tmp_path, begin):
+    expected, rule, moves = begin()
+    list(moves)
+    seed = jnp.array((1, 2) if begin is mezo else 1)
+    list(begin(tmp_path, 2, seed=seed)[2])
+    store, found, moves = begin(tmp_path, seed=seed)
+    list(moves)
+    assert state_of(store, found) == state_of(expected, rule)
+    assert len(list(es.moves(tmp_path))) == GENERATIONS
+    with pytest.raises(ValueError, match=r"got others: seed: \[.*\] in the run, \[3\] in the call; fix"):
+        begin(tmp_path, seed=jnp.array(3))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_fitness_whose_differences_are_too_large_is_an_error_and_not_in_the_journal(tmp_path, kept):
+    run = tmp_path if kept else None
+    far = dict(mezo=lambda params, n: next(sides), evolve=lambda stacked, n: np.tile([1e308, -1e308], 4))
+    sides, store = iter([1e308, -1e308]), a_store()
+    before = store.buffer.tobytes()
+    for moves in (
+        es.mezo(store, far["mezo"], seed=1, noise=NOISE, rate=1.0, run=run and run / "mezo"),
+        es.evolve(
+            store, far["evolve"], seed=1, noise=NOISE, members=8, rate=1.0, shape=np.copy, run=run and run / "evolve"
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"expected finite weights, got \[inf.*\]; fix: pass finite ones"):
+            next(moves)
+    assert store.buffer.tobytes() == before
+    assert all(path.read_bytes() == b"" for path in tmp_path.glob("*/journal.jsonl"))
 
 
 def test_a_move_that_is_refused_is_not_in_the_journal(tmp_path):

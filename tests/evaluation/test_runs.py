@@ -7,19 +7,21 @@ from flatstore.evaluation import check_run, rate_at, resumed_number
 
 
 def test_the_seed_of_a_run_is_a_tuple_to_which_each_generation_adds_its_number():
-    assert check_run(len, 3, 0, None, "steps") == (3,)
-    assert check_run(len, (3, 4), 7, 10, "steps") == (3, 4)
-    assert check_run(len, [3, 4], 0, np.int64(1), "steps") == (3, 4)
+    assert check_run(len, 3, None, "steps") == (3,)
+    assert check_run(len, (3, 4), 10, "steps") == (3, 4)
+    assert check_run(len, [3, 4], np.int64(1), "steps") == (3, 4)
+    found = check_run(len, np.array([3, 4], "u1"), None, "steps")
+    assert found == (3, 4) and {type(x) for x in found} == {int}
 
 
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
-        ((None, 1, 0, None, "steps"), TypeError, "expected a function to evaluate with, got NoneType; fix"),
-        ((len, 1, 0, 0, "steps"), ValueError, "expected a whole number of steps >= 1, got 0; fix"),
-        ((len, 1, 0, 2.5, "generations"), ValueError, "expected a whole number of generations >= 1, got 2.5; fix"),
-        ((len, -1, 0, None, "steps"), ValueError, "expected a seed of non-negative integers"),
-        ((len, (1, 0.5), 0, None, "steps"), ValueError, "expected a seed of non-negative integers"),
+        ((None, 1, None, "steps"), TypeError, "expected a function to evaluate with, got NoneType; fix"),
+        ((len, 1, 0, "steps"), ValueError, "expected a whole number of steps >= 1, got 0; fix"),
+        ((len, 1, 2.5, "generations"), ValueError, "expected a whole number of generations >= 1, got 2.5; fix"),
+        ((len, -1, None, "steps"), ValueError, "expected a seed of non-negative integers"),
+        ((len, (1, 0.5), None, "steps"), ValueError, "expected a seed of non-negative integers"),
     ],
 )
 def test_what_is_no_run_is_an_error(arguments, kind, message):

@@ -33,9 +33,9 @@ WAYS = {
     "noise of some, within bounds": dict(
         mutate=fs.Normal({"b": 0, "*": 0.1}), bounds=ga.Bounds({"w": (-0.1, 0.1), "d": (0, np.inf)}, "reflect")
     ),
-    "points, sparse": dict(mutate=ga.Sparse(fs.Rademacher(0.1), 0.3), crossover=ga.Points(2), elite=5),
-    "blend, reset": dict(mutate=ga.Reset(-1, 1, 0.2), crossover=ga.Blend(), select=ga.Truncation(0.5)),
-    "exchange": dict(mutate=None, crossover=ga.Exchange(), select=ga.Universal()),
+    "points, sparse": dict(mutate=ga.Sparse(fs.Rademacher(0.1), 0.3), crossover=ga.Points(np.int64(2)), elite=5),
+    "blend, reset": dict(mutate=ga.Reset(-1, 1, 0.2), crossover=ga.Blend(np.float32(0.5)), select=ga.Truncation(0.5)),
+    "exchange": dict(mutate=None, crossover=ga.Exchange(["b", "d", "h", "w"]), select=ga.Universal()),
 }
 
 

@@ -425,3 +425,60 @@ def test_a_damaged_file_of_any_size_is_replaced(kept, told):
     os.truncate(file, 1 << 42)
     assert triple()(2) == 6
     assert file.stat().st_size < 1 << 20
+
+
+FORKS = """
+import os, signal, sys, threading, time
+import llvmlite.binding.ffi
+from numba.core.compiler_lock import global_compiler_lock
+from flatstore.kernels import compiled
+
+class Late(Exception): pass
+
+forking, struck, main = threading.Event(), threading.Event(), threading.get_ident()
+os.register_at_fork(before=forking.set)
+
+def strikes(number, frame):
+    struck.set()
+    raise Late
+
+def compiles(lock):
+    with lock:
+        forking.wait()
+        places = []
+        while len(places) < 20 or len(set(places[-20:])) > 1:  # until the fork waits for this
+            time.sleep(0.01)
+            frame = sys._current_frames()[main]
+            places.append((frame.f_code, frame.f_lasti))
+        os.kill(os.getpid(), signal.SIGALRM)
+        struck.wait()
+        time.sleep(0.1)
+
+signal.signal(signal.SIGALRM, strikes)
+for lock in global_compiler_lock, llvmlite.binding.ffi.lib._lock:
+    forking.clear()
+    struck.clear()
+    other = threading.Thread(target=compiles, args=(lock,))
+    other.start()
+    try:
+        if os.fork() == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(60)  # it may hang
+            os._exit(compiled(lambda x: 3 * x)(2) != 6)
+    except Late:
+        print("raised")
+    other.join()
+    print(os.waitstatus_to_exitcode(os.wait()[1]), compiled(lambda x: 3 * x)(2))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_what_strikes_a_fork_that_waits_for_a_compilation_is_raised_and_the_child_can_compile():
+    run = subprocess.run(
+        [sys.executable, "-c", FORKS],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"FLATSTORE_CACHE_DIR": ""},
+    )
+    assert (run.returncode, run.stdout.split(), run.stderr) == (0, 2 * ["raised", "0", "6"], ""), run

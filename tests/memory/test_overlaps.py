@@ -41,6 +41,22 @@ def test_parts_of_a_buffer_are_one_region_in_whatever_order_they_come(order):
     whole["w"] = np.ones(96, "f4")
 
 
+def test_to_wrap_what_covers_thousands_of_parts_notes_each_of_them_a_few_times(monkeypatch):
+    class Counted(overlaps.Region):
+        noted = 0
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            Counted.noted += len(self._refs)
+
+    buffer = a_buffer(1024)
+    parts = parts_of(buffer, *[(64 * i, 1) for i in range(1024)])
+    monkeypatch.setattr(overlaps, "Region", Counted)
+    (whole,) = parts_of(buffer, (0, 1024))
+    assert {region_of(part.memory) for part in parts} == {region_of(whole.memory)}
+    assert Counted.noted <= 1025 * 12
+
+
 def test_a_lend_goes_on_in_the_region_that_its_own_becomes_a_part_of():
     buffer = a_buffer(6)
     one, other = parts_of(buffer, (0, 1), (256, 1))

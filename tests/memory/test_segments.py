@@ -319,6 +319,21 @@ def test_whichever_step_of_sharing_lacks_memory_no_segment_is_left(step, tmp_pat
         patch.setattr(f"flatstore.memory.{step}", failing)
         store.share()
     assert os.listdir(tmp_path) == []
+    links = [os.path.join("/proc/self/fd", number) for number in os.listdir("/proc/self/fd")]
+    assert not [link for link in links if os.path.lexists(link) and os.readlink(link).startswith(str(tmp_path))]
+
+
+def test_what_attaches_without_memory_leaves_no_file_open(monkeypatch):
+    def failing(*_):
+        raise MemoryError
+
+    shared = fs.Store.from_tree(tree()).share()
+    fs.attach(shared.segment)
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("flatstore.memory.holds.when_dropped", failing)
+        fs.attach(shared.segment)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_what_came_in_the_place_of_a_segment_stays_when_that_is_dropped(name):

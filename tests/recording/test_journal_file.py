@@ -1,5 +1,6 @@
 """A journal: what was appended is there, what was torn is cut off, what is damaged is an error, and one writes."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -104,6 +105,19 @@ def test_only_one_may_append_at_a_time_in_this_process_or_in_others(path):
     journal.close()
     assert subprocess.run([sys.executable, "-c", code, path]).returncode == 0
     Journal(path).close()
+
+
+def test_a_journal_is_free_though_memory_was_short_as_it_was_closed(path, monkeypatch):
+    def failing(*_):
+        raise MemoryError
+
+    journal = Journal(path)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(fcntl, "flock", failing)
+        journal.close()
+    again = Journal(path)
+    assert len(again) == 5
+    again.close()
 
 
 def test_a_journal_that_nobody_holds_any_more_is_free(path):

@@ -2,9 +2,12 @@
 
 import functools
 import json
+from decimal import Decimal
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import flatstore as fs
 from flatstore import ga
@@ -22,6 +25,11 @@ def half(one, other, draw):
         (np.float32(0.5), 0.5),
         (np.array(2.5), 2.5),
         (float("-inf"), "-inf"),
+        (np.float32("nan"), "nan"),
+        (jnp.array(3), 3),
+        (jnp.array(0.5), 0.5),
+        (torch.tensor(0.5), 0.5),
+        (Decimal("0.5"), 0.5),
         (np.True_, "numpy.bool"),
         ({"a": (1, None)}, {"a": [1, None]}),
         (fs.Normal({"b": 0, "*": 0.2}), {"kind": "Normal", "scale": [["b", 0.0], ["*", 0.2]], "bound": 32.0}),

@@ -10,15 +10,15 @@ from flatstore.threads import caller, helper_threads, uninterrupted
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_helper_that_is_struck_as_it_starts_is_replaced(monkeypatch, times):
-    starts, round_to = [], helper_threads._round
+    starts, compute_plainly = [], helper_threads._compute_plainly
 
-    def struck(mode):
+    def struck():
         starts.append(threading.get_ident())
         if len(starts) <= times:
             raise SystemExit  # as `PyThreadState_SetAsyncExc` raises it; of others the interpreter prints a traceback
-        return round_to(mode)
+        return compute_plainly()
 
-    monkeypatch.setattr(helper_threads, "_round", struck)
+    monkeypatch.setattr(helper_threads, "_compute_plainly", struck)
     done = []
 
     def work():

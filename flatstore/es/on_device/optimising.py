@@ -13,6 +13,7 @@ from flatstore.kernels.cpu import STORAGE
 from flatstore.kernels.xla import Double, Single, cast, dithered, held, jitted, loaded, with_64_bits
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.noise import ROUNDING, in_jax
+from flatstore.threads import rounded_to_nearest
 
 jnp: Any = jax.numpy
 _jax: Any = jax
@@ -23,6 +24,7 @@ AT_ONCE, AT_ONCE_ON_DEVICE = 1 << 16, 1 << 22
 """Parameters that are moved together: few enough for a cache, or enough to keep an accelerator busy."""
 
 
+@rounded_to_nearest
 def numbers_for(layout: Layout, settings: Sequence[float]) -> dict[str, Array]:
     """The settings of a rule in each dtype that is computed with."""
     reals = {STORAGE[leaf.dtype.name][1] for leaf in layout.homes if leaf.trainable and leaf.size}

@@ -16,6 +16,7 @@ from flatstore.kernels.cpu import SEGMENT
 from flatstore.kernels.xla import product
 from flatstore.layout import Array, Layout, Leaf
 from flatstore.noise import MUTATION, SPARSE, Noise, Normal, in_jax, spans
+from flatstore.threads import rounded_to_nearest
 
 jnp: Any = jax.numpy
 _jax: Any = jax
@@ -55,6 +56,7 @@ class Change:
 
 
 @lru_cache(maxsize=256)
+@rounded_to_nearest
 def change_of(mutation: Mutation | None, layout: Layout, leaf: Leaf, real: Any) -> Change | None:
     """What is done to the genes of a leaf, computed with in `real`; None if nothing is.
 
