@@ -186,34 +186,26 @@ class EvosaxPhilox(EvosaxScan):
     keys = "philox4x32"
 
 
-class EvoTorch(Generations):
-    """`GeneticAlgorithm` with `OnePointCrossOver` and `GaussianMutation`.
-
-    It ships no uniform crossover; a point needs no number per gene and is faster. Selection is by tournaments of two,
-    two children a pair, no elite (`elitist=False` saves the sorting of parents and children together). Each
-    generation is evaluated once; an evaluation reads one gene of each member.
-    """
+class Searching(Generations):
+    """A search of EvoTorch's for the largest fitness; an evaluation reads one gene of each member."""
 
     library = "evotorch"
+    search: Any
 
-    def __init__(self, members: int, genes: int) -> None:
-        super().__init__(members, genes)
+    def problem(self) -> Any:
+        """What is searched."""
         import torch
         from evotorch import Problem
-        from evotorch.algorithms import GeneticAlgorithm
-        from evotorch.operators import GaussianMutation, OnePointCrossOver
 
         logging.getLogger("evotorch").setLevel(logging.WARNING)
-        problem = Problem(
+        return Problem(
             "max",
             self.rated,
             vectorized=True,
-            solution_length=genes,
+            solution_length=self.genes,
             initial_bounds=(0.0, 0.0),
             dtype=torch.float32,
         )
-        operators = [OnePointCrossOver(problem, tournament_size=2), GaussianMutation(problem, stdev=SCALE)]
-        self.search = GeneticAlgorithm(problem, popsize=members, operators=operators, elitist=False, re_evaluate=False)
 
     def rated(self, values: Any) -> Any:
         """The fitness of each member."""
@@ -224,6 +216,24 @@ class EvoTorch(Generations):
 
     def rows(self) -> Any:
         return self.search.population.values.numpy()
+
+
+class EvoTorch(Searching):
+    """`GeneticAlgorithm` with `OnePointCrossOver` and `GaussianMutation`.
+
+    It ships no uniform crossover; a point needs no number per gene and is faster. Selection is by tournaments of two,
+    two children a pair, no elite (`elitist=False` saves the sorting of parents and children together). Each
+    generation is evaluated once.
+    """
+
+    def __init__(self, members: int, genes: int) -> None:
+        super().__init__(members, genes)
+        from evotorch.algorithms import GeneticAlgorithm
+        from evotorch.operators import GaussianMutation, OnePointCrossOver
+
+        problem = self.problem()
+        operators = [OnePointCrossOver(problem, tournament_size=2), GaussianMutation(problem, stdev=SCALE)]
+        self.search = GeneticAlgorithm(problem, popsize=members, operators=operators, elitist=False, re_evaluate=False)
 
 
 PEERS: dict[str, type[Generations]] = {

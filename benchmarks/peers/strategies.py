@@ -6,7 +6,6 @@ centred ranks of the same fixed fitness. Evaluation is left out.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 
 import flatstore as fs
 
-from .genetic import AskAndTell, Generations, population
+from .genetic import AskAndTell, Generations, Searching, population
 from .peer import SCALE, zeros
 
 RATE = 0.01
@@ -84,28 +83,15 @@ class Evosax(AskAndTell):
         return np.asarray(self.algorithm.ask(self.key, self.state, self.params)[0])
 
 
-class EvoTorch(Generations):
+class EvoTorch(Searching):
     """`PGPE`, symmetric, centred ranks, plain gradient ascent; its spread is not learned."""
-
-    library = "evotorch"
 
     def __init__(self, members: int, genes: int) -> None:
         super().__init__(members, genes)
-        import torch
-        from evotorch import Problem
         from evotorch.algorithms import PGPE
 
-        logging.getLogger("evotorch").setLevel(logging.WARNING)
-        problem = Problem(
-            "max",
-            self.rated,
-            vectorized=True,
-            solution_length=genes,
-            initial_bounds=(0.0, 0.0),
-            dtype=torch.float32,
-        )
         self.search = PGPE(
-            problem,
+            self.problem(),
             popsize=members,
             center_learning_rate=RATE,
             stdev_learning_rate=0.0,
@@ -113,16 +99,6 @@ class EvoTorch(Generations):
             optimizer="sgd",
             ranking_method="centered",
         )
-
-    def rated(self, values: Any) -> Any:
-        """The fitness of each member."""
-        return values[:, 0]
-
-    def run(self, generations: int) -> None:
-        self.search.run(generations)
-
-    def rows(self) -> Any:
-        return self.search.population.values.numpy()
 
 
 PEERS: dict[str, type[Generations]] = {"flatstore": Flatstore, "numpy": NumPy, "evosax": Evosax, "evotorch": EvoTorch}

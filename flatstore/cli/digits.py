@@ -69,7 +69,11 @@ class Digits(Task):
     @property
     def evaluate_one(self) -> Callable[[Store, int], float]:
         """The same for one member, in any process: there the data are loaded once."""
-        return partial(fitness_of_one, self._settings)
+        return self.fitness_of
+
+    def __reduce__(self) -> Any:
+        """What another process makes of it: the task that it has already, or makes now."""
+        return digits_of, (self._settings,)
 
     def fitness_of(self, member: Store, generation: int) -> float:
         """The same for one member, which is copied: in a population its leaves lie where JAX cannot view them."""
@@ -101,11 +105,6 @@ class Digits(Task):
 def digits_of(settings: Settings) -> Digits:
     """The task, of which a process that evaluates members has one."""
     return Digits(settings)
-
-
-def fitness_of_one(settings: Settings, member: Store, generation: int) -> float:
-    """The mean log-probability that a member gives the labels of the generation's batch."""
-    return digits_of(settings).fitness_of(member, generation)
 
 
 def _moved(x: Array, rng: Any) -> Array:
